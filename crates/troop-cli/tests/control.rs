@@ -389,6 +389,26 @@ fn abuse_of_the_control_socket_disturbs_no_other_client() {
 }
 
 #[test]
+fn a_restart_is_waited_for_as_long_as_the_app_may_take_to_start() {
+    for (args, most) in
+        [(&["-w", "1"][..], 35_000), (&["-w", "1", "--set", "ready_timeout=3m"], 185_000)]
+    {
+        let mut troop = app(args, "hello.js");
+        troop.listening(1);
+        let mut stream =
+            UnixStream::connect(troop.runtime.path().join("troop/hello.sock")).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        stream.write_all(b"{\"troop\":1,\"do\":\"restart\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        let answer: Value = serde_json::from_str(&line).unwrap();
+        let done = json!({ "restarting": true, "start_timeout_ms": most });
+        assert_eq!(answer, json!({ "done": done }), "{args:?}");
+        troop.listening(1);
+    }
+}
+
+#[test]
 fn no_control_socket_is_created_in_an_unprotected_directory() {
     let mut troop = app(&["-w", "1"], "hello.js");
     troop.listening(1);

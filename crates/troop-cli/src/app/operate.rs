@@ -1,5 +1,7 @@
 //! Operations on an app other than reloads and changes of the number of workers.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use troop::WorkerId;
 use troop::snapshot::Phase;
@@ -8,6 +10,7 @@ use troop::supervise::RecycleFailed;
 use super::{RunningApp, failed};
 use crate::control::protocol::Failure;
 use crate::preflight;
+use crate::start::start_timeout;
 
 impl RunningApp {
     /// Replaces one worker.
@@ -77,15 +80,16 @@ impl RunningApp {
         Ok(json!({ "workers": reached }))
     }
 
-    /// Stops the workers; the primary then executes itself again.
+    /// Stops the workers; the primary then executes itself again. Returns the time that it has to be
+    /// ready then.
     ///
     /// # Errors
     /// If the app is stopping, or its current configuration is invalid.
-    pub(crate) async fn restart(&self) -> Result<(), Failure> {
-        self.can_restart().await?;
+    pub(crate) async fn restart(&self) -> Result<Duration, Failure> {
+        let timeout = self.can_restart().await?;
         self.restarting.request();
         drop(self.cluster.stop());
-        Ok(())
+        Ok(timeout)
     }
 
     /// Stops the app; `quick` kills its workers.
@@ -94,14 +98,16 @@ impl RunningApp {
         drop(if quick { self.cluster.stop_now() } else { self.cluster.stop() });
     }
 
-    /// Checks whether the app could be started again with its current configuration.
-    async fn can_restart(&self) -> Result<(), Failure> {
+    /// Checks whether the app could be started again with its current configuration, and returns the
+    /// time that such a start may take.
+    async fn can_restart(&self) -> Result<Duration, Failure> {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
             return Err(Failure::new("busy", "the app is stopping"));
         }
         let (resolved, _) =
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let checked = resolved.setup().and_then(|_| preflight::check_files(&resolved));
-        checked.map_err(|e| Failure::new("bad-request", e.chain()))
+        checked.map_err(|e| Failure::new("bad-request", e.chain()))?;
+        Ok(start_timeout(&resolved))
     }
 }

@@ -124,10 +124,13 @@ impl Server {
                 }
             }
             Request::Restart => {
-                if let Err(failure) = self.app.restart().await {
-                    return Ok(Err(failure));
-                }
-                client.send(&Answer::Done(json!({ "restarting": true }))).await?;
+                let timeout = match self.app.restart().await {
+                    Ok(timeout) => timeout,
+                    Err(failure) => return Ok(Err(failure)),
+                };
+                let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                let answer = json!({ "restarting": true, "start_timeout_ms": timeout });
+                client.send(&Answer::Done(answer)).await?;
                 std::future::pending().await
             }
             Request::Stop { quick } => {

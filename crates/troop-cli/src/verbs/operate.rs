@@ -14,7 +14,7 @@ use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::error::CliError;
 use crate::print;
 
-/// Time that an app has to be ready after a restart.
+/// Time that an app has to be ready after a restart, if it has not answered with its own.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Prints the outcome: a sentence for people, or the answer as JSON.
@@ -114,13 +114,14 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
         let mut client = client::find(Some(&name))?
             .pop()
             .ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
-        match client.request(Request::Restart, |_| {}) {
+        let timeout = match client.request(Request::Restart, |_| {}) {
             // The app ended before it could answer.
-            Err(CliError::Failed(failure)) if failure.kind == "over" => {}
-            result => drop(result?),
-        }
+            Err(CliError::Failed(failure)) if failure.kind == "over" => None,
+            result => result?["start_timeout_ms"].as_u64().map(Duration::from_millis),
+        };
         client.wait_for_end();
-        let deadline = Instant::now() + RESTART_TIMEOUT;
+        let timeout = timeout.unwrap_or(RESTART_TIMEOUT);
+        let start = Instant::now();
         loop {
             // The primary that follows has a socket of its own.
             let fresh = client::find(Some(&name)).ok().and_then(|mut found| found.pop());
@@ -152,7 +153,7 @@ pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
             }
             let is_gone = rustix::process::Pid::from_raw(pid.cast_signed())
                 .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
-            if is_gone || Instant::now() >= deadline {
+            if is_gone || start.elapsed() >= timeout {
                 let state = match (is_gone, app.is_some()) {
                     (true, _) => "it has ended",
                     (_, true) => "its workers are not ready",
