@@ -109,7 +109,7 @@ fn run_as(
     }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
-    let mut builder = resolved.builder()?.leave_signals(signals::CAUGHT);
+    let mut builder = resolved.builder()?.leave_signals(signals::LEFT);
     let name = claim
         .as_ref()
         .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use signal_hook::consts::{SIGHUP, SIGUSR1};
 
-/// Signals that the engine must leave to the program.
-pub(crate) const CAUGHT: [i32; 2] = [SIGHUP, SIGUSR1];
+/// Signals of the engine's that it must leave to the program.
+pub(crate) const LEFT: [i32; 1] = [SIGHUP];
 
 /// Streams that receive one byte per signal.
 #[derive(Debug)]

@@ -239,8 +239,10 @@ async fn a_dropped_question_is_decided_by_round_robin() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_scheduling_of_an_open_listener_can_be_changed() {
-    let mut troop = under("round-robin", fixture(["line", "127.0.0.1:0"]));
+    // A fork is given a weight only where something goes by weights.
+    let mut troop = under("weighted", fixture(["line", "127.0.0.1:0"]));
     let (_, port) = weighted(&mut troop, [Some(300), None]).await;
+    assert_eq!(troop.cluster.set_scheduling(None, Scheduling::RoundRobin).await.unwrap(), []);
     assert_eq!(shares(port, 40).await, BTreeMap::from([(1, 20), (2, 20)]));
     assert_eq!(troop.cluster.set_scheduling(None, Scheduling::Weighted).await.unwrap(), []);
     let weighted = shares(port, 40).await;

@@ -10,7 +10,7 @@ use troop::setup::{Output, Source};
 use troop::supervise::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy,
 };
-use troop::{Builder, Cluster, Error, Events, Scheduling, Setup};
+use troop::{Builder, Cluster, Error, Events, Fork, Scheduling, Setup};
 use troop_testkit::TEST_TIMEOUT;
 
 /// A way to start a cluster.
@@ -91,7 +91,8 @@ fn settings() -> Vec<Setting> {
         ("may_listen", |b| b.may_listen("127.0.0.1:0".parse().unwrap()), EVERYWHERE),
         ("health", |b| b.health(HealthCheck::new(HealthTest::Tcp)), EVERYWHERE),
         ("output", |b| b.output(Nowhere), EVERYWHERE),
-        ("leave_signals", |b| b.leave_signals([1]), NOT_WITH_START),
+        ("leave_signals", |b| b.leave_signals([libc::SIGHUP]), NOT_WITH_START),
+        ("leave_signals", |b| b.leave_signals([libc::SIGHUP, libc::SIGUSR1]), NOWHERE),
         ("on_event", |b| b.on_event(|_| ()), NOT_WITH_START),
         ("on_start", |b| b.on_start(drop), EVERYWHERE),
     ]
@@ -214,6 +215,37 @@ fn operations_that_need_channels_are_errors_without_them() {
     refused(cluster.offer(InheritedSocket::of(&listener).unwrap()));
     refused(cluster.workers()[0].try_send("anything"));
     assert_eq!(cluster.broadcast("anything").sent, 0);
+    end(cluster, events);
+}
+
+#[test]
+fn a_supervised_cluster_refuses_what_its_supervisor_decides() {
+    for is_supervised in [false, true] {
+        let builder = Cluster::builder().setup(fixture());
+        let builder = if is_supervised { builder.workers(1) } else { builder };
+        let cluster = builder.start_in_thread(|_| ()).unwrap();
+        let events = cluster.events();
+        let result = cluster.expect_forks(true);
+        let is_refused =
+            matches!(&result, Err(Error::Settings(text)) if text.contains("expect_forks"));
+        assert_eq!(is_refused, is_supervised, "{result:?}");
+        end(cluster, events);
+    }
+}
+
+#[test]
+fn a_weight_that_nothing_goes_by_is_refused() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let cluster = Cluster::builder().setup(fixture()).start_in_thread(|_| ()).unwrap();
+    let events = cluster.events();
+    let result = runtime.block_on(cluster.fork(Fork::new().weight(5)));
+    let Err(Error::Settings(text)) = &result else { panic!("it is ignored: {result:?}") };
+    assert!(text.contains("Fork::weight has no effect"), "{text}");
+    // One listener is enough.
+    let port = "8000".parse().unwrap();
+    runtime.block_on(cluster.set_scheduling(Some(port), Scheduling::Weighted)).unwrap();
+    let worker = runtime.block_on(cluster.fork(Fork::new().weight(5))).unwrap();
+    runtime.block_on(worker.kill(libc::SIGKILL)).unwrap();
     end(cluster, events);
 }
 

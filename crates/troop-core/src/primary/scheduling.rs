@@ -1,6 +1,6 @@
 //! The scheduling of listeners, and its changes at run time.
 
-use super::{Needs, Primary};
+use super::{Config, Needs, Primary};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
 use crate::steer::group::ShardGroup;
@@ -46,6 +46,13 @@ impl Primary {
                     .shown
             })
             .collect()
+    }
+
+    /// Returns whether the scheduling of any listener, present or future, goes by workers' weights.
+    #[must_use]
+    pub fn has_weights(&self) -> bool {
+        let Config { scheduling, listeners, .. } = &self.config;
+        scheduling.is_weighted() || listeners.iter().any(|(_, one)| one.is_weighted())
     }
 
     /// Returns the effective scheduling of a listener.

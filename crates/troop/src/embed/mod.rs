@@ -58,8 +58,13 @@ impl Cluster {
     /// of a worker, they stay open until a worker that was forked later is ready.
     ///
     /// # Errors
+    /// [`Error::Settings`] if the cluster is supervised: its supervisor knows which workers follow;
     /// [`Error::ClusterOver`].
     pub fn expect_forks(&self, expected: bool) -> Result<()> {
+        if self.is_supervised() {
+            let why = "Cluster::expect_forks has no effect in a supervised cluster: its supervisor knows which workers follow";
+            return Err(Error::Settings(why.into()));
+        }
         let forks = if expected { Successors::Awaited } else { Successors::Nobody };
         self.driver_handle().send(Command::ForksToCome(forks))
     }
@@ -72,6 +77,7 @@ impl Cluster {
     /// # Errors
     /// [`Error::ClusterOver`].
     pub fn supervise_adopted(&self, starter: impl Starter + 'static) -> Result<()> {
+        self.note_supervision();
         self.driver_handle().send(Command::Embed(Box::new(starter), random_seed()))
     }
 

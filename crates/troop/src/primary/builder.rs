@@ -33,6 +33,17 @@ type Starter = Box<dyn FnOnce(Cluster)>;
 
 /// Upper limit of the default of `drain_spread`.
 const DEFAULT_DRAIN_SPREAD: Duration = Duration::from_secs(10);
+/// The signals that [`Builder::run`] handles, unless they are left to the program.
+const SIGNALS: [(i32, SignalMeans); 7] = [
+    (SIGTERM, SignalMeans::Stop),
+    (SIGINT, SignalMeans::Stop),
+    (SIGQUIT, SignalMeans::StopNow),
+    (SIGHUP, SignalMeans::Reload),
+    (SIGTTIN, SignalMeans::OneMore),
+    (SIGTTOU, SignalMeans::OneLess),
+    (SIGWINCH, SignalMeans::Pause),
+];
+
 /// Default grace period.
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
 
@@ -287,7 +298,8 @@ impl Builder {
         self
     }
 
-    /// Leaves these signals to the program, instead of having [`Builder::run`] handle them.
+    /// Leaves these signals to the program, instead of having [`Builder::run`] handle them. A signal
+    /// that [`Builder::run`] does not handle is an error.
     pub fn leave_signals(mut self, signals: impl IntoIterator<Item = i32>) -> Builder {
         self.left_signals.extend(signals);
         self
@@ -348,8 +360,13 @@ impl Builder {
         };
         let core = core::Cluster::new(primary, options);
         let has_activation = self.activation.is_some();
-        let cluster =
-            Cluster::new(driver_handle.clone(), bus.clone(), table.clone(), has_activation);
+        let cluster = Cluster::new(
+            driver_handle.clone(),
+            bus.clone(),
+            table.clone(),
+            has_activation,
+            supervised,
+        );
         let mut setup = Setup::new();
         setup.cluster = self.cluster_part(supervised);
         let driver = Driver::new(core, setup, in_thread, driver_handle, commands, bus, table);
@@ -445,15 +462,7 @@ impl Builder {
         self.check(true)?;
         let (mut driver, cluster) = self.driver(true, true)?;
         driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
-        let mut signals = vec![
-            (SIGTERM, SignalMeans::Stop),
-            (SIGINT, SignalMeans::Stop),
-            (SIGQUIT, SignalMeans::StopNow),
-            (SIGHUP, SignalMeans::Reload),
-            (SIGTTIN, SignalMeans::OneMore),
-            (SIGTTOU, SignalMeans::OneLess),
-            (SIGWINCH, SignalMeans::Pause),
-        ];
+        let mut signals = SIGNALS.to_vec();
         signals.retain(|(signal, _)| !self.left_signals.contains(signal));
         if std::process::id() == 1 {
             signals.push((SIGCHLD, SignalMeans::ReapOrphans));

@@ -21,6 +21,9 @@ mod wake;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::sync::atomic::AtomicBool;
+#[cfg(feature = "embed")]
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
@@ -127,6 +130,8 @@ struct Inner {
     table: Table,
     /// Whether workers get sockets instead of a channel (activation).
     has_activation: bool,
+    /// A supervisor decides on the number of workers.
+    is_supervised: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -151,8 +156,11 @@ impl Cluster {
         bus: Arc<Bus>,
         table: Table,
         has_activation: bool,
+        is_supervised: bool,
     ) -> Cluster {
-        Cluster { inner: Arc::new(Inner { driver_handle, bus, table, has_activation }) }
+        let is_supervised = AtomicBool::new(is_supervised);
+        let inner = Inner { driver_handle, bus, table, has_activation, is_supervised };
+        Cluster { inner: Arc::new(inner) }
     }
 
     /// Returns an error for operations that have no effect on workers without a channel.
@@ -163,6 +171,18 @@ impl Cluster {
         Err(Error::Settings(format!(
             "Cluster::{operation} has no effect with Builder::activation: {reason}"
         )))
+    }
+
+    /// A supervisor decides on the number of workers from now on.
+    #[cfg(feature = "embed")]
+    pub(crate) fn note_supervision(&self) {
+        self.inner.is_supervised.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a supervisor decides on the number of workers.
+    #[cfg(feature = "embed")]
+    pub(crate) fn is_supervised(&self) -> bool {
+        self.inner.is_supervised.load(Ordering::Relaxed)
     }
 
     /// The way to the driver.
@@ -187,7 +207,8 @@ impl Cluster {
     /// back.
     ///
     /// # Errors
-    /// [`Error::Spawn`] with the real cause, [`Error::Settings`], [`Error::ClusterOver`].
+    /// [`Error::Spawn`] with the real cause; [`Error::Settings`], also for a [`Fork::weight`] where
+    /// no listener's scheduling goes by weights; [`Error::ClusterOver`].
     pub async fn fork(&self, fork: Fork) -> Result<WorkerHandle> {
         nesting::may_be_embedded()?;
         self.inner.driver_handle.ask(|done| Command::Fork(fork, done)).await?

@@ -1,6 +1,6 @@
 //! A setting that would have no effect is an error, never ignored.
 
-use super::Builder;
+use super::{Builder, SIGNALS};
 use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::primary::policies::{HealthTest, ReadyWhen, ReplacePolicy};
@@ -49,6 +49,15 @@ impl Builder {
         let mut setup = self.setup.clone();
         setup.cluster = self.cluster_part(is_supervised);
         setup.check()?;
+        let unhandled = |signal: &&i32| SIGNALS.iter().all(|(handled, _)| handled != *signal);
+        if let Some(signal) = self.left_signals.iter().find(unhandled) {
+            let name = signal_hook::low_level::signal_name(*signal);
+            let name = name.map_or_else(|| format!("signal {signal}"), str::to_owned);
+            return refuse(
+                "leave_signals",
+                &format!("on {name}, which Builder::run does not handle: leave it out"),
+            );
+        }
         let ineffective = None
             .or_else(|| self.ineffective_unsupervised().filter(|_| !is_supervised))
             .or_else(|| self.ineffective_with_activation())

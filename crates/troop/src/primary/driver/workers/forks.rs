@@ -19,6 +19,7 @@ use troop_sys::process;
 
 use super::EndSignals;
 use super::Process;
+use crate::activation::ActivationSocket;
 use crate::channel::Mailbox;
 use crate::closer::Closer;
 use crate::error::{Error, Result};
@@ -31,6 +32,9 @@ use crate::primary::output::Tail;
 use crate::primary::spawn::{self, Spawned, Start};
 use crate::primary::wake::{Command, DriverHandle, Wake};
 use crate::setup::Setup;
+
+/// The error of a fork with a weight that nothing goes by.
+const NO_WEIGHTS: &str = "Fork::weight has no effect under round robin and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted";
 
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -206,9 +210,24 @@ impl Driver {
         fork: Fork,
         done: oneshot::Sender<Result<WorkerHandle>>,
     ) {
+        if fork.weight.is_some() && !self.has_weights() {
+            let error = Error::Settings(NO_WEIGHTS.into());
+            if let Err(Err(e)) = done.send(Err(error)) {
+                self.events.push(Event::Error { worker: None, error: Arc::new(e) });
+            }
+            return;
+        }
         let by = For::Program(self.workers.setup.clone(), done);
         self.workers.forks.waiting.push_back(Wanted { fork, by, leaves: false });
         self.start_next();
+    }
+
+    /// Whether workers' weights have an effect.
+    fn has_weights(&self) -> bool {
+        match &self.workers.setup.cluster.activation {
+            Some(sockets) => sockets.iter().any(ActivationSocket::is_steered),
+            None => self.cluster.primary.has_weights(),
+        }
     }
 
     pub(in crate::primary::driver) fn fork_for_slot(&mut self, slot: Slot, weight: u32) {
