@@ -1,14 +1,18 @@
-//! What a connection costs the primary in memory that it has to ask for: nothing. Every policy hands
-//! connections over out of room that is there already.
+//! What connections and messages cost the primary in memory that it has to ask for: nothing but the
+//! texts of messages that its program gets. Everything else fits into memory that it has already.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(unsafe_code, reason = "an allocator cannot be replaced without")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 
+use troop::embed::Adoption;
 use troop::{Cluster, Event, Setup};
 use troop_testkit::{TEST_TIMEOUT, node_program, talk};
 
@@ -59,6 +63,12 @@ const CONNECTIONS: usize = CLIENTS * EACH;
 const FOR_ONE: usize = 10;
 
 const WORKERS: usize = 3;
+
+/// Messages in each direction.
+const MESSAGES: usize = 5000;
+
+/// `{text: 'hello'}` as V8 writes it, after its length.
+const FRAME: &[u8] = b"\0\0\0\x12\xff\x0fo\"\x04text\"\x05hello{\x01";
 
 /// What a client says.
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: x\r\nCookie: sid=7\r\nConnection: close\r\n\r\n";
@@ -148,4 +158,86 @@ fn sticky_by_cookie_allocates_nothing_for_a_connection() {
 #[test]
 fn a_shared_listener_allocates_nothing_for_a_connection() {
     allocates_nothing_for_either("shared");
+}
+
+#[test]
+fn a_message_allocates_its_own_text_alone() {
+    let (sender, events) = channel();
+    let counter: &AtomicUsize = Box::leak(Box::default());
+    let mut seen = 0;
+    let observe = move |event: &Event| {
+        COUNTER.set(Some(counter));
+        match event {
+            Event::Online { worker, .. } => sender.send(Some(worker.clone())).unwrap_or_default(),
+            Event::Message { .. } => {
+                seen += 1;
+                if seen % MESSAGES == 0 {
+                    sender.send(None).unwrap_or_default();
+                }
+            }
+            _ => {}
+        }
+    };
+    let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(["echo"]);
+    let _cluster = Cluster::builder().workers(1).setup(setup).start_in_thread(observe).unwrap();
+    let worker = events.recv_timeout(TEST_TIMEOUT).unwrap().unwrap();
+    // Each of them comes back.
+    let exchange = || {
+        let before = counter.load(Ordering::Relaxed);
+        (0..MESSAGES).for_each(|number| worker.try_send(&number).unwrap());
+        assert!(events.recv_timeout(TEST_TIMEOUT).unwrap().is_none());
+        counter.load(Ordering::Relaxed) - before
+    };
+    assert!(exchange() > MESSAGES, "the thread is counted");
+    let count = exchange();
+    assert!(
+        count < MESSAGES + MESSAGES / FOR_ONE,
+        "{count} allocations for {MESSAGES} messages and their answers"
+    );
+}
+
+/// A process that stands for a worker whose channel the test has.
+struct Idle(Child);
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Writes frames into one socket, and reads as many out of the other.
+fn relayed(from: &UnixStream, to: &UnixStream) {
+    thread::scope(|scope| {
+        scope.spawn(|| (0..MESSAGES).for_each(|_| (&*from).write_all(FRAME).unwrap()));
+        let mut heard = vec![0; FRAME.len() * MESSAGES];
+        (&*to).read_exact(&mut heard).unwrap();
+        assert!(heard.ends_with(FRAME));
+    });
+}
+
+#[test]
+fn a_relayed_message_allocates_nothing() {
+    let counter: &AtomicUsize = Box::leak(Box::default());
+    let observe = move |_: &Event| COUNTER.set(Some(counter));
+    let cluster = Cluster::builder().start_in_thread(observe).unwrap();
+    let process = Idle(Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap());
+    let (channel, worker) = Adoption::channel().unwrap();
+    let (relay, program) = Adoption::channel().unwrap();
+    let adoption = Adoption::new(process.0.id(), channel).unwrap().relay(relay, true);
+    cluster.adopt_blocking(adoption).unwrap();
+    let (worker, program) = (UnixStream::from(worker), UnixStream::from(program));
+    for socket in [&worker, &program] {
+        socket.set_nonblocking(false).unwrap();
+        socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        socket.set_write_timeout(Some(TEST_TIMEOUT)).unwrap();
+    }
+    for (from, to) in [(&worker, &program), (&program, &worker)] {
+        relayed(from, to);
+        let before = counter.load(Ordering::Relaxed);
+        assert!(before > 0, "the thread is counted");
+        relayed(from, to);
+        let count = counter.load(Ordering::Relaxed) - before;
+        assert!(count < MESSAGES / FOR_ONE, "{count} allocations for {MESSAGES} messages");
+    }
 }

@@ -72,8 +72,13 @@ impl Outbox {
 
     /// Queues a line that carries a descriptor.
     pub(crate) fn push_with(&mut self, line: &[u8], handle: OwnedFd) {
+        self.write_with(handle, |bytes| bytes.extend_from_slice(line));
+    }
+
+    /// A line that carries a descriptor, which `write` appends.
+    pub(crate) fn write_with(&mut self, handle: OwnedFd, write: impl FnOnce(&mut Vec<u8>)) {
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(line);
+        write(&mut self.bytes);
         self.handles.push_back((start, self.bytes.len(), handle));
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Channel {
     pub(crate) worker: WorkerHandle,
     pub(crate) socket: OwnedFd,
     pub(crate) reader: FrameReader<Foreign>,
+    /// Checks what comes in V8's format.
+    checker: advanced::Checker,
     pub(crate) outbox: Outbox,
     /// Whether its messages are in V8's format.
     pub(crate) advanced: bool,
@@ -80,6 +82,7 @@ impl Channel {
             reader: FrameReader::with(framing(advanced), MAX_LINE)
                 .most_handles(MAX_WAITING_HANDLES),
             advanced,
+            checker: advanced::Checker::default(),
             outbox: Outbox::default(),
             interest: Interest::Read,
             blocked: false,
@@ -120,7 +123,8 @@ impl Channel {
 
     /// Queues a line with a descriptor.
     pub(crate) fn send_line_with(&mut self, line: &[u8], handle: OwnedFd) {
-        self.outbox.push_with(in_format(self.advanced, line, &mut Vec::new()), handle);
+        let advanced = self.advanced;
+        self.outbox.write_with(handle, |out| write_line(out, advanced, line));
     }
 
     /// Handles input line by line.
@@ -150,7 +154,7 @@ impl Channel {
             let translated;
             let text = if self.advanced {
                 // Checked before Node reads it, which some inputs would crash.
-                match advanced::check(line.bytes) {
+                match self.checker.check(line.bytes) {
                     Ok(Whose::Program) => {
                         relay.iter_mut().for_each(|relay| relay.pass(line.bytes));
                         continue;
@@ -292,10 +296,14 @@ pub(crate) fn in_format<'a>(advanced: bool, line: &'a [u8], frame: &'a mut Vec<u
 
 /// Puts a line into an outbox, in the format of the channel.
 pub(crate) fn send_line(outbox: &mut Outbox, advanced: bool, line: &[u8]) {
+    write_line(outbox.buffer(), advanced, line);
+}
+
+fn write_line(out: &mut Vec<u8>, advanced: bool, line: &[u8]) {
     if advanced {
-        advanced::from_json(outbox.buffer(), line);
+        advanced::from_json(out, line);
     } else {
-        outbox.push(line);
+        out.extend_from_slice(line);
     }
 }
 

@@ -193,7 +193,8 @@ impl Relay {
                             Some(handle) => {
                                 *last_ticket += 1;
                                 self.tickets.insert(*last_ticket);
-                                channel.outbox.push_with(&whole(self.advanced, text), handle);
+                                let write = |out: &mut _| message(out, self.advanced, text);
+                                channel.outbox.write_with(handle, write);
                                 core.user_handle_sent(worker, *last_ticket);
                             }
                             None => send_line(&mut self.outbox, self.advanced, HANDLE_NACK),

@@ -32,14 +32,35 @@ pub enum Kind {
     },
 }
 
-/// Checks a frame (without its length) before it is deserialized.
+/// Checks frames, one after another, without allocating memory for each.
+#[derive(Debug, Default)]
+pub struct Checker {
+    open: Vec<OpenObject>,
+}
+
+impl Checker {
+    /// Checks a frame (without its length) before it is deserialized.
+    ///
+    /// # Errors
+    /// A [`Violation`] if V8 cannot read it, or it would take too much memory.
+    pub fn check(&mut self, frame: &[u8]) -> Result<Kind, Violation> {
+        self.open.clear();
+        check_with(frame, &mut self.open)
+    }
+}
+
+/// Checks a single frame (without its length), as [`Checker::check`].
 ///
 /// # Errors
-/// A [`Violation`] if V8 cannot read it, or it would take too much memory.
+/// As [`Checker::check`].
 pub fn check(frame: &[u8]) -> Result<Kind, Violation> {
+    Checker::default().check(frame)
+}
+
+fn check_with(frame: &[u8], open: &mut Vec<OpenObject>) -> Result<Kind, Violation> {
     let mut walk = Walk {
         reader: Reader { rest: frame, values_left: 0 },
-        open: Vec::new(),
+        open,
         memory: 0,
         kind: Kind::Program,
     };
@@ -76,7 +97,7 @@ impl From<Violation> for Stop {
 type Step = Result<(), Stop>;
 
 /// A value whose parts are being checked.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum OpenObject {
     /// The elements of a dense array, of which so many are left. Its properties follow.
     Elements { left: usize, first: bool },
@@ -89,16 +110,16 @@ enum OpenObject {
 }
 
 /// `first`: the message itself, which is Node's own if its `cmd` says so.
-struct Walk<'a> {
+struct Walk<'a, 'o> {
     reader: Reader<'a>,
     /// The open values, the outermost first. A list rather than recursion, which would use the
     /// program's stack.
-    open: Vec<OpenObject>,
+    open: &'o mut Vec<OpenObject>,
     memory: usize,
     kind: Kind,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> Walk<'a, '_> {
     fn byte(&mut self) -> Result<u8, Violation> {
         self.reader.byte().ok_or(Violation::NotSerialized)
     }

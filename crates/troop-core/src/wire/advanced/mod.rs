@@ -10,9 +10,10 @@
 mod check;
 mod program;
 
+use memchr::memmem;
 use serde_json::{Map, Number, Value};
 
-pub use check::{Kind, MAX_DEPTH as MAX_CHECKED_DEPTH, MAX_MEMORY, check};
+pub use check::{Checker, Kind, MAX_DEPTH as MAX_CHECKED_DEPTH, MAX_MEMORY, check};
 pub use program::to_json;
 
 /// The version that is written. V8 reads this and all earlier versions.
@@ -45,6 +46,11 @@ pub fn from_json(out: &mut Vec<u8>, line: &[u8]) {
 /// message too.
 #[must_use]
 pub fn internal(frame: &[u8]) -> Option<Vec<u8>> {
+    // Most messages are a program's, and need no reading.
+    let mentions = |text: &[u8]| memmem::find(frame, text).is_some();
+    if !mentions(b"NODE_") && !mentions(b"N\0O\0D\0E\0_\0") {
+        return None;
+    }
     let object = Reader::of(frame)?.internal_object(0)?;
     serde_json::to_vec(&Value::Object(object)).ok()
 }
