@@ -1,5 +1,8 @@
 //! Paths on a file system that never answers.
 
+use std::path::Path;
+
+use tempfile::TempDir;
 use troop::supervise::Progress;
 use troop::{Cluster, Event, Fork, Setup};
 use troop_testkit::{Troop, ask, at_once};
@@ -12,24 +15,42 @@ use super::support::{STRANGER, is_root, troop};
 
 const FIXTURE: &str = env!("CARGO_BIN_EXE_troop-fixture");
 
+/// A directory, and a file system in it that never answers. `None` where there can be none.
+fn dead_mount(test: &str) -> Option<(TempDir, Mount)> {
+    if !is_root(test) {
+        return None;
+    }
+    let home = open_directory();
+    let dead = Mount::dead(test, &home.path().join("dead"))?;
+    Some((home, dead))
+}
+
+/// The same, and a cluster that starts its workers there from now on.
+async fn with_starts_on_a_dead_mount(test: &str) -> Option<(TempDir, Mount, Scene)> {
+    let (home, dead) = dead_mount(test)?;
+    let mut scene = Scene::with(Cluster::builder()).await;
+    scene.troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
+    scene.troop.until("the change", |event| is_made_there(event, &dead)).await;
+    Some((home, dead, scene))
+}
+
+/// Asks for a Unix socket at this path.
+fn query(seq: u32, path: &Path) -> String {
+    format!(
+        r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":{seq},"index":0,"port":-1,"addressType":-1,"address":"{}"}}"#,
+        path.display()
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_a_path_on_a_dead_mount_delays_no_other() {
     const TEST: &str = "a_worker_with_a_path_on_a_dead_mount_delays_no_other";
-    if !is_root(TEST) {
-        return;
-    }
-    let home = open_directory();
-    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let Some((_home, dead)) = dead_mount(TEST) else { return };
     let mut scene = Scene::with(Cluster::builder()).await;
     scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
-    let query = |seq: u32, name: &str| {
-        let path = dead.at.join(name);
-        format!(
-            r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":{seq},"index":0,"port":-1,"addressType":-1,"address":"{}"}}"#,
-            path.display()
-        )
-    };
-    let worker = scene.raw(&[ONLINE, &query(1, "a"), &query(2, "b"), &query(3, "c")]).await;
+    let queries = [1, 2, 3].map(|seq| query(seq, &dead.at.join(seq.to_string())));
+    let steps: Vec<_> = std::iter::once(ONLINE).chain(queries.iter().map(String::as_str)).collect();
+    let worker = scene.raw(&steps).await;
     for _ in 0..3 {
         assert_eq!(scene.troop.message(&worker).await["errno"], -libc::ETIMEDOUT);
     }
@@ -51,14 +72,7 @@ async fn the_total_delay_by_slow_paths_of_a_worker_is_bounded() {
     let Some(slow) = Mount::slow(TEST, &home.path().join("slow")) else { return };
     let mut scene = Scene::with(Cluster::builder()).await;
     scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
-    let query = |seq: u32| {
-        let path = slow.at.join(format!("{seq}/s"));
-        format!(
-            r#"answer {{"cmd":"NODE_CLUSTER","act":"queryServer","seq":{seq},"index":0,"port":-1,"addressType":-1,"address":"{}"}}"#,
-            path.display()
-        )
-    };
-    let queries: Vec<_> = (0..6).map(query).collect();
+    let queries = [0, 1, 2, 3, 4, 5].map(|seq| query(seq, &slow.at.join(format!("{seq}/s"))));
     let steps: Vec<_> = std::iter::once(ONLINE).chain(queries.iter().map(String::as_str)).collect();
     let worker = scene.raw(&steps).await;
     let mut errors = Vec::new();
@@ -81,14 +95,7 @@ fn is_made_there(event: &Event, dead: &Mount) -> Option<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop() {
     const TEST: &str = "a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop";
-    if !is_root(TEST) {
-        return;
-    }
-    let home = open_directory();
-    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
-    let mut scene = Scene::with(Cluster::builder()).await;
-    scene.troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
-    scene.troop.until("the change", |event| is_made_there(event, &dead)).await;
+    let Some((_home, dead, mut scene)) = with_starts_on_a_dead_mount(TEST).await else { return };
     let cluster = scene.troop.cluster.clone();
     let start = tokio::spawn(async move { cluster.fork(Fork::new()).await });
     scene.troop.until("the start", |event| is_made_there(event, &dead)).await;
@@ -105,14 +112,7 @@ async fn a_start_on_a_dead_mount_delays_neither_clients_nor_the_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_that_hang_on_a_dead_mount_delay_other_starts_for_seconds_at_most() {
     const TEST: &str = "starts_that_hang_on_a_dead_mount_delay_other_starts_for_seconds_at_most";
-    if !is_root(TEST) {
-        return;
-    }
-    let home = open_directory();
-    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
-    let mut scene = Scene::with(Cluster::builder()).await;
-    scene.troop.cluster.setup(Setup::new().cwd(&dead.at)).unwrap();
-    scene.troop.until("the change", |event| is_made_there(event, &dead)).await;
+    let Some((home, dead, mut scene)) = with_starts_on_a_dead_mount(TEST).await else { return };
     let mut starts = Vec::new();
     for _ in 0..3 {
         let cluster = scene.troop.cluster.clone();
@@ -139,11 +139,7 @@ async fn starts_that_hang_on_a_dead_mount_delay_other_starts_for_seconds_at_most
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount() {
     const TEST: &str = "a_reload_replaces_workers_whose_start_hangs_on_a_dead_mount";
-    if !is_root(TEST) {
-        return;
-    }
-    let home = open_directory();
-    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let Some((home, dead)) = dead_mount(TEST) else { return };
     let setup = fixture(["line", "127.0.0.1:0"]);
     let mut troop = Troop::start(Cluster::builder().setup(setup).workers(2).replace(at_once()));
     let listens = |event: &Event| match event {
