@@ -57,7 +57,8 @@ async fn a_reload_that_fails_hands_over_the_worker_its_exit_and_its_last_lines()
     let bad = "console.error('the table', 'is missing'); process.exit(9)";
     let setup = js(bad);
     let failed = soon(troop.cluster.reload_as(setup)).await.unwrap_err();
-    let ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::GoesOn } = &failed else {
+    let ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::KeepsRunning } = &failed
+    else {
         panic!("{failed:?}");
     };
     let ReplaceFailure::Ended { worker, how, last_lines, .. } = reason else {

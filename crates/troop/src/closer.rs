@@ -220,7 +220,7 @@ impl Closer {
 
     /// Interrupts closes that take too long. Must be called again after [`CLOSE_TIMEOUT`] if it
     /// returns true.
-    pub(crate) fn look(&self) -> bool {
+    pub(crate) fn check(&self) -> bool {
         let state = self.lock();
         let busy = state.threads.iter().filter_map(|(thread, since)| Some(((*thread)?, (*since)?)));
         busy.filter(|(_, since)| since.elapsed() >= CLOSE_TIMEOUT)

@@ -87,7 +87,7 @@ impl Cluster {
             Order::Answer(ticket, answer) => {
                 self.pending.push_back(Action::Answer(ticket, answer));
             }
-            Order::Tell(progress) => self.progress(now, progress),
+            Order::Report(progress) => self.progress(now, progress),
             Order::Finish(outcome) => {
                 self.primary.close_unused_listeners();
                 self.pending.push_back(Action::Finish(outcome));

@@ -30,7 +30,7 @@ pub(super) struct Liveness {
 
 impl Liveness {
     /// Restarts the measurement after the primary was stopped for a while.
-    pub(super) fn stood_still(&mut self, now: Time) {
+    pub(super) fn restart_measurement(&mut self, now: Time) {
         self.heard = now;
         self.probed = self.probed.map(|_| now);
     }

@@ -82,6 +82,9 @@ pub struct Primary {
     seq: u64,
     /// Workers whose reports have not been passed to the policies yet.
     reported: Vec<WorkerId>,
+    /// Memory for the workers whose descriptors are to be counted.
+    #[serde(skip)]
+    counted: Vec<WorkerId>,
     /// The number of workers at the last adjustment of the report intervals.
     crowd: u32,
     last_worker: u32,
@@ -109,6 +112,7 @@ impl Primary {
             last_actions: VecDeque::new(),
             seq: 0,
             reported: Vec::new(),
+            counted: Vec::new(),
             crowd: 1,
             last_worker: 0,
             last_listener: 0,
@@ -478,7 +482,7 @@ impl Primary {
         if let Some(at) = self.send_due_disconnects(now) {
             self.wake_at(at);
         }
-        if let Some(at) = self.look_around(now) {
+        if let Some(at) = self.measure(now) {
             self.wake_at(at);
         }
         if let Some(at) = self.probe_silent_workers(now) {
@@ -495,12 +499,12 @@ impl Primary {
         {
             for state in self.workers.values_mut() {
                 state.in_flight.iter_mut().for_each(|c| c.since = now);
-                state.liveness.stood_still(now);
+                state.liveness.restart_measurement(now);
             }
             self.listeners
                 .values_mut()
                 .filter_map(|l| l.group.as_mut())
-                .for_each(|group| group.stood_still(now));
+                .for_each(|group| group.restart_measurement(now));
         }
         self.last_time = self.last_time.max(now);
     }

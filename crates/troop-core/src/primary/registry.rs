@@ -240,8 +240,8 @@ impl Primary {
                 listener.bound = Some(name);
                 match &mut listener.group {
                     Some(group) => {
-                        let look = group.next_look();
-                        self.wake_at(look);
+                        let next = group.next_check();
+                        self.wake_at(next);
                     }
                     None if listener.policy.is_some() => {
                         self.actions.push_back(Action::Watch { listener: id, shard: 0, on: true });

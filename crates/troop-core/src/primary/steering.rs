@@ -175,9 +175,9 @@ impl Primary {
         let Some(group) = self.listeners.get_mut(&id).and_then(|l| l.group.as_mut()) else {
             return;
         };
-        group.look(now, waiting, &load);
-        let look = group.next_look();
-        self.wake_at(look);
+        group.evaluate(now, waiting, &load);
+        let next = group.next_check();
+        self.wake_at(next);
         self.report_queues(now, id);
         self.update_group(now, id);
     }
@@ -204,15 +204,15 @@ impl Primary {
     }
 
     /// Emits the measurements that are due. Returns the time of the next ones.
-    pub(super) fn look_around(&mut self, now: Time) -> Option<Time> {
+    pub(super) fn measure(&mut self, now: Time) -> Option<Time> {
         // First, because a sample may find that shards have been renumbered.
         self.kill_hung_shards(now);
         let mut next: Option<Time> = None;
-        let mut counted = Vec::new();
+        let mut counted = std::mem::take(&mut self.counted);
         for (id, listener) in &self.listeners {
             let Some(group) = &listener.group else { continue };
-            if group.next_look() > now {
-                next = Some(next.map_or(group.next_look(), |n| n.min(group.next_look())));
+            if group.next_check() > now {
+                next = Some(next.map_or(group.next_check(), |n| n.min(group.next_check())));
                 continue;
             }
             counted.extend(listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()));
@@ -232,12 +232,13 @@ impl Primary {
         }
         counted.sort_unstable();
         counted.dedup();
-        for worker in counted {
+        for worker in counted.drain(..) {
             if self.workers.get(&worker).is_some_and(|state| !state.reports) {
                 // Before the samples, whose evaluation uses the count.
                 self.actions.push_front(Action::Count { worker });
             }
         }
+        self.counted = counted;
         next
     }
 

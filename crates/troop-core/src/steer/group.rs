@@ -81,7 +81,7 @@ enum ShardHealth {
     /// Its queue does not shrink. It gets no new connections, to see whether the queue shrinks
     /// then.
     Suspect {
-        looks: u32,
+        checks: u32,
     },
     /// Its worker counts as hung. The primary takes over its queue.
     Stalled {
@@ -143,7 +143,7 @@ pub(crate) struct ShardGroup {
     installed_shares: Vec<u32>,
     /// Whether the numbers of the sockets in the kernel are unknown.
     numbers_lost: bool,
-    next_look: Time,
+    next_check: Time,
     /// The time of the last sign of load.
     awake: Time,
     pub(crate) changes: Vec<Change>,
@@ -158,7 +158,7 @@ impl ShardGroup {
             installed: Vec::new(),
             installed_shares: Vec::new(),
             numbers_lost: false,
-            next_look: now + IDLE_INTERVAL,
+            next_check: now + IDLE_INTERVAL,
             awake: now,
             changes: Vec::new(),
         }
@@ -232,7 +232,7 @@ impl ShardGroup {
     }
 
     /// Restarts all measurements after the primary itself was stopped for a while.
-    pub(crate) fn stood_still(&mut self, now: Time) {
+    pub(crate) fn restart_measurement(&mut self, now: Time) {
         for shard in &mut self.shards {
             shard.stuck = 0;
             shard.hung_since = shard.hung_since.map(|_| now);
@@ -244,12 +244,12 @@ impl ShardGroup {
         !std::mem::replace(&mut self.numbers_lost, true)
     }
 
-    pub(crate) fn next_look(&self) -> Time {
-        self.next_look
+    pub(crate) fn next_check(&self) -> Time {
+        self.next_check
     }
 
     /// Evaluates the queue of each shard (`None` if unknown) and its load.
-    pub(crate) fn look(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
+    pub(crate) fn evaluate(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
         for (((number, shard), queue), reported) in
             (0..).zip(&mut self.shards).zip(queues).zip(reported)
         {
@@ -269,9 +269,9 @@ impl ShardGroup {
             shard.assign(*reported);
             shard.load += SMOOTHING * (f64::from(queue) + f64::from(reported.busy) - shard.load);
         }
-        self.judge(now);
-        self.shift();
-        self.even_out();
+        self.update_health(now);
+        self.shift_shares();
+        self.shorten_queues();
         self.watch();
         let serving = || self.shards.iter().filter(|shard| shard.reported.present);
         if serving().any(|shard| {
@@ -287,12 +287,12 @@ impl ShardGroup {
             IDLE_INTERVAL
         };
         let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        self.next_look =
+        self.next_check =
             now + pace.max(INTERVAL_PER_SHARD.saturating_mul(sockets).min(MAX_BUSY_INTERVAL));
     }
 
     /// Updates the health of the shards by their queues.
-    fn judge(&mut self, now: Time) {
+    fn update_health(&mut self, now: Time) {
         let mut queues: Vec<u32> = self.in_program(true).map(|n| self.shards[n].queue).collect();
         queues.sort_unstable();
         let others = queues.len() > 1;
@@ -309,7 +309,7 @@ impl ShardGroup {
                     let suspicious = (shard.stuck >= SUSPECT_AFTER && far_behind)
                         || (shard.stuck >= SUSPECT_AFTER_IF_EMPTY && least == 0);
                     if suspicious && others {
-                        shard.health = ShardHealth::Suspect { looks: 0 };
+                        shard.health = ShardHealth::Suspect { checks: 0 };
                     } else if (!others
                         || shard.back_at.is_some_and(|at| now.since(at) >= PROBATION))
                         && shard.recover()
@@ -321,8 +321,8 @@ impl ShardGroup {
                 ShardHealth::Suspect { .. } if shard.stuck == 0 || serving == 0 => {
                     shard.health = ShardHealth::Serving
                 }
-                ShardHealth::Suspect { looks } if looks + 1 < STALLED_AFTER => {
-                    shard.health = ShardHealth::Suspect { looks: looks + 1 }
+                ShardHealth::Suspect { checks } if checks + 1 < STALLED_AFTER => {
+                    shard.health = ShardHealth::Suspect { checks: checks + 1 }
                 }
                 ShardHealth::Suspect { .. } => {
                     shard.health = ShardHealth::Stalled { until: now + shard.pause };
@@ -344,7 +344,7 @@ impl ShardGroup {
     }
 
     /// Moves shares from shards that are busier than others to those that are less busy.
-    fn shift(&mut self) {
+    fn shift_shares(&mut self) {
         let serving: Vec<usize> = self.in_program(true).collect();
         if serving.len() < 2 {
             return;
@@ -383,7 +383,7 @@ impl ShardGroup {
     /// Takes connections off queues that stay much longer than the others, where clients would wait
     /// long. A single long queue may be noise: a worker that the scheduler did not run for a
     /// moment. Does nothing where clients stay with their worker.
-    fn even_out(&mut self) {
+    fn shorten_queues(&mut self) {
         if self.udp || self.sticky.is_some() {
             return;
         }

@@ -86,7 +86,7 @@ impl Supervisor {
         self.scale_ends();
         self.forked(now, Slot(slot), worker);
         self.expect_ipc(now, worker);
-        self.look(now);
+        self.update_health(now);
     }
 
     /// The program has told a worker to leave: nobody follows it.
@@ -96,7 +96,7 @@ impl Supervisor {
         let slot = self.slots.iter().position(|state| state.current.is_some_and(is_it));
         if let Some(slot) = slot.filter(|_| self.config.is_embedded) {
             self.retire(now, slot);
-            self.look(now);
+            self.update_health(now);
         }
     }
 
@@ -115,7 +115,7 @@ impl Supervisor {
         for slot in 0..self.slots.len() {
             self.retire(now, slot);
         }
-        self.look(now);
+        self.update_health(now);
     }
 
     /// No worker is wanted in this slot any more.

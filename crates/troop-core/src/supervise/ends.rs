@@ -46,7 +46,7 @@ pub(super) struct Health {
     pub(super) down_since: Option<Time>,
     /// Whether the degradation was reported.
     reported: bool,
-    looked: Time,
+    checked: Time,
 }
 
 impl Health {
@@ -56,7 +56,7 @@ impl Health {
             been_ready,
             down_since: None,
             reported: false,
-            looked: Time(0),
+            checked: Time(0),
         }
     }
 }
@@ -129,7 +129,7 @@ impl Supervisor {
         if self.config.is_final(how) {
             self.slots[slot].done = Some((member.worker, how));
             self.orders
-                .push_back(Order::Tell(Progress::NotRestarting { worker: member.worker, how }));
+                .push_back(Order::Report(Progress::NotRestarting { worker: member.worker, how }));
             self.end_if_all_have(now);
             return;
         }
@@ -225,7 +225,7 @@ impl Supervisor {
         state.retry_at = Some(now + delay);
         let is_able = life != Life::Unready && state.quick_ends > 1;
         state.hurry_at = is_able.then(|| now + self.restarts.delay(1, others));
-        self.orders.push_back(Order::Tell(Progress::Restarting { cause, delay }));
+        self.orders.push_back(Order::Report(Progress::Restarting { cause, delay }));
         self.fill(now);
     }
 
@@ -315,7 +315,7 @@ impl Supervisor {
             .map(|(_, member)| member)
             .collect();
         for member in late {
-            self.orders.push_back(Order::Tell(Progress::NotReady {
+            self.orders.push_back(Order::Report(Progress::NotReady {
                 worker: member.worker,
                 within: member.due.since(member.since),
             }));
@@ -329,7 +329,7 @@ impl Supervisor {
     }
 
     fn give_up(&mut self, now: Time, why: GiveUp) {
-        self.orders.push_back(Order::Tell(Progress::GivingUp(why.clone())));
+        self.orders.push_back(Order::Report(Progress::GivingUp(why.clone())));
         if self.config.is_embedded {
             self.start_no_more(now);
         } else {
@@ -363,18 +363,18 @@ impl Supervisor {
     /// Returns the times at which health may change without an event: a worker becomes ready by its
     /// uptime, or the cluster gives up.
     pub(super) fn health_deadlines(&self) -> impl Iterator<Item = Time> {
-        let looked = self.health.looked;
+        let checked = self.health.checked;
         let ready =
             self.slots.iter().filter_map(move |state| state.current?.ready_at(false, &self.config));
         ready
-            .filter(move |at| *at > looked && self.phase == RunState::Running)
+            .filter(move |at| *at > checked && self.phase == RunState::Running)
             .chain(self.gives_up_at())
     }
 
     /// Updates the health and reports changes. Must be called after every change of a worker.
-    pub(super) fn look(&mut self, now: Time) {
+    pub(super) fn update_health(&mut self, now: Time) {
         self.due.set(None);
-        self.health.looked = now;
+        self.health.checked = now;
         if self.phase != RunState::Running {
             self.health.down_since = None;
             self.answer_due(now);
@@ -413,14 +413,14 @@ impl Supervisor {
             let wanted = self.config.workers;
             match level {
                 Level::Degraded if before == Level::Down => {
-                    self.orders.push_back(Order::Tell(Progress::Recovering { ready, wanted }));
+                    self.orders.push_back(Order::Report(Progress::Recovering { ready, wanted }));
                 }
                 Level::Degraded | Level::Down => {
                     health.reported = true;
-                    self.orders.push_back(Order::Tell(Progress::Degraded { ready, wanted }));
+                    self.orders.push_back(Order::Report(Progress::Degraded { ready, wanted }));
                 }
                 Level::Complete if std::mem::take(&mut health.reported) => {
-                    self.orders.push_back(Order::Tell(Progress::Recovered { workers: ready }));
+                    self.orders.push_back(Order::Report(Progress::Recovered { workers: ready }));
                 }
                 Level::Complete | Level::Starting => {}
             }

@@ -14,7 +14,7 @@ impl Supervisor {
     pub fn pause(&mut self, now: Time) {
         self.due.set(None);
         if self.phase == RunState::Running && self.stop_at.is_none() {
-            self.orders.push_back(Order::Tell(Progress::Pausing));
+            self.orders.push_back(Order::Report(Progress::Pausing));
             self.rest(now);
         }
     }
@@ -22,7 +22,7 @@ impl Supervisor {
     pub(super) fn rest(&mut self, now: Time) {
         self.phase = RunState::Idle;
         self.empty(now);
-        self.look(now);
+        self.update_health(now);
     }
 
     pub(super) fn wake(&mut self) {
@@ -63,7 +63,7 @@ impl Supervisor {
             _ if self.stop_at.is_some() => {}
             RunState::Running if !delay.is_zero() => {
                 self.stop_at = Some(now + delay);
-                self.orders.push_back(Order::Tell(Progress::StopDelayed { delay }));
+                self.orders.push_back(Order::Report(Progress::StopDelayed { delay }));
                 self.answer_due(now);
             }
             RunState::Running | RunState::Idle => self.end_delay(now),
@@ -76,7 +76,7 @@ impl Supervisor {
         self.due.set(None);
         self.stop_at = None;
         if matches!(self.phase, RunState::Running | RunState::Idle) {
-            self.orders.push_back(Order::Tell(Progress::Stopping));
+            self.orders.push_back(Order::Report(Progress::Stopping));
             self.end(now, Outcome::Stopped { killed: Vec::new() });
         }
     }
@@ -168,7 +168,7 @@ impl Supervisor {
         // Reloads may follow each other faster than old workers can end.
         let has_had_time = |l: &&mut Leaving| l.has_had_time(now, grace);
         for oldest in self.leaving.iter_mut().filter(has_had_time).take(surplus) {
-            self.orders.push_back(Order::Tell(Progress::GraceOver(oldest.worker)));
+            self.orders.push_back(Order::Report(Progress::GraceOver(oldest.worker)));
             oldest.kill(&mut self.orders);
         }
     }

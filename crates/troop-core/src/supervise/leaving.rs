@@ -85,7 +85,7 @@ impl Leaving {
             return;
         }
         if self.kill_at <= now {
-            orders.push_back(Order::Tell(Progress::GraceOver(self.worker)));
+            orders.push_back(Order::Report(Progress::GraceOver(self.worker)));
             self.kill(orders);
             return;
         }

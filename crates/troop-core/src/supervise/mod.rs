@@ -373,7 +373,7 @@ impl Supervisor {
         }
         self.advance(now);
         self.end_if_all_have(now);
-        self.look(now);
+        self.update_health(now);
     }
 
     /// Handles a failed fork. `for_good` is whether another attempt cannot succeed, because the
@@ -395,7 +395,7 @@ impl Supervisor {
         } else {
             self.vacant(now, slot.0, Cause::NotStarted(reason), Life::Unready, false);
         }
-        self.look(now);
+        self.update_health(now);
     }
 
     /// Returns the generation of workers that are started now: 1 at first, increasing with each
@@ -459,7 +459,7 @@ impl Supervisor {
         if let Some(member) = members.find(|m| m.worker == worker) {
             change(member);
             self.advance(now);
-            self.look(now);
+            self.update_health(now);
         }
     }
 
@@ -481,7 +481,7 @@ impl Supervisor {
                 leaving.disconnected(now);
                 self.leaving.push(leaving);
             }
-            self.look(now);
+            self.update_health(now);
         }
     }
 
@@ -513,7 +513,7 @@ impl Supervisor {
             // One more may be started now.
             self.advance(now);
         }
-        self.look(now);
+        self.update_health(now);
         self.finish_if_done();
     }
 
@@ -553,7 +553,7 @@ impl Supervisor {
         self.advance(now);
         self.roll_back_again(now);
         self.end_late(now);
-        self.look(now);
+        self.update_health(now);
     }
 }
 

@@ -188,7 +188,7 @@ impl fmt::Display for ReloadFailed {
             ReloadFailed::Failed { reason, replaced, then } => {
                 write!(f, "{reason}; ")?;
                 match then {
-                    Afterwards::GoesOn => {
+                    Afterwards::KeepsRunning => {
                         let replaced = counted(*replaced, "worker");
                         write!(f, "{replaced} had been replaced, the others keep running")
                     }
@@ -393,7 +393,7 @@ impl Supervisor {
                 self.wait(ticket, Until::Paused(gone));
             }
         }
-        self.look(now);
+        self.update_health(now);
     }
 
     /// Drops the answer of a ticket. The operation continues.

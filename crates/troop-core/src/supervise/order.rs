@@ -35,7 +35,7 @@ pub enum Order {
     /// Send `SIGKILL` to a worker.
     Kill(WorkerId),
     /// Publish progress.
-    Tell(Progress),
+    Report(Progress),
     /// Check whether clients reach the listeners, then call
     /// [`Supervisor::listeners_checked`](super::Supervisor::listeners_checked).
     CheckListeners,
@@ -140,7 +140,7 @@ impl fmt::Display for GiveUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Afterwards {
     /// The old workers keep running.
-    GoesOn,
+    KeepsRunning,
     /// All workers have been replaced, but clients do not reach them.
     Replaced,
     /// No worker is ready; workers are started with the previous settings.
@@ -343,7 +343,7 @@ impl fmt::Display for Progress {
             Progress::ReloadFinished => f.write_str("reload: done"),
             Progress::ReloadFailed { reason, then } => {
                 let then = match then {
-                    Afterwards::GoesOn => "; the old workers keep running",
+                    Afterwards::KeepsRunning => "; the old workers keep running",
                     Afterwards::Replaced => "; the workers have been replaced",
                     Afterwards::Retries => "; no worker is ready, and more are started as before",
                     Afterwards::Paused => "; still paused, until the next reload",

@@ -39,7 +39,7 @@ impl Supervisor {
             None
         };
         if let Some(refused) = refused {
-            self.orders.push_back(Order::Tell(Progress::ReloadRefused));
+            self.orders.push_back(Order::Report(Progress::ReloadRefused));
             if let Some(ticket) = ticket {
                 self.answer(ticket, Answer::Reload(Err(refused)));
             }
@@ -57,7 +57,7 @@ impl Supervisor {
         self.slots.iter_mut().for_each(|state| state.done = None);
         let slots: Vec<_> =
             (0..self.slots.len()).filter(|slot| !self.slots[*slot].is_retired).collect();
-        self.orders.push_back(Order::Tell(Progress::ReloadStarted { workers: slots.len() }));
+        self.orders.push_back(Order::Report(Progress::ReloadStarted { workers: slots.len() }));
         let round_claims = Claims::new(claims);
         // Workers that have an address to themselves come last, when another new worker may have
         // taken it over.
@@ -71,7 +71,7 @@ impl Supervisor {
             (round.policy, round.proven, round.revives) = (policy, false, revives);
         }
         self.advance(now);
-        self.look(now);
+        self.update_health(now);
     }
 
     fn begin_round(
@@ -142,7 +142,7 @@ impl Supervisor {
         else {
             return Err(RecycleFailed::NotInService);
         };
-        self.orders.push_back(Order::Tell(Progress::Recycling { worker, reason }));
+        self.orders.push_back(Order::Report(Progress::Recycling { worker, reason }));
         self.begin_round(Why::Recycle(worker), [slot].into(), Claims::new(claims), ticket);
         self.advance(now);
         Ok(())
@@ -176,7 +176,7 @@ impl Supervisor {
         if todo.is_empty() {
             self.rejected = None;
         } else {
-            self.orders.push_back(Order::Tell(Progress::RollingBack { workers: todo.len() }));
+            self.orders.push_back(Order::Report(Progress::RollingBack { workers: todo.len() }));
             self.begin_round(Why::RollBack, todo, Claims::default(), None);
             self.advance(now);
         }
@@ -190,7 +190,7 @@ impl Supervisor {
         let mut at = 0;
         while let Some(active) = self.round.as_ref().and_then(|round| round.active.get(at)) {
             let Active { slot, step, deadline, .. } = *active;
-            match self.look_at(now, slot, step, deadline) {
+            match self.check_slot(now, slot, step, deadline) {
                 Found::Waits => at += 1,
                 Found::Ready if self.waits_for_others(now, slot) => at += 1,
                 found @ (Found::Ready | Found::Gone) => {
@@ -261,10 +261,10 @@ impl Supervisor {
         if let Some(ticket) = ticket {
             self.orders.push_front(Order::Answer(ticket, Answer::Reload(result)));
         }
-        self.orders.push_front(Order::Tell(progress));
+        self.orders.push_front(Order::Report(progress));
     }
 
-    fn look_at(&mut self, now: Time, slot: usize, step: Step, deadline: Time) -> Found {
+    fn check_slot(&mut self, now: Time, slot: usize, step: Step, deadline: Time) -> Found {
         let state = &self.slots[slot];
         let (old, new) = match step {
             Step::Emptying(_) => return Found::Waits,
@@ -320,7 +320,7 @@ impl Supervisor {
         let others = round.active.iter().filter(|active| active.slot != slot);
         let others: Vec<_> = others.map(|one| (one.slot, one.step, one.deadline)).collect();
         let is_missing = |(slot, step, deadline)| {
-            !matches!(self.look_at(now, slot, step, deadline), Found::Ready | Found::Gone)
+            !matches!(self.check_slot(now, slot, step, deadline), Found::Ready | Found::Gone)
         };
         others.into_iter().any(is_missing)
     }
@@ -342,10 +342,10 @@ impl Supervisor {
             state.current = state.successor.take();
             self.orders.push_back(Order::Admit(new.worker));
             self.orders
-                .push_back(Order::Tell(Progress::Replaced { old: old.worker, new: new.worker }));
+                .push_back(Order::Report(Progress::Replaced { old: old.worker, new: new.worker }));
             self.make_way(now, old);
         } else if let Step::Filling(Some(old)) = step {
-            self.orders.push_back(Order::Tell(Progress::Replaced { old, new: new.worker }));
+            self.orders.push_back(Order::Report(Progress::Replaced { old, new: new.worker }));
         }
         if let Some(round) = &mut self.round {
             let is_first = old.is_none() && step == Step::Filling(None);
@@ -403,7 +403,7 @@ impl Supervisor {
         round.todo.push_back(slot);
         round.put_off.push(slot);
         if let Some(successor) = self.slots[slot].successor.take() {
-            self.orders.push_back(Order::Tell(Progress::PutOff { worker: successor.worker }));
+            self.orders.push_back(Order::Report(Progress::PutOff { worker: successor.worker }));
             self.leave(now, successor);
         }
     }
@@ -439,7 +439,7 @@ impl Supervisor {
         }
         let awaited = round.active.iter_mut().find(|active| active.slot == slot);
         if awaited.is_some_and(|active| !std::mem::replace(&mut active.is_awaited, true)) {
-            self.orders.push_back(Order::Tell(Progress::Awaiting { worker, at: at.clone() }));
+            self.orders.push_back(Order::Report(Progress::Awaiting { worker, at: at.clone() }));
         }
         Found::Waits
     }
@@ -562,7 +562,7 @@ impl Supervisor {
         // Reported before further workers are started, so that the shell can restore the previous
         // settings.
         let then = match (self.is_down(now), revives) {
-            (false, _) => Afterwards::GoesOn,
+            (false, _) => Afterwards::KeepsRunning,
             (true, false) => Afterwards::Retries,
             (true, true) => Afterwards::Paused,
         };

@@ -106,7 +106,7 @@ impl Round {
 
     /// Returns the orders that report its failure.
     pub(super) fn failure(&self, reason: ReplaceFailure, then: Afterwards) -> Vec<Order> {
-        let progress = Order::Tell(self.why.failure(reason.to_string(), then));
+        let progress = Order::Report(self.why.failure(reason.to_string(), then));
         let answer = match self.why {
             Why::Reload => {
                 Answer::Reload(Err(ReloadFailed::Failed { reason, replaced: self.replaced, then }))

@@ -372,7 +372,7 @@ async fn a_failed_reload_is_rolled_back_with_its_workers() {
     );
     let failed = reload.await.unwrap_err();
     assert!(
-        matches!(failed, ReloadFailed::Failed { replaced: 2, then: Afterwards::GoesOn, .. }),
+        matches!(failed, ReloadFailed::Failed { replaced: 2, then: Afterwards::KeepsRunning, .. }),
         "{failed:?}"
     );
     progress(&mut troop, "the way back", |p| *p == Progress::RollingBack { workers: 2 }).await;

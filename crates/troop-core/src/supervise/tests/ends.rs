@@ -388,7 +388,7 @@ fn a_program_that_is_gone_for_a_while_ends_nobody_and_is_tried_again() {
                     "no such file".into(),
                     true,
                 ),
-                Order::Tell(Progress::Restarting { .. } | Progress::Degraded { .. }) => {}
+                Order::Report(Progress::Restarting { .. } | Progress::Degraded { .. }) => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -77,7 +77,7 @@ impl Simulation {
                     self.forked.push((slot.0, self.now));
                     self.supervisor.forked(self.now, slot, WorkerId(self.next_worker));
                 }
-                Order::Tell(progress) => {
+                Order::Report(progress) => {
                     if matches!(progress, Progress::GivingUp(_)) {
                         let serving: Vec<_> = self.serving.difference(&self.held).collect();
                         assert!(serving.is_empty(), "{progress:?} while {serving:?} serve");

@@ -51,7 +51,7 @@ fn a_reload_that_fails_names_the_worker_that_ended_and_what_follows() {
     w.up(3);
     w.exit(4, 9);
     let failed =
-        ReloadFailed::Failed { reason: ended(4, 9), replaced: 1, then: Afterwards::GoesOn };
+        ReloadFailed::Failed { reason: ended(4, 9), replaced: 1, then: Afterwards::KeepsRunning };
     assert_eq!(
         failed.to_string(),
         "the new worker ended with exit code 9; 1 worker had been replaced, the others keep running"
@@ -65,7 +65,7 @@ fn a_reload_whose_workers_are_never_ready_says_so() {
     let reload = w.request(Request::Reload(vec![]));
     w.pass(31 * SECOND);
     let reason = ReplaceFailure::NotReady { worker: Some(WorkerId(2)), within: 30 * SECOND };
-    let failed = ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::GoesOn };
+    let failed = ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::KeepsRunning };
     assert_eq!(w.answer(reload), Some(&Answer::Reload(Err(failed))));
 }
 

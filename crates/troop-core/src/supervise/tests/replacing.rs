@@ -496,7 +496,7 @@ fn what_becomes_of_an_app_whose_reload_fails_is_told() {
     (1..=2).for_each(|worker| simulation.up(worker));
     reload(&mut simulation);
     simulation.exit(3, 1);
-    assert_eq!(then(&simulation), Some(Afterwards::GoesOn));
+    assert_eq!(then(&simulation), Some(Afterwards::KeepsRunning));
     reload(&mut simulation);
     simulation.supervisor.pause(simulation.now);
     simulation.carry_out();

@@ -11,7 +11,7 @@ use crate::closer::{self, Closer, Closing};
 #[derive(Default)]
 pub(super) struct CloseAside {
     closing: Option<Closing>,
-    look_at: Option<Time>,
+    check_at: Option<Time>,
 }
 
 impl CloseAside {
@@ -34,13 +34,13 @@ impl CloseAside {
     pub(super) fn close(&mut self, now: Time, fd: OwnedFd) {
         if let Some(closing) = &self.closing {
             closing.closer().close(fd);
-            self.look_soon(now);
+            self.check_soon(now);
         }
     }
 
     /// Something is being closed, or may be.
-    pub(super) fn look_soon(&mut self, now: Time) {
-        self.look_at.get_or_insert(now + closer::CLOSE_TIMEOUT);
+    pub(super) fn check_soon(&mut self, now: Time) {
+        self.check_at.get_or_insert(now + closer::CLOSE_TIMEOUT);
     }
 
     /// Whether no more files are taken since this was last asked.
@@ -50,13 +50,13 @@ impl CloseAside {
 
     /// Interrupts what takes too long.
     pub(super) fn tick(&mut self, now: Time) {
-        if self.look_at.is_some_and(|due| due <= now) {
-            let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().look());
-            self.look_at = goes_on.then(|| now + closer::CLOSE_TIMEOUT);
+        if self.check_at.is_some_and(|due| due <= now) {
+            let goes_on = self.closing.as_ref().is_some_and(|closing| closing.closer().check());
+            self.check_at = goes_on.then(|| now + closer::CLOSE_TIMEOUT);
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.look_at
+        self.check_at
     }
 }

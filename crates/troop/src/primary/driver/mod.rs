@@ -135,7 +135,7 @@ pub(crate) struct Driver {
     inspected: Inspected,
     questions: PendingQuestions,
     /// Until when the thread waits if nothing happens; `None`: for ever.
-    looks_at: Option<Time>,
+    wakes_at: Option<Time>,
     inbox: Inbox,
     operations: Operations,
     ending: Ending,
@@ -177,7 +177,7 @@ impl Driver {
             closing: CloseAside::default(),
             inspected: Inspected::default(),
             questions: PendingQuestions::new(driver_handle.clone()),
-            looks_at: None,
+            wakes_at: None,
             inbox: Inbox::new(commands, driver_handle),
             operations: Operations::default(),
             ending: Ending::default(),

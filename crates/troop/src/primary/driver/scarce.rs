@@ -38,7 +38,7 @@ pub(super) struct Scarcity {
     mark: i32,
     /// The core has been told that descriptors are scarce.
     tight: bool,
-    look_at: Option<Time>,
+    check_at: Option<Time>,
     /// When connections are accepted again.
     accept_again: Option<Time>,
     said: Vec<Said>,
@@ -51,7 +51,7 @@ impl Default for Scarcity {
         Scarcity {
             mark: i32::MAX,
             tight: false,
-            look_at: None,
+            check_at: None,
             accept_again: None,
             said: Vec::new(),
             base: None,
@@ -61,7 +61,7 @@ impl Default for Scarcity {
 
 impl Scarcity {
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.look_at.into_iter().chain(self.accept_again).min()
+        self.check_at.into_iter().chain(self.accept_again).min()
     }
 
     /// Whether no connections are accepted for now.
@@ -112,7 +112,7 @@ impl Driver {
             self.scarcity.mark = number(budget.usable());
             self.cluster.primary.set_tight(self.now, true);
         }
-        self.scarcity.look_at = Some(self.now + CHECK_INTERVAL);
+        self.scarcity.check_at = Some(self.now + CHECK_INTERVAL);
         if fd >= number(budget.usable()) {
             // This one can be had; the next ones wait.
             self.pause_accepting(Errno::MFILE.into());
@@ -126,10 +126,10 @@ impl Driver {
     }
 
     /// Sees whether there are descriptors again.
-    pub(super) fn look_at_descriptors(&mut self) {
+    pub(super) fn check_descriptors(&mut self) {
         let is_due = |at: Option<Time>| at.is_some_and(|due| due <= self.now);
         let (pause_ends, look) =
-            (is_due(self.scarcity.accept_again), is_due(self.scarcity.look_at));
+            (is_due(self.scarcity.accept_again), is_due(self.scarcity.check_at));
         if pause_ends {
             self.scarcity.accept_again = None;
         }
@@ -149,10 +149,10 @@ impl Driver {
         {
             self.scarcity.tight = false;
             self.scarcity.mark = number(budget.tight());
-            self.scarcity.look_at = None;
+            self.scarcity.check_at = None;
             self.cluster.primary.set_tight(self.now, false);
         } else {
-            self.scarcity.look_at = Some(self.now + CHECK_INTERVAL);
+            self.scarcity.check_at = Some(self.now + CHECK_INTERVAL);
         }
     }
 

@@ -54,7 +54,7 @@ impl Driver {
                 return Ok(outcome.unwrap_or(Outcome::Stopped { killed: Vec::new() }));
             }
             let timeout = driver.time_left();
-            driver.looks_at = timeout.map(|timeout| driver.now + timeout);
+            driver.wakes_at = timeout.map(|timeout| driver.now + timeout);
             let now = driver.origin.elapsed();
             let gathers = driver.channels.gathers(now);
             drop(driver);
@@ -227,7 +227,7 @@ impl Driver {
         self.inspect_late();
         self.answer_late();
         self.channels.offer_reclaimed(self.now, &self.cluster.primary);
-        self.look_at_descriptors();
+        self.check_descriptors();
         self.watch_again();
         self.tick_listener_checks();
         self.closing.tick(self.now);

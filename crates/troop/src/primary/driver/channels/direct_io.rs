@@ -264,7 +264,7 @@ impl Driver {
     /// Wakes the driver's thread if it has to do something earlier than it thinks.
     fn wake_if_due_earlier(&mut self) {
         let due = self.time_left().map(|left| self.now + left);
-        let is_earlier = due.is_some_and(|due| self.looks_at.is_none_or(|planned| due < planned));
+        let is_earlier = due.is_some_and(|due| self.wakes_at.is_none_or(|planned| due < planned));
         if is_earlier || !self.events.is_empty() {
             self.inbox.handle().wake.wake();
         }

@@ -103,7 +103,7 @@ impl Channels {
                         .push(Event::Error { worker: None, error: Arc::new(Error::UnclosedFiles) });
                 }
             }
-            closing.look_soon(now);
+            closing.check_soon(now);
         }
         if !core.is_cut_off(id) {
             let is_relayed = relay.is_some();

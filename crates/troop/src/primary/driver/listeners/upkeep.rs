@@ -38,7 +38,7 @@ impl Driver {
     pub(in crate::primary::driver) fn tick_listener_checks(&mut self) {
         if self.listeners.upkeep_at.is_some_and(|due| due <= self.now) {
             self.listeners.upkeep_at = None;
-            self.look_at_listeners();
+            self.maintain_listeners();
         }
     }
 
@@ -50,10 +50,10 @@ impl Driver {
         files.for_each(|file| {
             let _ = file.is_reached();
         });
-        self.look_at_listeners()
+        self.maintain_listeners()
     }
 
-    fn look_at_listeners(&mut self) -> Vec<String> {
+    fn maintain_listeners(&mut self) -> Vec<String> {
         for id in self.listeners.open.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
             self.restore_options(id);
