@@ -99,6 +99,11 @@ declare namespace troop {
      * those that systemd has passed (`LISTEN_FDS`). Other descriptors are refused.
      */
     descriptors?: number[];
+    /**
+     * Whether idle HTTP/1 connections move to other workers when theirs drains, by a script that Node loads into workers before the program.
+     * Default: true.
+     */
+    moveConnections?: boolean;
   }
 
   interface Reload {

@@ -10,6 +10,7 @@ const cluster = require('./target').get();
 const parts = {
   get native() { return require('./native'); },
   get inspector() { return require('./inspector'); },
+  get preload() { return require('./preload'); },
   get spawn() { return require('./spawn'); },
   get scheduling() { return require('./scheduling'); },
   get supervisor() { return require('./supervisor'); },
@@ -74,9 +75,10 @@ function setupPrimary(options) {
 
 function startProcess(id, env) {
   const { settings } = cluster;
+  const given = { ...process.env, ...env };
   return parts.spawn.fork(engine, id, parts.supervisor.starting(), settings.exec, settings.args, {
     cwd: settings.cwd,
-    env: { ...process.env, ...env, NODE_UNIQUE_ID: `${id}` },
+    env: { ...given, ...parts.preload.variables(settings, given), NODE_UNIQUE_ID: `${id}` },
     serialization: settings.serialization,
     silent: settings.silent,
     windowsHide: settings.windowsHide,

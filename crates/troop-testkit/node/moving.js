@@ -3,6 +3,7 @@
 'use strict';
 const cluster = require('cluster');
 const http = require('http');
+const net = require('net');
 const path = require('path');
 
 const [kind, settings = '{}'] = process.argv.slice(2);
@@ -43,4 +44,24 @@ if (kind === 'express') {
   });
   Object.assign(app.server, options);
   app.listen({ port: where[0], host: where[1] });
-} else http.createServer(options, respond).listen(...where);
+} else {
+  const server = http.createServer(options, respond);
+  if (kind === 'marked') server.on('connection', (socket) => { socket[Symbol.for('troop.stay')] = true; });
+  if (kind === 'emitted') {
+    // Clients come to another server, which gives them to this one.
+    net.createServer((socket) => server.emit('connection', socket)).listen(...where);
+    server.listen(0, '127.0.0.1');
+  } else server.listen(...where);
+  server.on('upgrade', (request, socket) => {
+    socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n');
+    socket.on('error', () => {}).pipe(socket);
+  });
+  process.on('message', (message) => {
+    if (message === 'close') server.close();
+    if (!message.sockets) return;
+    const sent = Array.from({ length: 20 }, (_, number) => [number, net.connect(message.sockets, '127.0.0.1')]);
+    sent.at(-1)[1].once('connect', () => {
+      for (const [number, socket] of sent) process.send({ number }, socket);
+    });
+  });
+}

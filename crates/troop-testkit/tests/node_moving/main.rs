@@ -1,6 +1,8 @@
 //! Connections that clients of unchanged Node programs keep open outlive their workers.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod exceptions;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,14 +98,15 @@ async fn is_answered_by_who_has_the_beginning(
 ) {
     let [part, rest] = texts;
     stream.write_all(part.as_bytes()).await.unwrap();
-    // What another client is told after that, was sent to a worker that has read the part.
+    // Another client is answered after that, by a worker that has read the part.
     let mut other = open(port).await;
     for _ in 0..2 {
         ask(&mut other, "/").await.unwrap();
     }
-    drop(other);
     troop.cluster.reload().await.unwrap();
     let (new, _) = listening(troop).await;
+    // Its connection moves, so the worker has decided about this one too.
+    moves(&mut other, old, &new).await;
     stream.write_all(rest.as_bytes()).await.unwrap();
     let (body, is_last) = read_answer(&mut stream).await.expect("an answer");
     assert_eq!((body, is_last), (name(old), false), "{part:?}");
