@@ -149,7 +149,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Request { .. } => "request",
         Event::Misbehaved { .. } => "misbehaved",
         Event::Stalled { .. } => "stalled",
-        Event::Resumed { .. } => "recovered",
+        Event::Resumed { .. } => "resumed",
         Event::NotSteered { .. } => "not-steered",
         Event::ListenerClosed { .. } => "listener-closed",
         Event::ListenerRestored { .. } => "listener-restored",

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{Running, node, run};
+use support::{Home, Running, node, run};
 use troop_testkit::{is_running, talk, wait_until};
 
 /// The port of its first socket.
@@ -157,6 +157,43 @@ fn a_server_in_another_language_is_served() {
         run(["-w", "2", "-b", "127.0.0.1:0", "python3", node("activated.py").to_str().unwrap()]);
     let pid = get(port(&troop), "/");
     assert!(pid.as_u64().is_some_and(|pid| is_running(u32::try_from(pid).unwrap())), "{pid}");
+}
+
+/// Node's server waits by `epoll`, Python's in `accept` or `select`, gunicorn's in its children.
+#[test]
+fn a_release_that_fails_or_hangs_before_it_serves_replaces_nobody() {
+    let server = |before: &str| {
+        format!(
+            "{before}; require('http').createServer((q, s) => s.end('fine')).listen({{ fd: 3 }}); process.on('SIGTERM', () => process.exit(0))"
+        )
+    };
+    for policy in ["shared", "steered"] {
+        let home = Home::with(&[("server.js", &server(""))]);
+        let set = ["--set", "ready_timeout=3", "--set", "min_ready_time=0"];
+        let start =
+            ["start", "node", "-i", "2", "-b", "127.0.0.1:0", "-n", "web", "--policy", policy];
+        home.fine(&[&start, &set[..], &["--", "server.js"]].concat());
+        let address = home.show("web")["listeners"][0]["address"].as_str().unwrap().to_owned();
+        let port = address.rsplit(':').next().unwrap().parse().unwrap();
+        let is_served = || {
+            let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n").unwrap();
+            assert!(answer.ends_with("fine"), "{answer:?}");
+        };
+        is_served();
+        // Both are older than the minimum uptime of one second by then.
+        let fails = "setTimeout(() => process.exit(7), 1500); return";
+        let hangs = "setInterval(() => {}, 1000); return";
+        for (before, reason) in [(fails, "exit code 7"), (hangs, "not ready")] {
+            std::fs::write(home.path().join("server.js"), server(before)).unwrap();
+            let (code, out, err) = home.troop(&["reload", "web"]);
+            assert!(code == 1 && err.contains(reason), "{code} {out}{err}");
+            (0..4).for_each(|_| is_served());
+        }
+        std::fs::write(home.path().join("server.js"), server("")).unwrap();
+        home.fine(&["reload", "web"]);
+        is_served();
+        home.fine(&["stop", "web"]);
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod poll;
 pub mod process;
 pub mod safe_path;
 pub mod sandbox;
+pub mod serving;
 pub mod socket;
 pub mod spawn;
 pub mod unblock;

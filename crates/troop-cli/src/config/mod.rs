@@ -319,6 +319,13 @@ impl App {
                 "programs with the setuid bit or file capabilities (sudo, ping, sendmail) get no privileges from it when workers run them{otherwise}"
             ));
         }
+        if !self.bind.is_empty() && matches!(self.ready, None | Some(Ready::Auto)) {
+            notes.push(
+                "with bind, a worker is ready when /proc shows that it, or a process that it has started, waits for connections (accept, epoll; select, poll or io_uring for a second); \
+                 one that is not seen to is ready after 10 s, unless its predecessor was seen. That it answers is shown by ready = \"notify\" only"
+                    .into(),
+            );
+        }
         notes.extend(self.sandbox.unsupported().filter(|_| self.sandbox.best_effort));
         notes
     }

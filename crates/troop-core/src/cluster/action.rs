@@ -71,6 +71,12 @@ pub enum Action {
         /// The worker.
         worker: WorkerId,
     },
+    /// Check whether a worker with activated sockets waits for connections, then call
+    /// [`Cluster::serving_checked`](super::Cluster::serving_checked).
+    CheckServing {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// Install the shares of activated sockets in the kernel.
     SetShares {
         /// The shares, by slot.

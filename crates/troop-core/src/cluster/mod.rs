@@ -15,6 +15,7 @@ pub mod killed;
 pub mod missed;
 pub mod recycle;
 mod reload;
+pub mod serving;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use killed::KilledWorkers;
 use missed::MissedAddresses;
 use recycle::{Candidate, RecyclePolicy, Recycling};
 use reload::Reload;
+use serving::{ServingChecks, Waits};
 
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
@@ -59,6 +61,7 @@ pub struct Cluster {
     health: HealthChecks,
     hung: HungWorkers,
     killed: KilledWorkers,
+    serving: ServingChecks,
     missed: MissedAddresses,
     shares: ActivationShares,
     /// Number of slots with their own activated sockets.
@@ -90,6 +93,7 @@ impl Cluster {
             options,
             hung: HungWorkers::default(),
             killed: KilledWorkers::default(),
+            serving: ServingChecks::default(),
             missed: MissedAddresses::default(),
             shares: ActivationShares::default(),
             activation_slots: 0,
@@ -270,6 +274,7 @@ impl Cluster {
             self.recycling.next_deadline(),
             self.hung.next_deadline(),
             self.killed.next_deadline(),
+            self.serving.next_deadline(),
             self.shares.next_deadline(),
         ]
         .into_iter()
@@ -293,6 +298,9 @@ impl Cluster {
         while let Some((worker, signal)) = self.hung.next_signal(now) {
             self.pending.push_back(Action::Signal { worker, signal });
         }
+        for worker in self.serving.due(now) {
+            self.pending.push_back(Action::CheckServing { worker });
+        }
         while let Some(worker) = self.killed.next_unkillable(now) {
             self.pending.push_back(Action::Abandon { worker });
         }
@@ -312,6 +320,9 @@ impl Cluster {
             supervisor.forked(now, slot, worker);
             if expects_ipc {
                 supervisor.expect_ipc(now, worker);
+            }
+            if supervisor.sees_activated_workers() {
+                self.serving.started(now, worker);
             }
         }
     }
@@ -333,6 +344,7 @@ impl Cluster {
         self.health.exited(worker);
         self.hung.exited(worker);
         self.killed.exited(worker);
+        self.serving.exited(worker);
         self.shares.exited(worker);
         self.without_ipc.retain(|other| *other != worker);
     }
@@ -466,6 +478,15 @@ impl Cluster {
     }
 
     // ---- activated sockets ----
+
+    /// Handles the result of [`Action::CheckServing`].
+    pub fn serving_checked(&mut self, now: Time, worker: WorkerId, waits: Waits) {
+        let Some(supervisor) = &mut self.supervisor else { return };
+        let is_old_enough = supervisor.is_past_min_uptime(now, worker);
+        if self.serving.checked(now, worker, waits, is_old_enough) {
+            supervisor.listening(now, worker);
+        }
+    }
 
     /// Updates the shares of activated sockets, if they have changed. `without` is a worker that is
     /// leaving.

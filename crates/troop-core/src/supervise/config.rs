@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::ExitHow;
 
+/// Age at which a worker with activated sockets is ready that is not seen to wait for connections.
+pub const ACTIVATED_READY_AGE: Duration = Duration::from_secs(10);
+
 /// The configuration of a supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -23,6 +26,9 @@ pub struct Config {
     pub restart: RestartPolicy,
     /// The replacement policy.
     pub replace: ReplacePolicy,
+    /// Whether workers have activated sockets: they are ready when they wait for connections, or at
+    /// an age of [`ACTIVATED_READY_AGE`] where no worker before them was seen to do so.
+    pub is_activated: bool,
     /// Seed of the random numbers that spread restarts.
     pub seed: u64,
     /// The program starts workers of its own accord, and each of them is a slot: see
@@ -180,7 +186,9 @@ impl Default for ReplacePolicy {
 #[serde(rename_all = "kebab-case")]
 pub enum ReadyWhen {
     /// It listens. If its predecessor did not listen either: it has run for 3 s or, without Node's
-    /// protocol, for [`RestartPolicy::min_uptime`].
+    /// protocol, for [`RestartPolicy::min_uptime`]. With activated sockets: it waits for connections
+    /// on one of them, as far as the system shows that, or it has run for
+    /// [`ACTIVATED_READY_AGE`] and its predecessor was not seen to wait either.
     #[default]
     Auto,
     /// It listens.
@@ -217,6 +225,7 @@ impl Config {
             listen_patience: Duration::from_secs(3),
             restart: RestartPolicy::new(workers),
             replace: ReplacePolicy::default(),
+            is_activated: false,
             seed: 0,
             is_embedded: false,
         }

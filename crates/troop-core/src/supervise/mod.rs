@@ -25,7 +25,9 @@ use serde::{Deserialize, Serialize};
 use crate::asked::Asked;
 use crate::event::ExitHow;
 use crate::id::{Time, WorkerId};
-pub use config::{Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed};
+pub use config::{
+    ACTIVATED_READY_AGE, Config, ReadyWhen, ReplacePolicy, Restart, RestartPolicy, WhenFailed,
+};
 use ends::{Health, Level, Life};
 pub use expect::Claim;
 use leaving::Leaving;
@@ -84,6 +86,7 @@ impl SlotWorker {
             }
             // Its program is still being loaded.
             None if self.has_ipc => None,
+            _ if config.is_activated => Some(self.since + ACTIVATED_READY_AGE),
             _ => Some(self.since + config.restart.min_uptime),
         };
         let aged = aged.filter(|_| by_age);
@@ -327,6 +330,19 @@ impl Supervisor {
             self.slots.iter().flat_map(|state| state.current.iter().chain(&state.successor));
         let member = members.into_iter().find(|member| member.worker == worker)?;
         Some((member.is_ready(now, false, &self.config), member.generation))
+    }
+
+    /// Whether workers are ready when they wait for connections on activated sockets.
+    #[must_use]
+    pub fn sees_activated_workers(&self) -> bool {
+        self.config.is_activated && self.config.replace.ready_when == ReadyWhen::Auto
+    }
+
+    /// Whether a slot's worker has run for the minimum uptime.
+    #[must_use]
+    pub fn is_past_min_uptime(&self, now: Time, worker: WorkerId) -> bool {
+        self.started_at(worker)
+            .is_some_and(|since| now.since(since) >= self.config.restart.min_uptime)
     }
 
     /// Returns the start time of a slot's worker.

@@ -327,6 +327,7 @@ impl Builder {
             config.restart = restart.clone();
         }
         config.grace = self.grace_period();
+        config.is_activated = self.activation.is_some();
         config.drain_delay = self.drain_delay.unwrap_or_default();
         config.seed = random_seed();
         config

@@ -1,5 +1,6 @@
 //! A supervisor in a world that does what it orders.
 
+mod activated;
 mod claims;
 mod embedded;
 mod ends;

@@ -50,6 +50,10 @@ impl Driver {
                 let waits = self.waits_for(worker);
                 self.cluster.queues_measured(self.now, worker, waits);
             }
+            ClusterAction::CheckServing { worker } => {
+                let waits = self.workers.waits_for_connections(worker);
+                self.cluster.serving_checked(self.now, worker, waits);
+            }
             ClusterAction::SetShares { shares } => self.set_shares(&shares),
             ClusterAction::CheckListeners => {
                 let unreachable = self.check_listeners();

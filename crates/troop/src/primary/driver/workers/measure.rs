@@ -4,7 +4,8 @@
 use std::os::fd::AsFd;
 
 use troop_core::WorkerId;
-use troop_sys::{diag, group};
+use troop_core::cluster::serving::Waits;
+use troop_sys::{diag, group, serving};
 
 use super::Workers;
 use crate::activation::ActivationSocket;
@@ -19,6 +20,22 @@ impl Workers {
 
     fn steered_activation(&self) -> impl Iterator<Item = &ActivationSocket> {
         self.setup.activation().iter().filter(|socket| socket.is_steered())
+    }
+
+    /// Whether a worker waits for connections on its activated sockets.
+    pub(in crate::primary::driver) fn waits_for_connections(&self, worker: WorkerId) -> Waits {
+        let Some(worker) = self.handle(worker) else { return Waits::No };
+        let own = |socket: &ActivationSocket| match socket.is_steered() {
+            true => socket.of_slot(worker.slot()).and_then(diag::inode).ok(),
+            false => diag::inode(&socket.socket).ok(),
+        };
+        let sockets: Vec<_> = self.setup.activation().iter().filter_map(own).collect();
+        match serving::waits(worker.pid(), &sockets) {
+            Ok(serving::Waits::Yes) => Waits::Yes,
+            Ok(serving::Waits::Perhaps) => Waits::Perhaps,
+            Ok(serving::Waits::No) => Waits::No,
+            Err(_) => Waits::Hidden,
+        }
     }
 
     /// Whether connections wait in the own sockets of a slot's worker.
