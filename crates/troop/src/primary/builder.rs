@@ -384,7 +384,7 @@ impl Builder {
     }
 
     /// Starts the cluster in a new thread, without a runtime, and calls `observer` there with every
-    /// event. The observer must neither block nor ask for a [`RelayIo`](crate::embed::RelayIo).
+    /// event. The observer must neither block nor ask for a `RelayIo` (feature `embed`).
     /// Signals are left alone. The thread ends when the last clone of the [`Cluster`] has been
     /// dropped. With [`Builder::workers`] it forks and supervises as many; without, the program
     /// forks.
