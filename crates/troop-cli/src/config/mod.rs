@@ -321,7 +321,7 @@ impl App {
         }
         if !self.bind.is_empty() && matches!(self.ready, None | Some(Ready::Auto)) {
             notes.push(
-                "with bind, a worker is ready when /proc shows that it, or a process that it has started, waits for connections (accept, epoll; select, poll or io_uring for a second); \
+                "with bind, a worker is ready when /proc shows that it, or a process that it has started, waits for connections (accept, epoll_wait; if none is seen to, select, poll or io_uring); \
                  one that is not seen to is ready after 10 s, unless its predecessor was seen. That it answers is shown by ready = \"notify\" only"
                     .into(),
             );

@@ -483,7 +483,7 @@ impl Cluster {
     pub fn serving_checked(&mut self, now: Time, worker: WorkerId, waits: Waits) {
         let Some(supervisor) = &mut self.supervisor else { return };
         let is_old_enough = supervisor.is_past_min_uptime(now, worker);
-        if self.serving.checked(now, worker, waits, is_old_enough) {
+        if self.serving.checked(worker, waits, is_old_enough) {
             supervisor.listening(now, worker);
         }
     }

@@ -1,4 +1,4 @@
-//! When workers with activated sockets serve. They have no channel to say so by; the shell looks
+//! When workers with activated sockets serve. They have no channel to say so by; the shell checks
 //! whether they wait for connections.
 
 use std::time::Duration;
@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Time, WorkerId};
+use crate::supervise::ACTIVATED_READY_AGE;
 use crate::worker_map::WorkerMap;
 
-/// Interval between checks while a worker starts.
+/// Interval between checks of a worker, from the result of one to the next.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Time for which a worker must wait for something that may be connections.
-const PERHAPS_TIME: Duration = Duration::from_secs(1);
+/// Number of checks that must see a worker wait for something that may be connections.
+const PERHAPS_CHECKS: u32 = 10;
 
 /// Whether a worker waits for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,19 +27,33 @@ pub enum Waits {
     Hidden,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Check {
+    /// Until when it is checked although it is taken for ready, because it only seems to wait.
+    until: Time,
+    /// The number of checks that saw it wait for something.
+    seen: u32,
+    is_under_way: bool,
+    is_ready: bool,
+}
+
 /// The workers that start and are checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServingChecks {
     /// The time of the next check; `None` while there is nothing to check.
     check_at: Option<Time>,
-    /// Since when each worker that starts waits for something.
-    starting: WorkerMap<Option<Time>>,
+    starting: WorkerMap<Check>,
+    /// Whether a worker was seen to wait for connections. From then on it takes more than waiting
+    /// for something, which programs also do while they start.
+    is_certain: bool,
 }
 
 impl ServingChecks {
     /// Begins the checks of a worker.
     pub fn started(&mut self, now: Time, worker: WorkerId) {
-        self.starting.insert(worker, None);
+        let until = now + ACTIVATED_READY_AGE;
+        let check = Check { until, seen: 0, is_under_way: false, is_ready: false };
+        self.starting.insert(worker, check);
         self.check_at = Some(self.check_at.unwrap_or(now + CHECK_INTERVAL));
     }
 
@@ -53,34 +68,42 @@ impl ServingChecks {
         if self.check_at.is_none_or(|at| at > now) {
             return Vec::new();
         }
-        let due: Vec<_> = self.starting.keys().copied().collect();
-        self.check_at = (!due.is_empty()).then_some(now + CHECK_INTERVAL);
-        due
-    }
-
-    /// Handles the result of a check, of a worker of this age. Returns whether the worker serves,
-    /// or must be assumed to.
-    pub fn checked(
-        &mut self,
-        now: Time,
-        worker: WorkerId,
-        waits: Waits,
-        is_old_enough: bool,
-    ) -> bool {
-        let Some(since) = self.starting.get_mut(&worker) else { return false };
-        let serves = match waits {
-            Waits::Yes => true,
-            Waits::Perhaps => now.since(*since.get_or_insert(now)) >= PERHAPS_TIME,
-            Waits::Hidden => is_old_enough,
-            Waits::No => {
-                *since = None;
-                false
-            }
-        };
-        if serves {
+        let over = |check: &Check| check.is_ready && check.until <= now;
+        let over: Vec<_> =
+            self.starting.iter().filter(|(_, check)| over(check)).map(|(id, _)| *id).collect();
+        for worker in over {
             self.starting.remove(&worker);
         }
-        serves
+        self.check_at = (!self.starting.is_empty()).then_some(now + CHECK_INTERVAL);
+        let due = self.starting.iter_mut().filter(|(_, check)| !check.is_under_way);
+        due.map(|(worker, check)| {
+            check.is_under_way = true;
+            *worker
+        })
+        .collect()
+    }
+
+    /// Handles the result of a check. Returns whether the worker serves, or must be assumed to,
+    /// and was not known to.
+    pub fn checked(&mut self, worker: WorkerId, waits: Waits, is_old_enough: bool) -> bool {
+        let Some(check) = self.starting.get_mut(&worker) else { return false };
+        check.is_under_way = false;
+        let was_ready = check.is_ready;
+        check.seen += u32::from(waits == Waits::Perhaps);
+        let is_over = match waits {
+            Waits::Yes => {
+                self.is_certain = true;
+                true
+            }
+            Waits::Hidden => is_old_enough,
+            Waits::Perhaps | Waits::No => false,
+        };
+        check.is_ready |= is_over || (!self.is_certain && check.seen >= PERHAPS_CHECKS);
+        let is_ready = check.is_ready;
+        if is_over {
+            self.starting.remove(&worker);
+        }
+        is_ready && !was_ready
     }
 
     /// Handles the end of a worker's process.
@@ -94,39 +117,59 @@ mod tests {
     use super::*;
 
     const ONE: WorkerId = WorkerId(1);
+    const TWO: WorkerId = WorkerId(2);
 
     #[test]
-    fn a_worker_is_checked_until_it_serves() {
+    fn a_worker_is_checked_one_check_at_a_time_until_it_serves() {
         let mut checks = ServingChecks::default();
         assert_eq!(checks.next_deadline(), None);
         checks.started(Time(0), ONE);
         assert_eq!((checks.due(Time(99)), checks.due(Time(100))), (vec![], vec![ONE]));
-        assert!(!checks.checked(Time(100), ONE, Waits::No, true));
-        assert_eq!(checks.due(Time(200)), [ONE]);
-        assert!(checks.checked(Time(200), ONE, Waits::Yes, false));
-        assert_eq!((checks.due(Time(300)), checks.next_deadline()), (vec![], None));
-        assert!(!checks.checked(Time(300), ONE, Waits::Yes, true), "it was known before");
+        assert_eq!(checks.due(Time(200)), [], "that check is under way");
+        assert!(!checks.checked(ONE, Waits::No, true));
+        assert_eq!(checks.due(Time(300)), [ONE]);
+        assert!(checks.checked(ONE, Waits::Yes, false));
+        assert_eq!((checks.due(Time(400)), checks.next_deadline()), (vec![], None));
+        assert!(!checks.checked(ONE, Waits::Yes, true), "it was known before");
         checks.started(Time(400), ONE);
         checks.exited(ONE);
         assert_eq!((checks.due(Time(500)), checks.next_deadline()), (vec![], None));
     }
 
     #[test]
-    fn one_that_waits_for_something_serves_when_it_has_waited_without_a_break() {
+    fn one_that_waits_for_something_serves_when_that_was_seen_often() {
         let mut checks = ServingChecks::default();
         checks.started(Time(0), ONE);
-        let seen = [(100, Waits::Perhaps), (900, Waits::No), (1000, Waits::Perhaps)];
-        for (at, waits) in seen.into_iter().chain([(1999, Waits::Perhaps)]) {
-            assert!(!checks.checked(Time(at), ONE, waits, true), "{at}");
+        for check in 1..10 {
+            assert!(!checks.checked(ONE, Waits::Perhaps, true), "{check}");
+            // Requests that it answers do not count against it.
+            assert!(!checks.checked(ONE, Waits::No, true), "{check}");
         }
-        assert!(checks.checked(Time(2000), ONE, Waits::Perhaps, true));
+        assert!(checks.checked(ONE, Waits::Perhaps, true));
+        // It may turn out that its children do.
+        assert_eq!(checks.due(Time(9_900)), [ONE]);
+        assert!(!checks.checked(ONE, Waits::Yes, true), "it was known before");
+        // From then on that is what it takes.
+        checks.started(Time(10_000), TWO);
+        assert!(!(0..100).any(|_| checks.checked(TWO, Waits::Perhaps, true)));
+        assert!(checks.checked(TWO, Waits::Yes, true));
+    }
+
+    #[test]
+    fn one_that_only_seems_to_wait_is_not_checked_for_ever() {
+        let mut checks = ServingChecks::default();
+        checks.started(Time(0), ONE);
+        assert!((0..10).any(|_| checks.checked(ONE, Waits::Perhaps, true)));
+        assert_eq!(checks.due(Time(9_999)), [ONE]);
+        assert!(!checks.checked(ONE, Waits::Perhaps, true));
+        assert_eq!((checks.due(Time(10_099)), checks.next_deadline()), (vec![], None));
     }
 
     #[test]
     fn one_that_is_hidden_serves_by_its_age() {
         let mut checks = ServingChecks::default();
         checks.started(Time(0), ONE);
-        assert!(!checks.checked(Time(100), ONE, Waits::Hidden, false));
-        assert!(checks.checked(Time(200), ONE, Waits::Hidden, true));
+        assert!(!checks.checked(ONE, Waits::Hidden, false));
+        assert!(checks.checked(ONE, Waits::Hidden, true));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
+use troop_core::cluster::serving::Waits;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
@@ -80,6 +81,7 @@ pub(crate) enum Command {
     Recycle(WorkerId, String, oneshot::Sender<Result<WorkerId, RecycleFailed>>),
     /// A worker has passed a health check, or failed it for this reason.
     HealthChecked(WorkerId, Result<(), String>),
+    ServingChecked(WorkerId, Waits),
     /// Hands a worker a connection as if from this listener, or from its first one.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     /// Ends the cluster, gracefully or at once; the answer is how it ended.

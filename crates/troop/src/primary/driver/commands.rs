@@ -162,6 +162,9 @@ impl Driver {
             Command::DisconnectAll(done) => self.disconnect_all(done),
             Command::Reload(reload, reply) => self.reload(*reload, Some(Reply::Reload(reply))),
             Command::Pause(reply) => self.request(Request::Pause, Reply::Done(reply)),
+            Command::ServingChecked(worker, waits) => {
+                self.cluster.serving_checked(self.now, worker, waits);
+            }
             Command::HealthChecked(worker, result) => {
                 self.cluster.health_checked(self.now, worker, result);
             }

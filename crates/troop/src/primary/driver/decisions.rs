@@ -50,10 +50,7 @@ impl Driver {
                 let waits = self.waits_for(worker);
                 self.cluster.queues_measured(self.now, worker, waits);
             }
-            ClusterAction::CheckServing { worker } => {
-                let waits = self.workers.waits_for_connections(worker);
-                self.cluster.serving_checked(self.now, worker, waits);
-            }
+            ClusterAction::CheckServing { worker } => self.check_serving(worker),
             ClusterAction::SetShares { shares } => self.set_shares(&shares),
             ClusterAction::CheckListeners => {
                 let unreachable = self.check_listeners();

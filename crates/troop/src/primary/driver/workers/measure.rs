@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 
 use troop_core::WorkerId;
 use troop_core::cluster::serving::Waits;
-use troop_sys::{diag, group, serving};
+use troop_sys::{diag, group};
 
 use super::Workers;
+use super::serving::{Serving, ServingChecker};
 use crate::activation::ActivationSocket;
 use crate::error::Error;
 use crate::primary::driver::Driver;
@@ -22,20 +23,15 @@ impl Workers {
         self.setup.activation().iter().filter(|socket| socket.is_steered())
     }
 
-    /// Whether a worker waits for connections on its activated sockets.
-    pub(in crate::primary::driver) fn waits_for_connections(&self, worker: WorkerId) -> Waits {
-        let Some(worker) = self.handle(worker) else { return Waits::No };
+    /// What has to be checked to know whether a worker waits for connections.
+    fn serving_check(&self, worker: WorkerId) -> Option<Serving> {
+        let handle = self.handle(worker)?;
         let own = |socket: &ActivationSocket| match socket.is_steered() {
-            true => socket.of_slot(worker.slot()).and_then(diag::inode).ok(),
+            true => socket.of_slot(handle.slot()).and_then(diag::inode).ok(),
             false => diag::inode(&socket.socket).ok(),
         };
-        let sockets: Vec<_> = self.setup.activation().iter().filter_map(own).collect();
-        match serving::waits(worker.pid(), &sockets) {
-            Ok(serving::Waits::Yes) => Waits::Yes,
-            Ok(serving::Waits::Perhaps) => Waits::Perhaps,
-            Ok(serving::Waits::No) => Waits::No,
-            Err(_) => Waits::Hidden,
-        }
+        let sockets = self.setup.activation().iter().filter_map(own).collect();
+        Some(Serving { worker, pid: handle.pid(), sockets })
     }
 
     /// Whether connections wait in the own sockets of a slot's worker.
@@ -51,6 +47,17 @@ impl Workers {
 }
 
 impl Driver {
+    /// Checks whether a worker waits for connections on its activated sockets, in a thread, because
+    /// a worker can make that take long.
+    pub(in crate::primary::driver) fn check_serving(&mut self, worker: WorkerId) {
+        let Some(check) = self.workers.serving_check(worker) else { return };
+        let handle = self.driver_handle();
+        let checker = self.workers.serving.get_or_insert_with(|| ServingChecker::start(handle));
+        if !checker.check(check) {
+            self.cluster.serving_checked(self.now, worker, Waits::Hidden);
+        }
+    }
+
     /// Measures the memory of workers.
     pub(in crate::primary::driver) fn measure(&mut self, workers: &[WorkerId]) {
         let measured: Vec<_> =

@@ -11,6 +11,7 @@ mod measure;
 mod orphans;
 mod paths;
 mod ready;
+mod serving;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +34,7 @@ use embedded::EmbeddingProgram;
 use forks::Forks;
 use orphans::AllOrphans;
 use ready::Readiness;
+use serving::ServingChecker;
 
 /// A worker's process.
 struct Process {
@@ -99,6 +101,7 @@ pub(super) struct Workers {
     embedding: Option<EmbeddingProgram>,
     orphans: AllOrphans,
     readiness: Readiness,
+    serving: Option<ServingChecker>,
     /// Out-of-memory kills of the system, when last counted.
     killed_for_memory: u64,
     /// This is process 1.
@@ -119,6 +122,7 @@ impl Workers {
             embedding: None,
             orphans: AllOrphans::default(),
             readiness: Readiness::default(),
+            serving: None,
             killed_for_memory: diag::killed_for_memory(),
             reaps_orphans: false,
         }
