@@ -8,6 +8,8 @@
 const VARIABLE = 'TROOP_NODE_OPTIONS';
 /** Programs mark sockets with this property to keep them from moving. */
 const STAY = Symbol.for('troop.stay');
+/** A program's mark on a server whose connections may move although the program has listeners of its own for them. */
+const MOVE = Symbol.for('troop.move');
 /** Maximum number of connections that are detached from their server and not moved yet. */
 const MAX_DETACHED = 32;
 /** Milliseconds until a connection that the primary rejected is offered again. */
@@ -94,12 +96,32 @@ function watch() {
     return [];
   }
 
+  /** Node's own listener for the connections of an http.Server. */
+  let ownListener;
+  /** The properties of a connection that Node sets. */
+  let ownKeys;
+
+  /** Whether nothing but Node keeps something for each connection of a server. A listener of the program's would be called again. */
+  function isPlain(server) {
+    if (server[MOVE]) return true;
+    const listeners = server.listeners('connection');
+    ownListener ??= require('http').createServer().listeners('connection')[0];
+    return listeners.length === 1 && listeners[0] === ownListener;
+  }
+
+  /** Whether the program keeps something on a connection, such as who its client is. */
+  function hasState(socket) {
+    ownKeys ??= new Set([...Object.keys(new (require('net').Socket)()), 'addListener', 'on', 'parser', 'prependListener', 'setEncoding', 'timeout']);
+    return Object.keys(socket).some((key) => !ownKeys.has(key) && !key.startsWith('_'));
+  }
+
   // ---- one connection ----
 
   function isMovable(server, socket) {
     const handle = socket._handle;
     const { parser } = socket;
     if (!leaving.keys.size || socket._server !== server || socket.server !== server || socket[STAY]) return false;
+    if (!isPlain(server) || hasState(socket)) return false;
     const kind = handle?.constructor.name;
     if (kind !== 'TCP' && kind !== 'Pipe') return false;
     if (![...servers.get(server)].some((key) => leaving.keys.has(key))) return false;

@@ -6,8 +6,8 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const SCRIPT = path.join(__dirname, 'moves.js');
-/** Options with which Node may not read the script. */
-const PERMISSION = /(?:^|\s)--(?:experimental-)?permission\b|(?:^|\s)--experimental-(?:default-)?config-file\b/;
+/** Options with which Node may not read the script, or would not read `NODE_OPTIONS` from a file any more. */
+const PERMISSION = /(?:^|\s)--(?:(?:experimental-)?permission|experimental-(?:default-)?config-file|experimental-policy|policy-integrity|env-file(?:-if-exists)?)\b/;
 const said = new Set();
 
 function sayOnce(why) {
@@ -29,7 +29,7 @@ function isPublic() {
 function obstacle({ execArgv, uid }, options) {
   try {
     const restricted = PERMISSION.exec([...execArgv, options].join(' '));
-    if (restricted) return `node may not read ${SCRIPT} with ${restricted[0].trim()}`;
+    if (restricted) return `node cannot be told to load ${SCRIPT} with ${restricted[0].trim()}`;
     if (uid !== undefined && uid !== process.geteuid() && !isPublic()) return `user ${uid} cannot read ${SCRIPT}`;
     // Where this code was bundled into another file.
     if (!fs.statSync(SCRIPT).isFile()) return `${SCRIPT} is missing`;

@@ -34,7 +34,10 @@ pub(crate) fn add(setup: Setup) -> Setup {
             .and_then(Path::file_name)
             .is_some_and(|name| name == "node" || name == "nodejs");
     let Some(app) = APP.get().filter(|_| is_node) else { return setup };
-    let is_public = setup.get_uid().is_some_and(|uid| uid != rustix::process::geteuid().as_raw());
+    // A program that root starts may give its privileges up by itself, and its threads load the
+    // script again.
+    let own = rustix::process::geteuid();
+    let is_public = own.is_root() || setup.get_uid().is_some_and(|uid| uid != own.as_raw());
     match lay(app, is_public) {
         Ok(path) => {
             let setup = setup.preload(path);
@@ -58,23 +61,41 @@ pub(crate) fn remove(app: &str) {
     for is_public in [false, true] {
         if let Ok(Some(directory)) = Directory::find(&path(is_public), Safety::Links) {
             let _ = directory.remove(&file(app));
+            let _ = directory.remove(&unfinished(app));
         }
     }
 }
 
+/// What was said to be in the way.
+static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
 fn say_once(why: String) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
     if said.insert(why.clone()) {
-        log::line(&format!(
-            "troop: idle connections do not move to other workers when theirs drains: {why} (move_connections = false turns this off)"
-        ));
+        say(&why);
     }
+}
+
+fn say(why: &str) {
+    log::line(&format!(
+        "troop: idle connections do not move to other workers when theirs drains: {why} (move_connections = false turns this off)"
+    ));
+}
+
+/// Says again what is in the way, in the logs of an app in the background: it was said before there
+/// were any.
+pub(crate) fn say_in_logs() {
+    SAID.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|why| say(why));
 }
 
 fn file(app: &str) -> OsString {
     // Not `.js`, which may be an ES module, depending on files around it.
     format!("{app}.cjs").into()
+}
+
+/// The script while it is being written.
+fn unfinished(app: &str) -> OsString {
+    format!(".{app}.cjs").into()
 }
 
 fn path(is_public: bool) -> PathBuf {
@@ -87,7 +108,7 @@ fn path(is_public: bool) -> PathBuf {
 
 fn lay(app: &str, is_public: bool) -> io::Result<PathBuf> {
     let directory = if is_public { public_directory()? } else { sockets::directory()? };
-    let (name, unfinished) = (file(app), OsString::from(format!(".{app}.cjs")));
+    let (name, unfinished) = (file(app), unfinished(app));
     let _ = directory.remove(&unfinished);
     let mut file = directory.create_new(&unfinished, 0o444)?;
     file.write_all(SCRIPT.as_bytes())?;

@@ -35,8 +35,13 @@ pub(crate) fn setup(
         Some("ts" | "mts" | "cts") => {
             // Run once: later, as PID 1, the driver reaps every child, this one included.
             static FLAGS: OnceLock<Result<Vec<OsString>, String>> = OnceLock::new();
-            let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
-            let flags = flags.clone().map_err(Error::Settings)?;
+            let flags = match has_loader(node_args) {
+                true => Vec::new(),
+                false => {
+                    let flags = FLAGS.get_or_init(|| typescript_flags().map_err(|e| e.chain()));
+                    flags.clone().map_err(Error::Settings)?
+                }
+            };
             Ok(Setup::new()
                 .script(path)
                 .args(args)
@@ -106,6 +111,15 @@ fn node(program: &Path, args: Vec<OsString>) -> Setup {
     }
 }
 
+/// Whether these options of node load something before the program, which may be what runs
+/// TypeScript: `--import tsx`, `-r ts-node/register`.
+fn has_loader(node_args: &[String]) -> bool {
+    const LOADERS: [&str; 5] = ["-r", "--require", "--import", "--loader", "--experimental-loader"];
+    node_args
+        .iter()
+        .any(|arg| LOADERS.contains(&arg.split_once('=').map_or(arg.as_str(), |(name, _)| name)))
+}
+
 /// Returns the options by which node runs TypeScript: none from 22.18 and 23.6 on, a flag from 22.6
 /// on.
 fn typescript_flags() -> Result<Vec<OsString>, Error> {
@@ -129,6 +143,17 @@ fn typescript_flags() -> Result<Vec<OsString>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loader_may_run_typescript_where_node_does_not() {
+        let args = |all: &[&str]| all.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        for with in [&["--import", "tsx"][..], &["--import=tsx"], &["-r", "ts-node/register"]] {
+            assert!(has_loader(&args(with)), "{with:?}");
+            let setup = setup("server.ts".as_ref(), &args(with), Vec::new()).unwrap();
+            assert_eq!(setup.get_exec_argv(), with);
+        }
+        assert!(!has_loader(&args(&["--inspect", "--report-on-signal"])));
+    }
 
     #[test]
     fn options_of_node_are_separated_from_the_script() {

@@ -141,6 +141,7 @@ fn run_as(
     // In the background troop's own lines go to the same place as the workers' output.
     if let Some(queue) = queue.clone().filter(|_| resolved.background) {
         log::send_lines_to(queue);
+        moves::say_in_logs();
     }
     let format = resolved.app.log.unwrap_or(LogFormat::Human);
     let mut log = match queue.clone().filter(|_| resolved.background) {

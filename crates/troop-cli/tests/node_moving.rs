@@ -70,7 +70,10 @@ fn idle_connections_outlive_their_worker() {
     let mut app = run(&["--set", "min_ready_time=0"], "hello.js");
     let port = app.listening(1);
     assert!(outlives(&mut app, port));
-    let script = app.runtime.path().join("troop/web.cjs");
+    // Programs that root starts may give its privileges up by themselves.
+    let is_root = rustix::process::geteuid().is_root();
+    let directory = if is_root { "troop-node" } else { "troop" };
+    let script = app.runtime.path().join(directory).join("web.cjs");
     assert_eq!(std::fs::metadata(&script).unwrap().permissions().mode() & 0o777, 0o444);
     app.signal(Signal::TERM);
     assert_eq!(app.end().0, Some(0));
@@ -82,7 +85,9 @@ fn one_switch_leaves_them_to_node() {
     let mut app = run(&["--set", "min_ready_time=0", "--move-connections", "false"], "hello.js");
     let port = app.listening(1);
     assert!(!outlives(&mut app, port));
-    assert!(!app.runtime.path().join("troop/web.cjs").exists());
+    for directory in ["troop", "troop-node"] {
+        assert!(!app.runtime.path().join(directory).join("web.cjs").exists());
+    }
 }
 
 #[test]
@@ -149,4 +154,15 @@ fn workers_of_another_user_or_in_a_sandbox_load_it() {
             assert!(!runtime.path().join(directory).join("web.cjs").exists());
         }
     }
+}
+
+#[test]
+fn what_is_in_the_way_is_in_the_logs_of_an_app_in_the_background() {
+    let server = std::fs::read_to_string(node("hello.js")).unwrap();
+    let home = support::Home::with(&[("hello.js", &server), ("empty.env", "")]);
+    let args = "node_args=[\"--env-file=empty.env\"]";
+    home.fine(&["start", "hello.js", "-i", "1", "-n", "web", "--set", args]);
+    let log = home.log("web.log");
+    assert!(log.contains("do not move to other workers") && log.contains("--env-file"), "{log}");
+    home.fine(&["stop", "web"]);
 }

@@ -46,7 +46,13 @@ if (kind === 'express') {
   app.listen({ port: where[0], host: where[1] });
 } else {
   const server = http.createServer(options, respond);
-  if (kind === 'marked') server.on('connection', (socket) => { socket[Symbol.for('troop.stay')] = true; });
+  if (kind === 'marked') server.on('request', ({ socket }) => { socket[Symbol.for('troop.stay')] = true; });
+  if (kind === 'known') server.on('request', ({ socket }) => { socket.user = 'somebody'; });
+  if (kind === 'greeted') server.on('connection', (socket) => { socket.setNoDelay(); });
+  if (kind === 'observed') {
+    server.on('connection', (socket) => { socket.setNoDelay(); });
+    server[Symbol.for('troop.move')] = true;
+  }
   if (kind === 'emitted') {
     // Clients come to another server, which gives them to this one.
     net.createServer((socket) => server.emit('connection', socket)).listen(...where);

@@ -127,3 +127,9 @@ async fn a_worker_that_leaves_names_only_listeners_that_it_had() {
     assert!(matches!(violation, Violation::Malformed(_)) && killed, "{violation:?}");
     scene.honest_worker_serves().await;
 }
+
+#[tokio::test]
+async fn a_worker_that_speaks_of_moves_that_nobody_asked_for_changes_nothing() {
+    let says = |act: &str| format!(r#"repeat 1000 {{"cmd":"NODE_TROOP","act":"{act}"}}"#);
+    Scene::is_ignored(&[&says("moves"), &says("moved"), &says("moves")]).await;
+}

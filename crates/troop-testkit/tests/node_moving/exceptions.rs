@@ -23,6 +23,13 @@ async fn a_connection_that_the_program_marks_stays_and_ends_after_an_announced_a
     ends_after_an_announced_answer("marked", "round-robin").await;
 }
 
+/// Another worker would not know the client, or call the listener again.
+#[tokio::test]
+async fn so_does_one_for_which_the_program_keeps_something() {
+    ends_after_an_announced_answer("known", "round-robin").await;
+    ends_after_an_announced_answer("greeted", "round-robin").await;
+}
+
 #[tokio::test]
 async fn so_does_one_that_the_server_did_not_accept_itself() {
     ends_after_an_announced_answer("emitted", "round-robin").await;

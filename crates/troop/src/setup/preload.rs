@@ -13,8 +13,12 @@ const NODE_OPTIONS: &str = "NODE_OPTIONS";
 /// no such variable.
 const GIVEN_OPTIONS: &str = "TROOP_NODE_OPTIONS";
 
-/// Options with which Node reads no file that it is not told to, or may not.
-const PERMISSIONS: [&str; 4] = [
+/// Options with which Node may not read the script, or with which it takes `NODE_OPTIONS` from a
+/// file, if there is no such variable.
+const PERMISSIONS: [&str; 7] = [
+    "--env-file",
+    "--experimental-policy",
+    "--policy-integrity",
     "--permission",
     "--experimental-permission",
     "--experimental-config-file",
@@ -60,7 +64,7 @@ impl Setup {
                     .map(Into::into)
             });
         if let Some(option) = restricted {
-            return Some(format!("node may not read it with {option}"));
+            return Some(format!("node cannot be told to load it with {option}"));
         }
         if path.as_os_str().as_bytes().iter().any(u8::is_ascii_control) {
             return Some("its path has control characters".into());
@@ -166,12 +170,17 @@ mod tests {
         let exchangeable = setup.clone().sandbox(sandbox);
         assert!(exchangeable.preload_obstacle().unwrap().contains("write there"));
         assert!(!environment(&exchangeable).contains_key("TROOP_NODE_OPTIONS"));
-        for restricted in [
-            setup.clone().exec_argv(["--permission"]),
-            setup.clone().env("NODE_OPTIONS", "--x --experimental-permission"),
+        for (restricted, option) in [
+            (setup.clone().exec_argv(["--permission"]), "--permission"),
+            (setup.clone().exec_argv(["--env-file=.env"]), "--env-file"),
+            (setup.clone().exec_argv(["--experimental-policy=p.json"]), "--experimental-policy"),
+            (
+                setup.clone().env("NODE_OPTIONS", "--x --experimental-permission"),
+                "--experimental-permission",
+            ),
         ] {
             let why = restricted.preload_obstacle().unwrap();
-            assert!(why.contains("permission"), "{why}");
+            assert!(why.contains(option), "{why}");
             assert!(!environment(&restricted).contains_key("TROOP_NODE_OPTIONS"));
         }
     }
