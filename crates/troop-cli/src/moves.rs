@@ -1,7 +1,7 @@
 //! The script that Node workers load before their program, by which idle connections outlive them.
 //!
-//! It is laid into a directory of troop's own user as a file that nobody else can change: beside the
-//! control socket, or, for workers of another user, in a directory where they can open it by name.
+//! It is written to a directory of troop's own user, as a file that no other user can change: beside
+//! the control socket, or, if troop is root, in a directory where every user can open it by name.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

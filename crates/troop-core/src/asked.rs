@@ -175,7 +175,7 @@ mod tests {
         ] {
             assert_eq!(takes_over(was, is), expected, "{was:?} {is:?}");
         }
-        // One that both generations had under the same name is nobody's own.
+        // One that both generations had under the same name is no worker's own.
         let was = Asked::by_several(unix("/srv/app-2/web.sock"));
         assert!(!asked("/srv/app-3/web.sock", 4712, 3).takes_over(&was));
     }

@@ -1,4 +1,4 @@
-//! The state of a worker, which decides about its life and about who gets connections.
+//! The state of a worker, which decides about its life and whether it gets connections.
 
 use std::fmt;
 

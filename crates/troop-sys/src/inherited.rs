@@ -1,7 +1,7 @@
 //! Takes over descriptors that this process was started with, by their numbers.
 //!
-//! A number does not say who owns a descriptor, and part of the program may rely on being the only
-//! owner. So [`claim`] accepts only descriptors for which no code of this process can assume that:
+//! A number does not show which part of the program owns a descriptor, and that part may rely on
+//! being the only owner. So [`claim`] accepts only descriptors for which no code of this process can assume that:
 //! - descriptors without close-on-exec, which every executed program inherits (the standard library
 //!   and nearly all other code set close-on-exec),
 //! - descriptors that `LISTEN_FDS` announces (`sd_listen_fds(3)`),

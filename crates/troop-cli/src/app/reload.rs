@@ -137,7 +137,7 @@ impl RunningApp {
                 }
                 _ => false,
             };
-            // Whoever has left, or does not listen, is not waited for a second time.
+            // A client that has left, or does not read, is not waited for again.
             if let (true, Some(client)) = (is_shown && is_reading, &mut client) {
                 is_reading = client.send(&Answer::Event(log::as_json(&event))).await.is_ok();
             }

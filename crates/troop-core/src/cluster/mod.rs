@@ -385,7 +385,7 @@ impl Cluster {
         }
     }
 
-    /// The program has told all workers to leave, so that nobody follows them.
+    /// Handles the disconnection of all workers by the program: they get no successors.
     pub fn release_all(&mut self, now: Time) {
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.release_all(now);

@@ -61,7 +61,7 @@ pub(super) struct Listener {
     pub(super) listened: Listened,
 }
 
-/// Who has listened on a listener so far.
+/// The workers that have listened on a listener so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Listened {
     Nobody,

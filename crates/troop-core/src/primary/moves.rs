@@ -18,7 +18,7 @@ use crate::wire::outgoing;
 
 impl Primary {
     /// The listener that a connection goes to which a worker gives back, by its key. `None` if the
-    /// worker has to keep it: nobody else could take it, or too many wait.
+    /// worker has to keep it: no other worker could take it, or too many wait.
     ///
     /// # Errors
     /// If the worker was not told to leave, or never had such a listener.
@@ -95,7 +95,7 @@ impl Primary {
         self.send(worker, |line| outgoing::leave(line, &keys, spread));
     }
 
-    /// Has workers that leave keep their connections when nobody stays who could take them.
+    /// Has workers that leave keep their connections when no worker stays that could take them.
     pub(super) fn withdraw_moves(&mut self) {
         let offered = self.workers.iter().filter(|(_, state)| state.moves_offered);
         let offered: Vec<WorkerId> = offered.map(|(id, _)| *id).collect();

@@ -155,7 +155,7 @@ pub struct ReplacePolicy {
     /// Default: 0. If `max_surge` is 0 too, it counts as 1.
     pub max_unavailable: usize,
     /// A reload starts all new workers at once, whatever the limits say, and no old one leaves
-    /// before all of them are ready: if it fails, nobody has been replaced. Default: false.
+    /// before all of them are ready: if it fails, no worker has been replaced. Default: false.
     pub all_or_none: bool,
 }
 

@@ -89,7 +89,7 @@ impl Supervisor {
         self.update_health(now);
     }
 
-    /// The program has told a worker to leave: nobody follows it.
+    /// Handles a worker that the program disconnects: it gets no successor.
     pub fn release(&mut self, now: Time, worker: WorkerId) {
         self.due.set(None);
         let is_it = |member: SlotWorker| member.worker == worker;

@@ -41,7 +41,7 @@ pub enum Order {
     CheckListeners,
     /// Answer an operation that was [requested](super::Supervisor::request).
     Answer(Ticket, Answer),
-    /// End: no worker runs any more. Also answers all who wait for the end.
+    /// End: no worker runs any more. Also answers all operations that wait for the end.
     Finish(Outcome),
 }
 

@@ -89,7 +89,7 @@ fn a_worker_that_listens_late_has_as_long_as_for_being_ready() {
     assert!(simulation.asked.is_empty());
     simulation.listens(3, &[9, 80]);
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(1))]);
-    // One that has it will do: who is next may be a worker that does something else.
+    // One worker that has it is enough: the next one may do something else.
     simulation.listens(4, &[9]);
     assert_eq!(simulation.progress.last(), Some(&Progress::ReloadFinished));
 }
@@ -287,7 +287,7 @@ fn a_slot_whose_own_address_another_one_may_bring_is_put_off_until_the_others_ar
         "{:?}",
         simulation.progress
     );
-    // Where nobody has them, nobody who does is sent away.
+    // While no new worker has them, the worker that has them is not drained.
     let mut simulation = serving(2);
     simulation.reload_with(&[own(91, &[1]), own(92, &[2])]);
     for worker in 3..=4 {
@@ -373,7 +373,7 @@ mod random {
                     w.listens(seen, &its);
                     ports.insert(WorkerId(seen), its);
                 }
-                // Who is told to leave does.
+                // A worker that is told to leave ends.
                 while let Some(Order::Disconnect(worker) | Order::Terminate(worker)) = w.asked.get(left).cloned() {
                     left += 1;
                     w.exit(worker.0, 0);

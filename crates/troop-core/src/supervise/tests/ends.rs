@@ -1,4 +1,4 @@
-//! Workers that end by themselves: who waits how long, and when an app is given up.
+//! Workers that end by themselves: the back-off of slots, and when an app is given up.
 
 use super::*;
 
@@ -437,7 +437,7 @@ fn a_worker_that_is_never_ready_is_replaced_as_one_that_failed() {
         simulation.progress
     );
     assert_eq!(simulation.asked, [Order::Disconnect(WorkerId(stuck))]);
-    // It does not hear; and nobody comes in its place before it has ended.
+    // It does not respond, and its slot is not refilled before it has ended.
     simulation.pass(30 * SECOND);
     assert_eq!(
         simulation.asked[1..],

@@ -32,7 +32,7 @@ struct Simulation {
     held: std::collections::BTreeSet<WorkerId>,
     /// Which slot got a worker when.
     forked: Vec<(usize, Time)>,
-    /// Workers that are ready, and that nobody has told to leave.
+    /// Workers that are ready and not told to leave.
     serving: std::collections::BTreeSet<WorkerId>,
 }
 
@@ -357,12 +357,12 @@ mod random {
                 let slots = &w.supervisor.slots;
                 let alive = slots.iter().flat_map(|p| p.current.iter().chain(&p.successor)).count();
                 prop_assert!(alive <= slots.len() + max_surge.max(1), "{alive} members for {} slots", slots.len());
-                // Whoever is the worker of a slot gets connections; whoever is not yet, does not.
+                // The worker of a slot gets connections; a successor does not yet.
                 for state in slots {
                     prop_assert!(state.current.is_none_or(|member| !w.held.contains(&member.worker)));
                     prop_assert!(state.successor.is_none_or(|member| w.held.contains(&member.worker)));
                 }
-                // Nobody who is not ready stays for ever.
+                // No worker stays unready for ever.
                 let sup = &w.supervisor;
                 let is_left = |slot: usize, member: &SlotWorker| {
                     !sup.round.as_ref().is_some_and(|round| round.is_at(slot))
@@ -393,7 +393,7 @@ mod random {
                 w.exit(worker, 0);
             }
             prop_assert!(w.outcome.is_some());
-            // Everyone who has asked for something knows how it ended.
+            // Every operation has been answered.
             for ticket in tickets {
                 prop_assert!(w.answers.iter().any(|(answered, _)| *answered == ticket), "{ticket:?} is not answered");
             }
@@ -413,7 +413,7 @@ fn workers_come_and_go_when_it_is_scaled() {
     simulation.carry_out();
     assert_eq!(simulation.asked, [2, 3, 4].map(|worker| Order::Disconnect(WorkerId(worker))));
     (2..=4).for_each(|worker| simulation.exit(worker, 0));
-    // Nobody comes in their places, but in that of the one that should be there.
+    // Only the slot that should have a worker is refilled.
     assert_eq!(simulation.forks, 4);
     simulation.exit(1, 0);
     simulation.pass(Duration::from_secs(1));
@@ -429,7 +429,7 @@ fn a_worker_that_is_not_needed_any_more_is_not_started_or_let_go() {
     }
     simulation.carry_out();
     assert_eq!((simulation.forks, &simulation.asked[..]), (1, &[][..]));
-    // What was started all the same, or could not be, is nobody's.
+    // Workers that were started all the same, or could not be, belong to no slot.
     simulation.supervisor.forked(simulation.now, Slot(1), WorkerId(7));
     simulation.supervisor.forked(simulation.now, Slot(0), WorkerId(8));
     simulation.supervisor.fork_failed(simulation.now, Slot(1), "no".into(), true);

@@ -112,7 +112,7 @@ fn the_first_new_worker_must_show_that_it_stays() {
     simulation.up(4);
     simulation.pass(Duration::from_millis(1_900));
     assert_eq!((simulation.forks, simulation.asked.len()), (4, 0));
-    // It listens, and dies a moment later: nobody was sent away for it.
+    // It listens, and dies a moment later: no worker was drained for it.
     simulation.exit(4, 1);
     assert!(
         matches!(simulation.progress.last(), Some(Progress::ReloadFailed { .. }))
@@ -148,7 +148,7 @@ fn a_new_worker_that_dies_later_in_the_reload_ends_it_too_and_its_kin_are_rolled
         .progress
         .iter()
         .position(|progress| matches!(progress, Progress::Restarting { .. }));
-    // Who is told of it can have the rest started as before.
+    // The other workers can be started as before.
     assert!(failed.is_some() && failed < restarting);
     assert!(
         simulation.asked.contains(&Order::Terminate(WorkerId(6)))
