@@ -157,7 +157,7 @@ pub(crate) struct DriverHandle {
 
 impl std::fmt::Debug for DriverHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Commander").finish_non_exhaustive()
+        f.debug_struct("DriverHandle").finish_non_exhaustive()
     }
 }
 
