@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests, and installs what they need: cargo-nextest (every test in a process of its own, which tests of processes, signals and
-# descriptors need) and the npm packages of the examples. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
+# descriptors need), the npm packages of the examples and of the tests' servers, and nginx where Debian's packages are. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
 # it runs is run then.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -8,6 +8,14 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
+web=crates/troop-testkit/node/web
+[ -d $web/.next ] || (cd $web && npm ci --no-audit --no-fund && npm run build)
+# Debian's nginx, unpacked only: installed, it would listen on port 80. The tests that need it are skipped without it.
+if ! PATH=$PATH:/usr/sbin command -v nginx >/dev/null && [ ! -x target/nginx/usr/sbin/nginx ] && command -v apt-get >/dev/null; then
+  mkdir -p target/nginx
+  (cd target/nginx && { apt-get download nginx || { apt-get update && apt-get download nginx; }; } && dpkg -x nginx_*.deb .) ||
+    echo "test.sh cannot get nginx" >&2
+fi
 # A name that is a file of tests, or FILE::MODULE, means those too: nextest itself looks at the names of functions and modules alone.
 if [ $# -eq 1 ] && [[ $1 =~ ^[a-z0-9_]+(::[a-z0-9_]+)?$ ]]; then
   file=${1%%::*}

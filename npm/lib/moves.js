@@ -16,6 +16,8 @@ const MAX_DETACHED = 32;
 const RETRY_INTERVAL = 10;
 /** Milliseconds after which a connection that could not move is served here again. */
 const MAX_WAIT = 250;
+/** Maximum of the milliseconds in which only answers end connections that cannot move. */
+const MAX_ANNOUNCEMENT = 1000;
 
 const { env } = process;
 const given = env[VARIABLE];
@@ -266,15 +268,23 @@ function watch() {
 
   // ---- leaving ----
 
-  /** Closes a connection that cannot move at a random moment within `spread`, or after its next answer. */
+  /**
+   * Closes a connection that cannot move at a random moment within `spread`, or after its next answer. The first moments are left out, so that
+   * a client which sends requests often gets an answer that announces the end.
+   */
   function end(server, socket) {
-    if (leaving.spread === 0) return void socket.destroy();
+    const { spread } = leaving;
+    if (spread === 0) return void socket.destroy();
     if (leaving.ending.has(socket)) return;
     leaving.ending.add(socket);
+    const first = Math.min(spread / 4, MAX_ANNOUNCEMENT);
     setTimeout(() => {
-      leaving.ending.delete(socket);
-      if (!socket._httpMessage && parsersOf(server, 'idle').includes(socket.parser)) socket.destroy();
-    }, Math.random() * leaving.spread);
+      // What has arrived is read before.
+      setImmediate(() => {
+        leaving.ending.delete(socket);
+        if (!socket._httpMessage && parsersOf(server, 'idle').includes(socket.parser)) socket.destroy();
+      });
+    }, first + Math.random() * (spread - first));
   }
 
   /** Replaces `closeIdleConnections`, which Node calls when a server closes, while the worker drains. */

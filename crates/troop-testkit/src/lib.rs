@@ -2,6 +2,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod http;
+pub mod kept;
 pub mod tamper;
 
 use std::collections::BTreeMap;

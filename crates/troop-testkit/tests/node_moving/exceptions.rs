@@ -42,6 +42,23 @@ async fn so_does_one_that_the_primary_cannot_give_to_another_worker() {
 }
 
 #[tokio::test]
+async fn clients_that_ask_often_are_told_before_their_connections_are_closed() {
+    let builder = serving("http", &json!({})).scheduling("shared".parse().unwrap());
+    let mut troop = Troop::start(builder.drain_spread(Duration::from_secs(4)));
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = kept(port, 50).await;
+    troop.cluster.reload().await.unwrap();
+    listening(&mut troop).await;
+    // Of those that are closed idle, none is before a quarter of the time.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for stream in &mut streams {
+        let body = answer(stream, "/").await;
+        assert_eq!(body.expect("it is still open"), (name(&old), true));
+    }
+    troop.exit(&old).await;
+}
+
+#[tokio::test]
 async fn an_upgraded_connection_stays_where_it_is() {
     let mut troop = Troop::start(serving("http", &json!({})));
     let (old, port) = listening(&mut troop).await;

@@ -1,0 +1,3 @@
+'use strict';
+
+module.exports = { skipTrailingSlashRedirect: true, turbopack: { root: __dirname } };
