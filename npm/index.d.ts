@@ -10,6 +10,7 @@ declare namespace troop {
    * How connections are spread over workers, by the names of `troop run --policy`: see `docs/scheduling.md`.
    *
    * - `round-robin`: exact turns among ready workers (Node's `SCHED_RR`, the default);
+   * - `auto`: exact turns while connections are few, `steered` while they are many;
    * - `shared`: all workers accept on one socket (Node's `SCHED_NONE`);
    * - `steered`: the kernel chooses, by weight and load, at no cost for the primary;
    * - `least-connections`, `p2c`: by connections open at the worker;
@@ -17,7 +18,7 @@ declare namespace troop {
    * - `weighted`: turns in proportion to weights.
    */
   type Scheduling =
-    | 'round-robin' | 'shared' | 'steered' | 'least-connections' | 'p2c' | 'weighted' | 'sticky' | 'steered:sticky'
+    | 'round-robin' | 'auto' | 'shared' | 'steered' | 'least-connections' | 'p2c' | 'weighted' | 'sticky' | 'steered:sticky'
     | `sticky:${string}` | `steered:sticky:${string}`;
 
   /** A connection for which a worker is to be chosen. */

@@ -87,7 +87,7 @@ impl World {
 
 fuzz_target!(|data: &[u8]| {
     let scheduling = |text: &str| text.parse().unwrap();
-    let listeners = [("81", "steered"), ("82", "sticky"), ("83", "least-connections")];
+    let listeners = [("81", "steered"), ("82", "sticky"), ("83", "least-connections"), ("84", "auto")];
     let listeners = listeners.map(|(port, name)| (port.parse().unwrap(), scheduling(name))).to_vec();
     let primary = Primary::new(Config { pending_limit: 4, troop_window: 4, node_window: 2, listeners, ..Config::default() });
     let mut world = World {
@@ -105,7 +105,7 @@ fuzz_target!(|data: &[u8]| {
         // Two troop workers and one of Node's.
         let version = if n < 3 { r#","troop":1"# } else { "" };
         world.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"online","seq":0{version}}}"#));
-        for port in [80, 81, 82, 83] {
+        for port in [80, 81, 82, 83, 84] {
             let line =
                 format!(r#"{{"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"address":null,"port":{port},"addressType":4}}"#);
             world.say(worker, &line);
@@ -126,6 +126,7 @@ fuzz_target!(|data: &[u8]| {
                 world.next += 1;
                 world.open.insert(conn);
                 world.primary.accepted(world.now, id, conn, Connection::new(None, Some(u32::from(*length) << 24)));
+                world.primary.arrived(world.now, id, u32::from(*length) * 100);
                 world.act();
             }
         }

@@ -1,7 +1,8 @@
 'use strict';
 
 // Loaded into Node workers before their program. When the worker drains, its idle HTTP/1 connections (those between two requests) move to other
-// workers. Only the descriptor moves; the other worker makes a new socket of it. See docs/design/moving.md.
+// workers. Only the descriptor moves; the other worker makes a new socket of it. See docs/design/moving.md. It also tells the primary which
+// servers limit their connections (docs/design/steering.md).
 //
 // `troop` and the npm package load this script with `--require` in `NODE_OPTIONS`. `TROOP_NODE_OPTIONS` has the original value.
 
@@ -54,15 +55,18 @@ function watch() {
     process.emitWarning(`connections do not outlive this worker: ${text}`, { type: 'TroopWarning' });
   }
 
-  function tell(act) {
-    if (process.connected) send.call(process, { cmd: 'NODE_TROOP', act }, undefined, undefined, () => {});
+  function tell(act, fields) {
+    if (process.connected) send.call(process, { cmd: 'NODE_TROOP', act, ...fields }, undefined, undefined, () => {});
   }
 
   // ---- servers ----
 
   cluster._getServer = function(server, options, callback) {
     return getServer.call(this, server, options, function(...reply) {
-      if (!reply[0] && isHttp(server)) learn(server, key);
+      if (!reply[0]) {
+        if (isHttp(server)) learn(server, key);
+        watchLimit(server, key);
+      }
       return callback.apply(this, reply);
     });
   };
@@ -70,6 +74,29 @@ function watch() {
   /** Whether a server is one of `http`, without loading that module. */
   function isHttp(server) {
     return typeof server.closeIdleConnections === 'function' && typeof server.keepAliveTimeout === 'number';
+  }
+
+  /**
+   * Tells the primary when a server limits its connections. Of those that the primary hands over, others get the ones that this server
+   * rejects; those that it accepts by itself it would close.
+   */
+  function watchLimit(server, key) {
+    const name = 'maxConnections';
+    if (typeof server.getConnections !== 'function') return;
+    if (Number.isFinite(server[name])) return tell('limited', { key });
+    if (Object.getOwnPropertyDescriptor(server, name)?.configurable === false) return;
+    const { value, enumerable = true } = Object.getOwnPropertyDescriptor(server, name) ?? {};
+    const hadName = Object.hasOwn(server, name);
+    Object.defineProperty(server, name, {
+      get: () => value,
+      set(limit) {
+        Object.defineProperty(server, name, { value: limit, enumerable, writable: true, configurable: true });
+        if (Number.isFinite(limit)) tell('limited', { key });
+        else watchLimit(server, key);
+      },
+      enumerable: hadName && enumerable,
+      configurable: true,
+    });
   }
 
   function learn(server, key) {

@@ -35,6 +35,14 @@ test('a function of the program chooses the worker of each connection', async ()
   assert.deepStrictEqual(of('counters'), [[9]]);
 });
 
+test('under auto, few connections are handed over in exact turns', async () => {
+  const reports = await scene('auto');
+  const served = reports.slice(0, 6).map(([who]) => who);
+  assert.strictEqual(new Set(served).size, 2);
+  assert.ok(served.every((who, at) => at < 2 || who === served[at - 2]), String(served));
+  assert.deepStrictEqual(reports[6], [[3, 3]]);
+});
+
 test('each worker has counters, also after its end', async () => {
   const [counters, last] = await scene('counters');
   for (const { open, ...known } of counters) {

@@ -55,6 +55,7 @@ fn contenders(kind: &str, workers: usize) -> Result<Vec<Contender>> {
     // Next to those that they are compared with.
     all.push(troop("round-robin", "round-robin")?);
     all.push(troop("steered", "steered")?);
+    all.push(troop("auto", "auto")?);
     all.push(troop("weighted", "weighted")?);
     all.push(troop("least-connections", "least-connections")?);
     all.push(troop("p2c", "p2c")?);

@@ -151,6 +151,7 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Stalled { .. } => "stalled",
         Event::Resumed { .. } => "resumed",
         Event::NotSteered { .. } => "not-steered",
+        Event::ModeChanged { .. } => "mode-changed",
         Event::ListenerClosed { .. } => "listener-closed",
         Event::ListenerRestored { .. } => "listener-restored",
         Event::ListenerLost { .. } => "listener-lost",
@@ -172,6 +173,11 @@ pub(crate) fn as_json(event: &Event) -> Value {
         | Event::ListenerLost { address: at, reason: why, .. } => {
             add_address(&mut add, at);
             add("reason", why.clone().into());
+        }
+        Event::ModeChanged { address: at, mode, reason, .. } => {
+            add_address(&mut add, at);
+            add("mode", mode.to_string().into());
+            add("reason", reason.to_string().into());
         }
         Event::ListenerClosed { address: at, dropped, .. } => {
             add_address(&mut add, at);

@@ -205,8 +205,10 @@ fn addresses_that_cannot_be_bound_are_reported_at_once() {
         code == Some(1) && log.contains(&format!("cannot listen on {address}: Address")),
         "{log}"
     );
-    let (code, log) = run(["-b", "8000", "--policy", "p2c", "true"]).end();
-    assert!(code == Some(2) && log.contains("there is no policy"), "{log}");
+    for policy in ["p2c", "auto"] {
+        let (code, log) = run(["-b", "8000", "--policy", policy, "true"]).end();
+        assert!(code == Some(2) && log.contains("there is no policy but"), "{log}");
+    }
     let (code, log) = run(["-b", "udp:127.0.0.1:0", "--policy", "steered", "true"]).end();
     assert!(code == Some(1) && log.contains("only TCP"), "{log}");
     // Nor where one is typed and the other is in a file.

@@ -47,7 +47,7 @@ fn apps_are_listed_and_shown() {
     let port = first.listening(2);
     let mut second = beside(&first, &["-w", "1", "--policy", "steered"], "hello.js");
     second.listening(1);
-    let mut third = beside(&first, &["-w", "1"], "hello.js");
+    let mut third = beside(&first, &["-w", "1", "--policy", "auto"], "hello.js");
     third.listening(1);
     served_by(port);
     let (code, out, _) = first.troop(["ls"]);
@@ -89,6 +89,11 @@ fn apps_are_listed_and_shown() {
     assert_eq!(web["listeners"], json!([listener]));
     let (_, out, _) = first.troop(["show", "hello"]);
     assert!(out.contains("steered") && out.contains("listening"), "{out}");
+    let (_, out, _) = first.troop(["show", "hello-2"]);
+    assert!(out.contains("auto (turns for "), "{out}");
+    let mode = &show(&first, "hello-2")["listeners"][0]["mode"];
+    assert_eq!((&mode["mode"], &mode["reason"]), (&json!("turns"), &json!("it was opened")));
+    assert!(mode["age_ms"].is_u64(), "{mode}");
     assert_eq!(first.troop(["list", "web", "--json"]).0, 0);
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::asked::Asked;
 use crate::id::WorkerId;
+use crate::steer::{Mode, ModeReason};
 use crate::text::escaped;
 
 /// Maximum number of characters of a worker's text in a message.
@@ -337,6 +338,15 @@ pub enum Notice {
         at: Address,
         /// The reason and what is done instead.
         reason: String,
+    },
+    /// A listener under [`Scheduling::Auto`](crate::policy::Scheduling::Auto) has changed its mode.
+    ModeChanged {
+        /// The bound address.
+        at: Address,
+        /// The new mode.
+        mode: Mode,
+        /// The reason.
+        reason: ModeReason,
     },
     /// A listener was closed: no worker has it, and no starting worker may ask for it, or the
     /// cluster does not keep it for a successor.

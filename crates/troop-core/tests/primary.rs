@@ -70,7 +70,7 @@ proptest! {
         if simulation.workers.len() < 8 {
             simulation.happen(Input::Fork { troop: true })?;
             let newest = simulation.workers.len() - 1;
-            for port in 1..7 {
+            for port in 1..8 {
                 simulation.happen(Input::Query { worker: newest, port, fails: false })?;
                 simulation.happen(Input::Listening { worker: newest, port })?;
             }

@@ -233,6 +233,7 @@ macro_rules! chaos {
 
 chaos! {
     round_robin: "round-robin";
+    auto: "auto";
     weighted: "weighted";
     least_connections: "least-connections";
     p2c: "p2c";

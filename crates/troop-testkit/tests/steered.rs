@@ -374,7 +374,7 @@ async fn a_worker_cannot_draw_the_connections_of_others_to_itself() {
 async fn one_port_has_one_cluster() {
     let mut first = steered(line());
     let (_, port) = forks(&mut first, 2).await;
-    for scheduling in ["steered", "round-robin", "shared"] {
+    for scheduling in ["steered", "auto", "round-robin", "shared"] {
         let setup = rust(["tries", &format!("127.0.0.1:{port}")]);
         let mut second =
             Troop::start(Cluster::builder().scheduling(scheduling.parse().unwrap()).setup(setup));

@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use futures_core::Stream;
 pub use troop_core::event::{Address, AddressType, ExitHow, Listening, Violation, signal_name};
+pub use troop_core::steer::{Mode, ModeReason};
 use troop_core::supervise::{Cause, GiveUp, Progress};
 use troop_core::text::{Escaping, escaped};
 
@@ -155,6 +156,16 @@ pub enum Event {
         /// The reason, and the consequence.
         reason: String,
     },
+    /// A listener under [`Scheduling::Auto`](crate::Scheduling::Auto) has changed its mode.
+    #[non_exhaustive]
+    ModeChanged {
+        /// Where it is bound.
+        address: Address,
+        /// The new mode.
+        mode: Mode,
+        /// The reason.
+        reason: ModeReason,
+    },
     /// A listener was closed because no worker has it any more and no starting worker may ask for
     /// it, or while connections waited for a worker.
     #[non_exhaustive]
@@ -270,6 +281,12 @@ impl Event {
                 write!(f, "{at} is not reached: {why}")
             }
             Event::NotSteered { address: at, reason: why } => write!(f, "{at}: {why}"),
+            Event::ModeChanged { address: at, mode: Mode::Steered, reason: why } => {
+                write!(f, "{at}: the kernel spreads connections over the workers: {why}")
+            }
+            Event::ModeChanged { address: at, reason: why, .. } => {
+                write!(f, "{at}: connections are handed over in turn: {why}")
+            }
             Event::ListenerClosed { address: at, dropped: 0 } => {
                 write!(f, "{at} is closed: no worker listens there any more")
             }
@@ -300,6 +317,7 @@ impl Weigh for Event {
             Event::Exit { .. } => crate::primary::MAX_TAIL,
             Event::Listening { address: at, .. }
             | Event::ListenerClosed { address: at, .. }
+            | Event::ModeChanged { address: at, .. }
             | Event::Supervision(Progress::Awaiting { at, .. }) => address(at),
             Event::NotSteered { address: at, reason: why } => address(at) + why.len(),
             Event::Unhealthy { reason: why, .. } => why.len(),

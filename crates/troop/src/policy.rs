@@ -86,3 +86,4 @@ pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky,
     WorkerView,
 };
+pub use troop_core::steer::AutoLimits;

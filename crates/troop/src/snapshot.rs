@@ -12,6 +12,8 @@
 //! ```
 
 pub use crate::primary::{
-    ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot,
+    ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, Usage, VacantSlot,
+    WorkerSnapshot,
 };
 pub use troop_core::primary::{WorkerState, WorkerStats};
+pub use troop_core::steer::Mode;

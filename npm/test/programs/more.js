@@ -52,6 +52,14 @@ const scenes = {
     report(second.counters().taken);
   },
 
+  // Few connections are handed over in exact turns.
+  async auto() {
+    cluster.schedulingPolicy = 'auto';
+    const port = await started(2);
+    for (let i = 0; i < 6; i++) report(await ask(port));
+    report(Object.values(cluster.workers).map((worker) => worker.counters().taken));
+  },
+
   // Whoever dies comes back with the same environment, however often.
   async respawn() {
     cluster.setupPrimary({ respawn: { delay: 10, restarts: 3, within: 60_000 } });

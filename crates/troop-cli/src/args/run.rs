@@ -68,6 +68,7 @@ pub(crate) struct Run {
     /// or path.
     ///
     /// round-robin: in exact turns (the default, unless NODE_CLUSTER_SCHED_POLICY overrides it).
+    /// auto: in exact turns while connections are few, as under steered while they are many.
     /// weighted: in turns by --weights. least-connections, p2c: to the least busy, or to the less
     /// busy of two. sticky: by client. shared: workers accept by themselves, and the kernel decides.
     /// steered: the kernel runs a program of troop's, at no cost per connection. `sticky:` takes

@@ -18,7 +18,7 @@ impl App {
         {
             found.push((
                 "weights",
-                "under round-robin and shared; choose a policy that goes by weights, such as weighted",
+                "under round-robin, auto and shared; choose a policy that goes by weights, such as weighted",
             ));
         }
         let never_hung = self.hang_timeout.is_some_and(|limit| limit.0.is_zero());

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use serde_json::Value;
-use troop::snapshot::{Phase, Snapshot, WorkerSnapshot, WorkerState};
+use troop::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, WorkerState};
 use troop::text::{self, escaped};
 
 use super::table::{self, size, time};
@@ -197,12 +197,7 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
                 .listeners
                 .iter()
                 .map(|l| {
-                    vec![
-                        l.address.clone(),
-                        l.scheduling.clone(),
-                        l.workers.to_string(),
-                        l.waiting.to_string(),
-                    ]
+                    vec![l.address.clone(), policy(l), l.workers.to_string(), l.waiting.to_string()]
                 })
                 .collect();
             table::print(
@@ -213,6 +208,16 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         }
     }
     Ok(())
+}
+
+/// Returns the scheduling of a listener and, under `auto`, its mode.
+fn policy(listener: &ListenerSnapshot) -> String {
+    match &listener.mode {
+        Some(mode) => {
+            format!("{} ({} for {})", listener.scheduling, mode.mode, time(mode.age_ms))
+        }
+        None => listener.scheduling.clone(),
+    }
 }
 
 fn state(worker: &WorkerSnapshot) -> String {

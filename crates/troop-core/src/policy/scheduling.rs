@@ -13,8 +13,8 @@ use super::{
 };
 
 /// The scheduling of a listener's connections. Written as on the command line: `round-robin`
-/// (Node's `rr`), `weighted`, `least-connections`, `p2c`, `sticky`, `shared` (Node's `none`),
-/// `steered`. `sticky:` takes the options of [`Sticky`], and so does `steered:sticky`.
+/// (Node's `rr`), `auto`, `weighted`, `least-connections`, `p2c`, `sticky`, `shared` (Node's
+/// `none`), `steered`. `sticky:` takes the options of [`Sticky`], and so does `steered:sticky`.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub enum Scheduling {
@@ -22,6 +22,10 @@ pub enum Scheduling {
     /// `SCHED_RR`).
     #[default]
     RoundRobin,
+    /// As [`Scheduling::RoundRobin`] while connections are few, and as [`Scheduling::Steered`] while
+    /// they are many ([`AutoLimits`](crate::steer::AutoLimits)), without weights. UDP sockets are
+    /// [shared](Scheduling::Shared). Where the kernel cannot steer, it is round robin.
+    Auto,
     /// Round robin with turns in proportion to the workers' weights.
     Weighted,
     /// The primary hands each connection to the worker with the fewest connections relative to its
@@ -135,17 +139,17 @@ impl Scheduling {
         Scheduling::Callback(Callback::new(wait, ask))
     }
 
-    /// Whether the primary accepts connections and hands them over, so that the scheduling can
-    /// change while a listener is open.
+    /// Whether the primary accepts all connections and hands them over.
     #[must_use]
     pub fn is_handed(&self) -> bool {
-        !matches!(self, Scheduling::Shared | Scheduling::Steered(_))
+        !matches!(self, Scheduling::Auto | Scheduling::Shared | Scheduling::Steered(_))
     }
 
-    /// Whether the workers' weights count. Under round robin and [`Scheduling::Shared`] they do not.
+    /// Whether the workers' weights count. Under round robin, [`Scheduling::Auto`] and
+    /// [`Scheduling::Shared`] they do not.
     #[must_use]
     pub fn is_weighted(&self) -> bool {
-        !matches!(self, Scheduling::RoundRobin | Scheduling::Shared)
+        !matches!(self, Scheduling::RoundRobin | Scheduling::Auto | Scheduling::Shared)
     }
 
     /// Returns how clients are identified, for sticky scheduling.
@@ -161,7 +165,9 @@ impl Scheduling {
     /// for connections whose worker is gone.
     pub(crate) fn policy(&self, seed: u64) -> Option<ListenerPolicy> {
         Some(match self {
-            Scheduling::RoundRobin => ListenerPolicy::RoundRobin(RoundRobin::default()),
+            Scheduling::RoundRobin | Scheduling::Auto => {
+                ListenerPolicy::RoundRobin(RoundRobin::default())
+            }
             Scheduling::Weighted => ListenerPolicy::Weighted(Weighted::default()),
             Scheduling::LeastConnections => {
                 ListenerPolicy::LeastConnections(LeastConnections::default())
@@ -183,6 +189,7 @@ impl fmt::Display for Scheduling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, sticky) = match self {
             Scheduling::RoundRobin => ("round-robin", None),
+            Scheduling::Auto => ("auto", None),
             Scheduling::Weighted => ("weighted", None),
             Scheduling::LeastConnections => ("least-connections", None),
             Scheduling::PowerOfTwo => ("p2c", None),
@@ -224,6 +231,7 @@ impl FromStr for Scheduling {
             text.split_once(':').map_or((text, None), |(name, options)| (name, Some(options)));
         let scheduling = match (name, options) {
             ("round-robin" | "rr", None) => Scheduling::RoundRobin,
+            ("auto", None) => Scheduling::Auto,
             ("weighted", None) => Scheduling::Weighted,
             ("least-connections" | "lc", None) => Scheduling::LeastConnections,
             ("p2c" | "power-of-two", None) => Scheduling::PowerOfTwo,
@@ -246,7 +254,7 @@ impl FromStr for Scheduling {
                 Scheduling::Steered(Some(sticky))
             }
             (
-                "round-robin" | "rr" | "weighted" | "least-connections" | "lc" | "p2c"
+                "round-robin" | "rr" | "auto" | "weighted" | "least-connections" | "lc" | "p2c"
                 | "power-of-two" | "shared" | "none",
                 Some(_),
             ) => {
@@ -254,7 +262,7 @@ impl FromStr for Scheduling {
             }
             _ => {
                 return Err(BadScheduling(format!(
-                    "there is no policy {name:?}; there are round-robin, weighted, least-connections, p2c, sticky, shared and steered"
+                    "there is no policy {name:?}; there are round-robin, auto, weighted, least-connections, p2c, sticky, shared and steered"
                 )));
             }
         };
@@ -353,6 +361,7 @@ mod tests {
     fn every_scheduling_parses_from_its_own_text() {
         for text in [
             "round-robin",
+            "auto",
             "weighted",
             "least-connections",
             "p2c",

@@ -44,7 +44,7 @@ impl Primary {
         let Listener { key, data, .. } = &*listener;
         let (key, data) = (key.as_str(), data.as_deref());
         let mut line = Vec::with_capacity(256);
-        if listener.scheduling.is_handed() {
+        if !listener.has_sockets() {
             let sockname = listener.bound.as_ref().and_then(Option::as_ref);
             outgoing::reply(
                 &mut line,

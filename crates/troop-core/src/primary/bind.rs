@@ -17,6 +17,9 @@ pub struct BindSpec {
     /// Whether to make it the first socket of a group, on which the primary accepts itself. If that
     /// fails, the shell calls [`Primary::cannot_steer`](super::Primary::cannot_steer).
     pub group: bool,
+    /// Whether the group must be of this process alone, so that a socket that another process has,
+    /// too, is not made the first one of a group.
+    pub exclusive: bool,
     /// The length of the accept queue that the worker asked for.
     pub backlog: u32,
 }
@@ -115,13 +118,14 @@ pub(super) fn bind_spec(
         n => u32::try_from(n).unwrap_or(u32::MAX),
     };
     let udp = matches!(target, Bind::Udp { .. } | Bind::Fd { udp: true, .. });
-    let group = matches!(scheduling, Scheduling::Steered(_));
+    let group = matches!(scheduling, Scheduling::Auto | Scheduling::Steered(_));
     // A socket gets its number in the group when it begins to listen, so the workers must not do
     // that.
     Some(BindSpec {
         target,
         listen: (!udp && *scheduling != Scheduling::Shared).then_some(backlog),
         group,
+        exclusive: *scheduling == Scheduling::Auto,
         backlog,
     })
 }

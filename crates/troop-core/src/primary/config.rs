@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Offered;
 use crate::event::Address;
 use crate::policy::{Pattern, Scheduling};
+use crate::steer::AutoLimits;
 
 /// The configuration of a primary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub struct Config {
     pub scheduling: Scheduling,
     /// Scheduling by pattern; the last matching pattern applies.
     pub listeners: Vec<(Pattern, Scheduling)>,
+    /// The rates at which listeners under [`Scheduling::Auto`] change their mode.
+    pub auto: AutoLimits,
     /// Seed of the random policies.
     pub seed: u64,
     /// Maximum number of connections in flight to a Node worker. Node's own primary allows one.
@@ -62,6 +65,7 @@ impl Default for Config {
         Config {
             scheduling: Scheduling::RoundRobin,
             listeners: Vec::new(),
+            auto: AutoLimits::default(),
             seed: 0,
             node_window: 16,
             troop_window: 64,

@@ -32,7 +32,8 @@ impl Primary {
         if !told {
             // New connections must stop before `disconnect` is sent.
             let accepts_itself = |membership: &membership::ListenerMembership| {
-                self.listeners.get(&membership.listener).is_some_and(|l| l.group.is_some())
+                let listener = self.listeners.get(&membership.listener);
+                listener.is_some_and(|l| l.group.is_some() && !l.is_long_in_turns(self.last_time))
             };
             if state.memberships.iter().any(accepts_itself) {
                 // It may have accepted its last connection just now.

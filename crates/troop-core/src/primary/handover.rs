@@ -303,6 +303,7 @@ impl Primary {
     ) -> Result<(), Violation> {
         if !accepted {
             return if self.in_flight_with(worker, seq) {
+                self.note_limit(now, worker, seq);
                 self.refused(now, worker, seq);
                 Ok(())
             } else if self.is_probe_reply(now, worker, seq) {

@@ -1,6 +1,7 @@
 //! One listener: its key, its socket or shards, the workers that use it, and its scheduling.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
@@ -15,6 +16,7 @@ use crate::asked::{Asked, Numbers};
 use crate::event::Address;
 use crate::id::{Time, WorkerId};
 use crate::policy::{ListenerPolicy, Policy, Scheduling, Sticky};
+use crate::steer::auto::{AutoMode, CurrentMode, Mode, ModeReason};
 use crate::steer::group::ShardGroup;
 use crate::wire::outgoing::SockName;
 
@@ -34,6 +36,8 @@ pub(super) struct Listener {
     pub(super) shards: Vec<Shard>,
     /// The shards of a steered listener.
     pub(super) group: Option<ShardGroup>,
+    /// The mode of a listener with a group under [`Scheduling::Auto`].
+    pub(super) auto: Option<AutoMode>,
     /// Workers that wait for a shard, with the number of their request.
     pub(super) growing: VecDeque<(WorkerId, u64)>,
     /// Whether the shell is opening a shard.
@@ -81,6 +85,10 @@ pub(super) struct Shard {
 /// Maximum number of shards of a listener; further workers share them.
 pub(super) const MAX_SHARDS: usize = 1024;
 
+/// Time after which no connection waits any more in a queue of which a worker accepts, once the
+/// kernel sends it no more.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
 /// Factor of the queue limit for sticky listeners, whose connections wait for a certain worker.
 const STICKY_QUEUE_FACTOR: usize = 16;
 
@@ -110,7 +118,57 @@ impl Listener {
             .next()
     }
 
-    pub(super) fn schedule(&mut self, scheduling: Scheduling, seed: u64) {
+    /// Whether the primary accepts all connections, also those of a group.
+    pub(super) fn is_own(&self) -> bool {
+        self.group.as_ref().is_none_or(ShardGroup::is_own)
+    }
+
+    /// Whether the workers have not accepted by themselves for a while.
+    pub(super) fn is_long_in_turns(&self, now: Time) -> bool {
+        let is_long = |auto: &AutoMode| {
+            let CurrentMode { mode, since, reason } = auto.current();
+            let was_steered = reason != ModeReason::Opened && now.since(since) < SETTLED_AFTER;
+            mode == Mode::Turns && !was_steered
+        };
+        self.auto.as_ref().is_some_and(is_long)
+    }
+
+    /// Whether workers get sockets of their own, or a shared one.
+    pub(super) fn has_sockets(&self) -> bool {
+        self.group.is_some() || !self.scheduling.is_handed()
+    }
+
+    /// Returns the scheduling by which the primary chooses workers.
+    fn effective(&self) -> Scheduling {
+        match (&self.scheduling, &self.auto) {
+            (Scheduling::Auto, Some(auto)) if auto.is_steered() => Scheduling::Steered(None),
+            (Scheduling::Auto, _) => Scheduling::RoundRobin,
+            (scheduling, _) => scheduling.clone(),
+        }
+    }
+
+    /// Sets the scheduling. Its policy has no workers yet.
+    pub(super) fn schedule(&mut self, now: Time, scheduling: Scheduling, seed: u64) {
+        let is_auto = scheduling == Scheduling::Auto && self.group.is_some();
+        self.auto = is_auto.then(|| AutoMode::new(now));
+        if let Some(group) = &mut self.group {
+            if let Some(auto) = self.auto.as_mut().filter(|_| group.has_lost_numbers()) {
+                auto.lose_numbers(now);
+            }
+            let own = match &self.auto {
+                Some(auto) => auto.own(),
+                None if scheduling.is_handed() => 1.0,
+                None => 0.0,
+            };
+            group.set_own(now, own);
+        }
+        self.scheduling = scheduling;
+        self.renew_policy(seed);
+    }
+
+    /// Creates the policy anew, without workers, after the scheduling or the mode has changed.
+    pub(super) fn renew_policy(&mut self, seed: u64) {
+        let scheduling = self.effective();
         self.policy = scheduling.policy(seed);
         self.needs_counts = self.policy.as_ref().is_some_and(|policy| policy.needs_counts());
         self.by_counts = matches!(
@@ -122,7 +180,6 @@ impl Listener {
             bytes: scheduling.sticky().is_some_and(Sticky::needs_bytes),
             answer: matches!(scheduling, Scheduling::Callback(_)),
         };
-        self.scheduling = scheduling;
     }
 
     /// Returns a shard for a worker: that of its slot, a vacant one, or a new one. A held worker

@@ -6,6 +6,7 @@
 
 mod action;
 mod admission;
+mod auto;
 mod bind;
 mod budget;
 mod config;
@@ -204,6 +205,10 @@ impl Primary {
             }
             Incoming::Troop(TroopMessage::Moved) => {
                 self.idle_moved(now, worker);
+                Ok(())
+            }
+            Incoming::Troop(TroopMessage::Limited { key }) => {
+                self.limited(now, worker, &key);
                 Ok(())
             }
             _ => Ok(()),

@@ -98,7 +98,9 @@ impl Primary {
         let chosen = self.config.scheduling_for(&asked);
         // Datagrams cannot be handed over, and Unix sockets cannot form a group.
         let scheduling = match (&chosen, listen_key.address_type) {
-            (Scheduling::Steered(_), AddressType::Unix) => Scheduling::RoundRobin,
+            (Scheduling::Auto | Scheduling::Steered(_), AddressType::Unix) => {
+                Scheduling::RoundRobin
+            }
             (Scheduling::Steered(_), _) => chosen.clone(),
             (_, kind) if kind.is_udp() => Scheduling::Shared,
             _ => chosen.clone(),
@@ -155,6 +157,7 @@ impl Primary {
                     self.last_time,
                 )
             }),
+            auto: None,
             growing: VecDeque::new(),
             opening: false,
             crowded_until: Time(0),
@@ -170,7 +173,7 @@ impl Primary {
             is_fixed: false,
             listened: Listened::Nobody,
         };
-        listener.schedule(scheduling, self.config.seed ^ u64::from(id.0));
+        listener.schedule(self.last_time, scheduling, self.config.seed ^ u64::from(id.0));
         if matches!(listener.chosen, Scheduling::Steered(_)) && listener.group.is_none() {
             let at = listener.asked();
             self.notify(Notice::NotSteered { at, reason: "Unix sockets cannot be steered".into() });

@@ -70,7 +70,7 @@ impl Primary {
         }
         let mut its =
             state.memberships.iter().filter_map(|membership| listeners.get(&membership.listener));
-        let decides = its.any(|listener| listener.group.is_some() || listener.needs_counts);
+        let decides = its.any(|listener| !listener.is_own() || listener.needs_counts);
         let every = if decides { DEFAULT_REPORT_INTERVAL } else { DISPLAY_REPORT_INTERVAL }
             .max(MIN_REPORT_GAP * *crowd);
         if std::mem::replace(&mut state.reports_every, every) != every {

@@ -1,6 +1,7 @@
 //! The scheduling of listeners, and its changes at run time.
 
 use super::{Config, Needs, Primary};
+use crate::event::AddressType;
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::{Callback, Pattern, Scheduling, Sticky, WorkerView};
 use crate::steer::group::ShardGroup;
@@ -71,8 +72,9 @@ impl Primary {
     // ---- changes at run time ----
 
     /// Changes the scheduling of the listeners that match a pattern, or the default of all others.
-    /// Open listeners change at once if the primary hands over their connections before and after.
-    /// The others are returned; they change when they are opened again.
+    /// Open listeners change at once if the primary hands over their connections before and after,
+    /// or their workers have sockets of a group before and after. The others are returned; they
+    /// change when they are opened again.
     pub fn set_scheduling(
         &mut self,
         now: Time,
@@ -91,45 +93,68 @@ impl Primary {
         let mut later = Vec::new();
         for id in self.listeners.keys().copied().collect::<Vec<_>>() {
             let Some(listener) = self.listeners.get_mut(&id) else { continue };
-            let chosen = self.config.scheduling_for(&listener.asked());
+            let asked = listener.asked();
+            let chosen = self.config.scheduling_for(&asked);
             if chosen == listener.chosen {
                 continue;
             }
-            if !chosen.is_handed() || !listener.scheduling.is_handed() {
-                if !listener.asked().address_type.is_udp()
-                    || matches!(chosen, Scheduling::Steered(_))
-                {
+            let scheduling = match chosen {
+                Scheduling::Auto if asked.address_type == AddressType::Unix => {
+                    Scheduling::RoundRobin
+                }
+                _ => chosen.clone(),
+            };
+            let can_change = match &listener.group {
+                // The workers have the sockets of a group, whichever ones the connections come to.
+                Some(group) => {
+                    !group.keeps_shards()
+                        && !matches!(scheduling, Scheduling::Shared | Scheduling::Steered(Some(_)))
+                }
+                None => scheduling.is_handed() && listener.scheduling.is_handed(),
+            };
+            if !can_change {
+                if !asked.address_type.is_udp() || matches!(chosen, Scheduling::Steered(_)) {
                     later.push(id);
                 }
                 continue;
             }
-            listener.chosen = chosen.clone();
-            listener.schedule(chosen, self.config.seed ^ u64::from(id.0));
-            let holders: Vec<WorkerId> =
-                listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
-            for worker in &holders {
-                // The new policy has no workers yet.
-                let Some(membership) =
-                    self.workers.get_mut(worker).and_then(|state| state.membership_mut(id))
-                else {
-                    continue;
-                };
-                membership.shown = None;
-                let reserved = std::mem::take(&mut membership.reserved);
-                if let Some(listener) = self.listeners.get_mut(&id) {
-                    listener.reserved -= reserved.len();
-                    reserved
-                        .into_iter()
-                        .rev()
-                        .for_each(|waiting| listener.queue.push_front(waiting));
-                }
-            }
-            // Add all workers before the first connection is dispatched.
-            holders.iter().for_each(|worker| self.refresh_all(now, *worker));
-            holders.iter().for_each(|worker| self.pace_reports(*worker));
-            self.pump(now, id);
+            listener.chosen = chosen;
+            listener.schedule(now, scheduling, self.config.seed ^ u64::from(id.0));
+            self.policy_renewed(now, id);
         }
         later
+    }
+
+    /// Adds the workers of a listener to its new policy, which may choose otherwise for all
+    /// connections that wait.
+    pub(super) fn policy_renewed(&mut self, now: Time, id: ListenerId) {
+        let Some(listener) = self.listeners.get(&id) else { return };
+        let holders: Vec<WorkerId> =
+            listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()).collect();
+        for worker in &holders {
+            // The new policy has no workers yet.
+            let Some(membership) =
+                self.workers.get_mut(worker).and_then(|state| state.membership_mut(id))
+            else {
+                continue;
+            };
+            membership.shown = None;
+            let reserved = std::mem::take(&mut membership.reserved);
+            if let Some(listener) = self.listeners.get_mut(&id) {
+                listener.reserved -= reserved.len();
+                reserved.into_iter().rev().for_each(|waiting| listener.queue.push_front(waiting));
+            }
+        }
+        // The program first, by which connections come to the primary or to the workers.
+        self.update_shard_loads(now, id);
+        // Add all workers before the first connection is dispatched.
+        holders.iter().for_each(|worker| self.refresh_all(now, *worker));
+        holders.iter().for_each(|worker| self.pace_reports(*worker));
+        self.pump(now, id);
+        if let Some(group) = self.listeners.get(&id).and_then(|l| l.group.as_ref()) {
+            let next = group.next_check();
+            self.wake_at(next);
+        }
     }
 
     /// Sets whether a worker is held, so that it gets no connections of clients yet. Must be called

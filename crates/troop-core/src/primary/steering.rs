@@ -1,10 +1,11 @@
 //! Steered listeners: opens shards, installs programs, and evaluates queues.
 
 use super::listener::MAX_SHARDS;
-use super::{Action, Primary};
-use crate::event::{Notice, Violation};
+use super::{Action, DEFAULT_WEIGHT, Primary};
+use crate::event::{Address, Notice, Violation};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::policy::Scheduling;
+use crate::steer::auto::AutoMode;
 use crate::steer::group::{Change, ShardGroup, ShardLoad};
 
 /// Delay before another attempt to add a shard.
@@ -15,14 +16,24 @@ const COUNT_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100
 impl Primary {
     /// Handles a listener that cannot form a group: its connections are handed over instead, and
     /// datagrams are read from a shared socket. Must be called before [`Primary::bound`].
+    /// Under [`Scheduling::Auto`] nothing is reported, because round robin serves as well.
     pub fn cannot_steer(&mut self, id: ListenerId, reason: String) {
-        let seed = self.config.seed ^ u64::from(id.0);
-        let Some(listener) = self.listeners.get_mut(&id) else { return };
+        if let Some(at) = self.hand_over_instead(id)
+            && self.listeners.get(&id).is_some_and(|l| l.chosen != Scheduling::Auto)
+        {
+            self.notify(Notice::NotSteered { at, reason });
+        }
+    }
+
+    /// Hands the connections of a listener over that cannot be steered.
+    fn hand_over_instead(&mut self, id: ListenerId) -> Option<Address> {
+        let (now, seed) = (self.last_time, self.config.seed ^ u64::from(id.0));
+        let listener = self.listeners.get_mut(&id)?;
         listener.group = None;
         let udp = listener.asked().address_type.is_udp();
-        listener.schedule(if udp { Scheduling::Shared } else { Scheduling::RoundRobin }, seed);
-        let at = listener.asked();
-        self.notify(Notice::NotSteered { at, reason });
+        let instead = if udp { Scheduling::Shared } else { Scheduling::RoundRobin };
+        listener.schedule(now, instead, seed);
+        Some(listener.asked())
     }
 
     /// Replies to workers whose shard has a socket, and opens another one if workers still wait.
@@ -62,7 +73,9 @@ impl Primary {
             Ok(()) => group.grow(),
             Err(reason) if group.len() == 0 => {
                 // Without a shard, the group's first socket serves all workers.
-                self.cannot_steer(id, reason);
+                if let Some(at) = self.hand_over_instead(id) {
+                    self.notify(Notice::NotSteered { at, reason });
+                }
                 let waiting = self
                     .listeners
                     .get_mut(&id)
@@ -101,6 +114,7 @@ impl Primary {
 
     fn shard_loads(&self, id: ListenerId) -> Vec<ShardLoad> {
         let Some(listener) = self.listeners.get(&id) else { return Vec::new() };
+        let is_auto = listener.auto.is_some();
         let load = |holders: &[WorkerId]| {
             let mut load = ShardLoad::default();
             for state in holders.iter().filter_map(|worker| self.workers.get(worker)) {
@@ -108,7 +122,8 @@ impl Primary {
                     && state.membership(id).is_some_and(|membership| membership.listening)
                 {
                     let busy = load.busy.saturating_add(state.open).saturating_add(state.load);
-                    load = ShardLoad { present: true, weight: state.weight, busy };
+                    let weight = if is_auto { DEFAULT_WEIGHT } else { state.weight };
+                    load = ShardLoad { present: true, weight, busy };
                 }
             }
             load
@@ -179,6 +194,7 @@ impl Primary {
         let next = group.next_check();
         self.wake_at(next);
         self.report_queues(now, id);
+        self.evaluate_mode(now, id);
         self.update_group(now, id);
     }
 
@@ -215,10 +231,13 @@ impl Primary {
                 next = Some(next.map_or(group.next_check(), |n| n.min(group.next_check())));
                 continue;
             }
-            counted.extend(listener.shards.iter().flat_map(|shard| shard.holders.iter().copied()));
+            if !group.is_own() {
+                let holders = listener.shards.iter().flat_map(|shard| shard.holders.iter());
+                counted.extend(holders.copied());
+            }
             self.last_actions.push_back(Action::Sample { listener: *id });
         }
-        if self.listeners.values().any(|l| l.group.is_none() && l.needs_counts) {
+        if self.listeners.values().any(|l| l.is_own() && l.needs_counts) {
             for (id, state) in self
                 .workers
                 .iter()
@@ -304,8 +323,13 @@ impl Primary {
         let Some(group) = &mut listener.group else { return };
         if group.lose_numbers() {
             let at = listener.asked();
-            let reason = "workers have shut its sockets down, so the kernel spreads connections evenly over those that are left";
+            let reason = if listener.auto.is_some() {
+                "workers have shut its sockets down, so all connections are handed over in turn"
+            } else {
+                "workers have shut its sockets down, so the kernel spreads connections evenly over those that are left"
+            };
             self.notify(Notice::NotSteered { at, reason: reason.into() });
+            self.hold_in_turns(now, id, AutoMode::lose_numbers);
             self.update_group(now, id);
         }
     }

@@ -62,6 +62,8 @@ const LONG_QUEUE_CHECKS: u32 = 3;
 /// The same limit for a worker whose share has fallen below [`SLOW_SHARE`].
 const LONG_QUEUE_IF_SLOW: u32 = 2;
 const SLOW_SHARE: f64 = 0.5;
+/// Maximum share of the primary's own socket.
+const MAX_OWN_SHARE: f64 = u32::MAX as f64;
 /// Maximum number of connections that are taken off a queue at one check.
 const MAX_TAKEN: u32 = 64;
 
@@ -141,7 +143,11 @@ pub(crate) struct ShardGroup {
     installed: Vec<Instruction>,
     /// The shares that this program implements.
     installed_shares: Vec<u32>,
-    /// Whether the numbers of the sockets in the kernel are unknown.
+    /// The fraction of new connections that come to the primary's own socket.
+    #[serde(with = "crate::snapshot::bits")]
+    own: f64,
+    /// Whether the numbers of the sockets in the kernel are unknown. That of the primary's own
+    /// socket is known.
     numbers_lost: bool,
     next_check: Time,
     /// The time of the last sign of load.
@@ -157,6 +163,7 @@ impl ShardGroup {
             shards: Vec::new(),
             installed: Vec::new(),
             installed_shares: Vec::new(),
+            own: 0.0,
             numbers_lost: false,
             next_check: now + IDLE_INTERVAL,
             awake: now,
@@ -248,6 +255,30 @@ impl ShardGroup {
         self.next_check
     }
 
+    /// Sets the fraction of new connections that come to the primary's own socket, for streams of
+    /// which none belongs to a certain shard.
+    pub(crate) fn set_own(&mut self, now: Time, own: f64) {
+        if !self.keeps_shards() && self.own != own {
+            self.own = own;
+            self.installed_shares.clear();
+            self.next_check = self.next_check.min(now + BUSY_INTERVAL);
+        }
+    }
+
+    /// Whether all new connections come to the primary's own socket.
+    pub(crate) fn is_own(&self) -> bool {
+        self.own >= 1.0
+    }
+
+    pub(crate) fn has_lost_numbers(&self) -> bool {
+        self.numbers_lost
+    }
+
+    /// Returns the number of shards whose workers take connections.
+    pub(crate) fn serving(&self) -> usize {
+        self.in_program(true).count()
+    }
+
     /// Evaluates the queue of each shard (`None` if unknown) and its load.
     pub(crate) fn evaluate(&mut self, now: Time, queues: &[Option<u32>], reported: &[ShardLoad]) {
         for (((number, shard), queue), reported) in
@@ -281,11 +312,9 @@ impl ShardGroup {
         }
         let unsettled = serving()
             .any(|shard| shard.queue > 0 || matches!(shard.health, ShardHealth::Suspect { .. }));
-        let pace = if unsettled || now.since(self.awake) < IDLE_AFTER {
-            BUSY_INTERVAL
-        } else {
-            IDLE_INTERVAL
-        };
+        // Of connections that go elsewhere the queues tell nothing.
+        let is_awake = now.since(self.awake) < IDLE_AFTER && !self.is_own();
+        let pace = if unsettled || is_awake { BUSY_INTERVAL } else { IDLE_INTERVAL };
         let sockets = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
         self.next_check =
             now + pace.max(INTERVAL_PER_SHARD.saturating_mul(sockets).min(MAX_BUSY_INTERVAL));
@@ -346,7 +375,7 @@ impl ShardGroup {
     /// Moves shares from shards that are busier than others to those that are less busy.
     fn shift_shares(&mut self) {
         let serving: Vec<usize> = self.in_program(true).collect();
-        if serving.len() < 2 {
+        if serving.len() < 2 || self.is_own() {
             return;
         }
         // Relative to the weight: a shard with twice the weight should be twice as busy.
@@ -463,7 +492,10 @@ impl ShardGroup {
             shares[*number] =
                 (weight * shard.level * 1000.0).round().clamp(1.0, f64::from(u32::MAX)) as u32;
         }
-        let program = if self.numbers_lost {
+        let program = if self.is_own() {
+            self.installed_shares.clear();
+            program::always(0)
+        } else if self.numbers_lost {
             let mut even = vec![100; self.shards.len()];
             even.insert(0, 0);
             self.installed_shares.clear();
@@ -490,8 +522,9 @@ impl ShardGroup {
                 return None;
             }
             self.installed_shares.clone_from(&shares);
-            // The primary's own socket gets no connections.
-            shares.insert(0, 0);
+            let all = shares.iter().map(|share| f64::from(*share)).sum::<f64>();
+            // The primary's own socket gets no connections, or a sample.
+            shares.insert(0, (all * self.own / (1.0 - self.own)).round().min(MAX_OWN_SHARE) as u32);
             program::by_share(&shares)
         };
         if program == self.installed {

@@ -92,6 +92,12 @@ fn tree(leaves: &[Leaf]) -> Vec<Instruction> {
     }
 }
 
+/// Generates a program that always returns the same number.
+#[must_use]
+pub fn always(number: u32) -> Vec<Instruction> {
+    vec![op(code::RETURN, number)]
+}
+
 /// Generates a program that returns each number at random in proportion to its share; all are
 /// equally likely if no share is above 0.
 #[must_use]

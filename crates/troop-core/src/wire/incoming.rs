@@ -108,6 +108,11 @@ pub enum TroopMessage<'a> {
     Moves,
     /// Such a worker has moved the connections that were idle when it was told to leave.
     Moved,
+    /// A server in such a worker limits its connections (`maxConnections`).
+    Limited {
+        /// Its listener, by the key of the primary's answer.
+        key: Cow<'a, str>,
+    },
     /// The primary requests the return of connections that were not taken.
     Recall(Vec<u64>),
     /// The primary sets the minimum interval between two [`Load`](TroopMessage::Load)s, in
@@ -495,6 +500,9 @@ impl<'a> Fields<'a> {
             },
             Some("moves") => TroopMessage::Moves,
             Some("moved") => TroopMessage::Moved,
+            Some("limited") => {
+                TroopMessage::Limited { key: self.key.ok_or_else(|| missing("key"))?.0 }
+            }
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             Some("report") => {
                 TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())

@@ -11,8 +11,9 @@ use troop_core::{ConnId, ListenerId, Violation, WorkerId};
 
 use super::{Simulation, Worker};
 
-/// What can be had instead while a listener is open.
-pub const HANDED: [&str; 5] = ["round-robin", "weighted", "least-connections", "p2c", "sticky"];
+/// What can be had instead while a listener is open, some of it only where there is a group.
+pub const CHANGES: [&str; 7] =
+    ["round-robin", "weighted", "least-connections", "p2c", "sticky", "auto", "steered"];
 
 /// Something that happens. Numbers choose among what is there.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub enum Input {
     Hold { worker: usize, held: bool },
     Shut { listener: usize, shard: usize },
     Accept { listener: usize },
+    Flood { listener: usize },
+    Foreign { listener: usize, there: bool },
     Answer { worker: usize, which: usize, accepted: bool },
     Batch { worker: usize, taken: u8, returned: u8 },
     Acknowledge { worker: usize, arrived: bool },
@@ -52,14 +55,16 @@ pub fn input() -> impl Strategy<Value = Input> {
     let which = 0..10usize;
     prop_oneof![
         3 => any::<bool>().prop_map(|troop| Input::Fork { troop }),
-        8 => (worker.clone(), 1..7u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
-        8 => (worker.clone(), 1..7u16).prop_map(|(worker, port)| Input::Listening { worker, port }),
+        8 => (worker.clone(), 1..8u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
+        8 => (worker.clone(), 1..8u16).prop_map(|(worker, port)| Input::Listening { worker, port }),
         2 => (worker.clone(), 0..50u32, 0..5u32).prop_map(|(worker, open, load)| Input::Report { worker, open, load }),
-        1 => (0..7u16, 0..HANDED.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
+        1 => (0..8u16, 0..CHANGES.len()).prop_map(|(port, to)| Input::Reschedule { port, to }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, held)| Input::Hold { worker, held }),
         1 => (worker.clone(), 0..300u32).prop_map(|(worker, weight)| Input::Weigh { worker, weight }),
         1 => (0..7usize, 0..8usize).prop_map(|(listener, shard)| Input::Shut { listener, shard }),
-        20 => (0..7usize).prop_map(|listener| Input::Accept { listener }),
+        20 => (0..8usize).prop_map(|listener| Input::Accept { listener }),
+        3 => (0..8usize).prop_map(|listener| Input::Flood { listener }),
+        1 => (0..8usize, any::<bool>()).prop_map(|(listener, there)| Input::Foreign { listener, there }),
         10 => (worker.clone(), which.clone(), prop::bool::weighted(0.7)).prop_map(|(worker, which, accepted)| Input::Answer { worker, which, accepted }),
         6 => (worker.clone(), 0..8u8, 0..8u8).prop_map(|(worker, taken, returned)| Input::Batch { worker, taken, returned }),
         6 => (worker.clone(), prop::bool::weighted(0.8)).prop_map(|(worker, arrived)| Input::Acknowledge { worker, arrived }),
@@ -189,7 +194,7 @@ impl Simulation {
             }
             Input::Reschedule { port, to } => {
                 let pattern = (port > 0).then(|| port.to_string().parse().unwrap());
-                self.primary.set_scheduling(self.now, pattern, HANDED[to].parse().unwrap());
+                self.primary.set_scheduling(self.now, pattern, CHANGES[to].parse().unwrap());
             }
             Input::Accept { listener } => {
                 let id = self.listeners.keys().copied().nth(listener % self.listeners.len().max(1));
@@ -200,6 +205,23 @@ impl Simulation {
                     self.waiting.insert(conn);
                     let about = Connection::new(None, Some(conn.0.wrapping_mul(0x9E37_79B1)));
                     self.primary.accepted(self.now, id, conn, about);
+                    self.primary.arrived(self.now, id, 1);
+                }
+            }
+            Input::Flood { listener } => {
+                // Connections of which nothing is left.
+                let id = self.listeners.keys().copied().nth(listener % self.listeners.len().max(1));
+                for _ in 0..4 {
+                    if let Some(id) = id {
+                        self.primary.arrived(self.now, id, 10_000);
+                    }
+                    self.happen_late(Input::Pass { ms: 101 })?;
+                }
+            }
+            Input::Foreign { listener, there } => {
+                let id = self.groups.keys().copied().nth(listener % self.groups.len().max(1));
+                if let Some(id) = id {
+                    self.primary.joined_by_others(self.now, id, there);
                 }
             }
             // A worker listens when it has been sent its sockets.
@@ -394,6 +416,8 @@ impl Simulation {
             }
             Input::Fork { .. }
             | Input::Accept { .. }
+            | Input::Flood { .. }
+            | Input::Foreign { .. }
             | Input::CloseUnused
             | Input::Successors { .. }
             | Input::Pass { .. }

@@ -9,15 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Bind, Config, Primary, Successors};
+use troop_core::steer::{Instruction, Mode};
 use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 
 pub use inputs::{Input, input};
 
-/// Schedulings of the ports 1 to 6.
-pub const PORTS: [&str; 6] =
-    ["round-robin", "steered", "sticky", "least-connections", "p2c", "steered:sticky"];
+/// Schedulings of the ports 1 to 7.
+pub const PORTS: [&str; 7] =
+    ["round-robin", "steered", "sticky", "least-connections", "p2c", "steered:sticky", "auto"];
 
 pub fn config() -> Config {
     let listeners = (1..)
@@ -77,6 +78,8 @@ pub struct Simulation {
     pub settled: BTreeMap<u64, bool>,
     /// The sockets of steered listeners, and whether the primary accepts on them.
     pub groups: BTreeMap<ListenerId, Vec<bool>>,
+    /// The program of each of them.
+    pub programs: BTreeMap<ListenerId, Vec<Instruction>>,
     /// The last one of these that was made had an obstacle.
     pub looks: u32,
     /// Queues are empty.
@@ -114,6 +117,7 @@ impl Simulation {
             sent: Vec::new(),
             settled: BTreeMap::new(),
             groups: BTreeMap::new(),
+            programs: BTreeMap::new(),
             looks: 0,
             calm: false,
             successors: Successors::Unknown,
@@ -314,6 +318,7 @@ impl Simulation {
                         listener
                     );
                     self.groups.remove(&listener);
+                    self.programs.remove(&listener);
                     self.workers
                         .values_mut()
                         .for_each(|w| w.sockets.retain(|(l, _), _| *l != listener));
@@ -334,6 +339,7 @@ impl Simulation {
                         if self.groups[&listener].is_empty() {
                             // Not even one: it is not steered any more.
                             self.groups.remove(&listener);
+                            self.programs.remove(&listener);
                         }
                         self.primary.opened(self.now, listener, Err("an obstacle".into()));
                     } else {
@@ -354,6 +360,7 @@ impl Simulation {
                 Action::Steer { listener, program } => {
                     prop_assert!(self.groups.contains_key(&listener));
                     prop_assert!(!program.is_empty() && program.len() <= 4096);
+                    self.programs.insert(listener, program);
                 }
                 Action::Kill { worker, .. } => {
                     prop_assert!(self.workers.contains_key(&worker));
@@ -430,6 +437,14 @@ impl Simulation {
                 );
             }
             prop_assert!(self.primary.next_deadline().is_some());
+            // In turns all connections come to the first socket. Before there is a shard, they do
+            // without a program.
+            if let (Some(current), Some(program)) =
+                (self.primary.mode(*listener), self.programs.get(listener))
+            {
+                let is_own = *program == troop_core::steer::program::always(0);
+                prop_assert_eq!(current.mode == Mode::Turns, is_own, "{:?}", program);
+            }
         }
         // Where there is work there is a time to look at it again.
         if !held.is_empty() && self.workers.values().any(|w| !w.cut_off && !w.holds.is_empty()) {

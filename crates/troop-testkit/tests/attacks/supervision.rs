@@ -258,6 +258,7 @@ macro_rules! poison {
 
 poison! {
     round_robin: "round-robin";
+    auto: "auto";
     shared: "shared";
     steered: "steered";
 }

@@ -47,7 +47,7 @@ async fn only_the_unhealthy_worker_is_replaced(setup: Setup, test: HealthTest, w
 
 #[tokio::test]
 async fn a_node_worker_that_answers_with_errors_is_replaced_under_any_policy() {
-    for scheduling in ["round-robin", "shared", "steered", "sticky"] {
+    for scheduling in ["round-robin", "auto", "shared", "steered", "sticky"] {
         let text = "const sick = require('cluster').worker.id === 2;
             require('http').createServer((q, s) => { s.statusCode = sick && q.url === '/health' ? 503 : 200; s.end('ok') }).listen(0, '127.0.0.1');";
         eprintln!("{scheduling}");

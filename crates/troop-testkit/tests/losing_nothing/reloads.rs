@@ -80,8 +80,9 @@ fn over_unix(path: PathBuf) -> impl Fn() -> std::io::Result<String> {
     }
 }
 
-const RELOADED: [&str; 7] = [
+const RELOADED: [&str; 8] = [
     "round-robin",
+    "auto",
     "weighted",
     "least-connections",
     "sticky:query=x",

@@ -19,9 +19,10 @@ use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{TEST_TIMEOUT, Troop, free_port, get, node_program, talk, wait_until};
 
 /// Whatever the scheduling, a Node program must see the same.
-fn every_scheduling() -> [Scheduling; 8] {
+fn every_scheduling() -> [Scheduling; 9] {
     [
         "round-robin",
+        "auto",
         "shared",
         "steered",
         "steered:sticky",

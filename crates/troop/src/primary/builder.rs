@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary};
+use troop_core::steer::AutoLimits;
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
 
@@ -184,6 +185,14 @@ impl Builder {
     /// port.
     pub fn scheduling_of(mut self, listeners: Pattern, scheduling: Scheduling) -> Builder {
         self.config.listeners.push((listeners, scheduling));
+        self
+    }
+
+    /// Sets the rates at which listeners under [`Scheduling::Auto`] change their mode. An error
+    /// unless a scheduling is [`Scheduling::Auto`].
+    pub fn auto_limits(mut self, limits: AutoLimits) -> Builder {
+        self.config.auto = limits;
+        self.explicit.insert("auto_limits");
         self
     }
 

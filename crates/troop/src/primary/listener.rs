@@ -158,14 +158,18 @@ pub(crate) fn open(
     } else {
         bind(spec, &mut file, rights)?
     };
-    let founded = if spec.group { group::found(&fd) } else { Ok(()) };
+    let is_common = given && spec.exclusive;
+    let grouped = spec.group && !is_common;
+    let founded = if grouped { group::found(&fd) } else { Ok(()) };
     if let Some(backlog) = spec.listen {
         socket::listen(&fd, backlog)?;
     }
-    let alone =
-        founded.and_then(|()| if spec.group { try_group(&fd, given) } else { Ok(()) }).err();
+    let alone = founded.and_then(|()| if grouped { try_group(&fd, given) } else { Ok(()) }).err();
     let alone = alone
         .map(|e| format!("the kernel does not let this socket be steered ({e}), so its connections are handed over in turn"));
+    let alone = alone.or_else(|| {
+        (spec.group && is_common).then(|| "another process has this socket, too".into())
+    });
     let name = socket::local_address(&fd).map(|address| SockName {
         address: address.ip().to_string(),
         family: if address.is_ipv4() { "IPv4" } else { "IPv6" },

@@ -50,7 +50,8 @@ pub use policies::{
     WhenFailed,
 };
 pub use snapshot::{
-    ListenerSnapshot, LostListener, Phase, Snapshot, Usage, VacantSlot, WorkerSnapshot,
+    ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, Usage, VacantSlot,
+    WorkerSnapshot,
 };
 pub(crate) use wake::{Command, DriverHandle};
 

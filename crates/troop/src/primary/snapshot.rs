@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_core::primary::{WorkerState, WorkerStats};
+use troop_core::steer::Mode;
 
 /// The state of a cluster at one moment, from [`Cluster::snapshot`](crate::Cluster::snapshot).
 /// Times are in milliseconds, sizes in bytes.
@@ -136,10 +137,25 @@ pub struct ListenerSnapshot {
     pub address: String,
     /// Its scheduling: the configured one, or the one that replaces it where that is impossible.
     pub scheduling: String,
+    /// The mode of a listener under [`Scheduling::Auto`](crate::Scheduling::Auto).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ModeSnapshot>,
     /// Number of workers that listen there.
     pub workers: usize,
     /// Number of connections that wait in the primary for a worker.
     pub waiting: usize,
+}
+
+/// The mode of a listener under [`Scheduling::Auto`](crate::Scheduling::Auto).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ModeSnapshot {
+    /// What chooses the workers.
+    pub mode: Mode,
+    /// Time since it began.
+    pub age_ms: u64,
+    /// Why it began, or lasts.
+    pub reason: String,
 }
 
 /// An address where workers listened and that serves no clients any more.

@@ -5,6 +5,7 @@ use crate::activation::ActivationSocket;
 use crate::error::{Error, Result};
 use crate::primary::policies::{HealthTest, ReadyWhen, ReplacePolicy};
 use crate::setup::ClusterPart;
+use troop_core::policy::Scheduling;
 
 /// A setting that has no effect, and why.
 type Ineffective = (&'static str, &'static str);
@@ -112,6 +113,7 @@ impl Builder {
         let settings = [
             ("scheduling", is_set("scheduling"), ACCEPT),
             ("scheduling_of", !self.config.listeners.is_empty(), ACCEPT),
+            ("auto_limits", is_set("auto_limits"), ACCEPT),
             ("pending_limit", is_set("pending_limit"), ACCEPT),
             ("weights", !self.weights.is_empty() && !is_steered, ACCEPT),
             ("inherited", !self.inherited.is_empty(), LISTEN),
@@ -133,7 +135,15 @@ impl Builder {
         if !self.weights.is_empty() && self.activation.is_none() && !is_weighted {
             return Some((
                 "weights",
-                "under round robin and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted",
+                "under round robin, auto and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted",
+            ));
+        }
+        let is_auto = self.config.scheduling == Scheduling::Auto
+            || self.config.listeners.iter().any(|(_, scheduling)| *scheduling == Scheduling::Auto);
+        if self.explicit.contains("auto_limits") && !is_auto {
+            return Some((
+                "auto_limits",
+                "without Scheduling::Auto: set Builder::scheduling to it",
             ));
         }
         let is_command =

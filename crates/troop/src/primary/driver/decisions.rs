@@ -153,6 +153,10 @@ impl Driver {
                 self.events.push(Event::NotSteered { address: at, reason });
                 return;
             }
+            Notice::ModeChanged { at, mode, reason } => {
+                self.events.push(Event::ModeChanged { address: at, mode, reason });
+                return;
+            }
             Notice::ListenerClosed { at, dropped } => {
                 self.events.push(Event::ListenerClosed { address: at, dropped });
                 return;
@@ -187,6 +191,7 @@ impl Driver {
             Notice::Stalled { stalled: true, .. } => Event::Stalled { worker },
             Notice::Stalled { stalled: false, .. } => Event::Resumed { worker },
             Notice::NotSteered { .. }
+            | Notice::ModeChanged { .. }
             | Notice::ListenerClosed { .. }
             | Notice::ListenerMissed { .. } => return,
         });

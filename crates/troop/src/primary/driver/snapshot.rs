@@ -4,7 +4,8 @@ use troop_core::supervise::SupervisorState;
 
 use super::Driver;
 use crate::primary::snapshot::{
-    ListenerSnapshot, LostListener, Phase, Snapshot, VacantSlot, WorkerSnapshot, millis,
+    ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot,
+    millis,
 };
 
 impl Driver {
@@ -43,6 +44,7 @@ impl Driver {
         let sockets = self.workers.setup().activation().iter().map(|socket| ListenerSnapshot {
             address: socket.address().to_owned(),
             scheduling: "shared".into(),
+            mode: None,
             workers: self.workers.len(),
             waiting: socket.waiting(),
         });
@@ -52,6 +54,11 @@ impl Driver {
             Some(ListenerSnapshot {
                 address: self.cluster.primary.bound_address(id)?.to_string(),
                 scheduling,
+                mode: self.cluster.primary.mode(id).map(|current| ModeSnapshot {
+                    mode: current.mode,
+                    age_ms: millis(self.now.since(current.since)),
+                    reason: current.reason.to_string(),
+                }),
                 workers,
                 waiting,
             })

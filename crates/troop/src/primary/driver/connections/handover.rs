@@ -49,6 +49,10 @@ impl Driver {
             }
         }
         self.held_up(number, watch);
+        if accepted.count > 0 && self.listeners.is_first(listener, number) {
+            let count = u32::try_from(accepted.count).unwrap_or(u32::MAX);
+            self.cluster.primary.arrived(self.now, listener, count);
+        }
         self.listeners.end_turn(number, burst, accepted, &mut self.poller)
     }
 

@@ -217,6 +217,8 @@ impl Driver {
             self.steer_again(id);
             let bound = if self.listeners.is_udp(id) { &udp } else { &tcp };
             let strangers = self.listeners.strangers(id, bound, None);
+            let is_joined = !strangers.is_empty();
+            let is_auto = self.cluster.primary.joined_by_others(self.now, id, is_joined);
             let Some(listener) = self.listeners.open.get_mut(&id) else { continue };
             listener.intruders.retain(|inode| strangers.iter().any(|who| who.inode == *inode));
             let Some(new) = strangers
@@ -227,10 +229,12 @@ impl Driver {
                 continue;
             };
             described = true;
-            let reason = format!(
-                "{}; it gets no connections, and no more sockets are opened while it is there",
-                self.listeners.describe(id, new)
-            );
+            let consequence = if is_auto {
+                "all connections are handed over in turn while it is there"
+            } else {
+                "it gets no connections, and no more sockets are opened while it is there"
+            };
+            let reason = format!("{}; {consequence}", self.listeners.describe(id, new));
             if let Some(at) = self.cluster.primary.listener_address(id) {
                 self.events.push(Event::NotSteered { address: at, reason });
             }

@@ -59,6 +59,14 @@ impl Listeners {
         self.sockets.get(number).map(|socket| (number, socket))
     }
 
+    /// Whether a socket is the first one of a listener's group.
+    #[inline]
+    pub(super) fn is_first(&self, id: ListenerId, number: usize) -> bool {
+        self.open
+            .get(&id)
+            .is_some_and(|listener| listener.grouped && listener.sockets.first() == Some(&number))
+    }
+
     /// The listener that a socket is a shard of, and which one.
     pub(super) fn shard_of(&self, number: usize) -> Option<(ListenerId, usize)> {
         let id = self.sockets.get(number)?.listener;

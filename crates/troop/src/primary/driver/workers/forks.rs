@@ -34,7 +34,7 @@ use crate::primary::wake::{Command, DriverHandle, Wake};
 use crate::setup::Setup;
 
 /// The error of a fork with a weight that nothing goes by.
-const NO_WEIGHTS: &str = "Fork::weight has no effect under round robin and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted";
+const NO_WEIGHTS: &str = "Fork::weight has no effect under round robin, auto and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted";
 
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
