@@ -15,9 +15,10 @@ use cells::{Cell, Kind, check};
 /// What clients see of an operation, by the scheduling of the listener. Of a killed worker those
 /// clients are counted whose connections other workers have.
 #[rustfmt::skip]
-const TABLE: [(&str, [Cell; 4]); 9] = [
+const TABLE: [(&str, [Cell; 4]); 10] = [
     // scheduling                 reload  recycle kill    scale
     ("round-robin",              [Moves,  Moves,  Moves,  Moves]),
+    ("auto",                     [Moves,  Moves,  Moves,  Moves]),
     ("weighted",                 [Moves,  Moves,  Moves,  Moves]),
     ("least-connections",        [Moves,  Moves,  Moves,  Moves]),
     ("p2c",                      [Moves,  Moves,  Moves,  Moves]),
