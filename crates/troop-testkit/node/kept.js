@@ -27,6 +27,11 @@ const servers = {
       response.end(me);
     }).listen(...where);
   },
+  https() {
+    // A key for tests, which everybody knows.
+    const pem = require('fs').readFileSync(path.join(__dirname, 'tls.pem'));
+    require('https').createServer({ key: pem, cert: pem }, (request, response) => response.end(me)).listen(...where);
+  },
   express() {
     const app = installed(examples, 'express')();
     app.all('*path', async (request, response) => {

@@ -1,5 +1,8 @@
 //! Connections of Node programs that do not move, and what counts for those that do.
 
+use std::io::{BufRead, Write};
+use std::process::{Child, Command, Stdio};
+
 use super::*;
 
 /// Asks once more after a reload. The old worker answers, and says that it is the last time.
@@ -56,6 +59,47 @@ async fn clients_that_ask_often_are_told_before_their_connections_are_closed() {
         assert_eq!(body.expect("it is still open"), (name(&old), true));
     }
     troop.exit(&old).await;
+}
+
+/// A process that ends with its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Half of the clients ask all the time, half never again.
+#[tokio::test]
+async fn connections_with_tls_end_after_an_announced_answer_or_one_after_another() {
+    let builder = program("kept.js", ["https"]).drain_spread(Duration::from_secs(2));
+    let mut troop = Troop::start(builder);
+    let (old, port) = listening(&mut troop).await;
+    let mut command = Command::new("node");
+    command.arg(node_program("tls_clients.js")).args([&port.to_string(), "40"]);
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut clients = Running(spawned.unwrap());
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    let output = std::io::BufReader::new(clients.0.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        output.lines().map_while(Result::ok).all(|line| sender.send(line).is_ok())
+    });
+    let mut line = async || {
+        let line = tokio::time::timeout(TEST_TIMEOUT, lines.recv()).await;
+        line.expect("what the clients say").expect("the clients run")
+    };
+    assert_eq!(line().await, "ready");
+    clients.0.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    troop.cluster.reload().await.unwrap();
+    let noticed: Value = serde_json::from_str(&line().await).unwrap();
+    troop.exit(&old).await;
+    assert_eq!(noticed["failed"], json!([]));
+    assert_eq!(noticed["announced"], 20, "{noticed}");
+    let times = noticed["closed"].as_array().unwrap().iter().map(|time| time.as_u64().unwrap());
+    let (first, last) = (times.clone().min().unwrap(), times.max().unwrap());
+    assert!(first >= 500 && last >= first + 500, "{noticed}");
 }
 
 #[tokio::test]
