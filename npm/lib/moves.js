@@ -1,8 +1,8 @@
 'use strict';
 
 // Loaded into Node workers before their program. When the worker drains, its idle HTTP/1 connections (those between two requests) move to other
-// workers. Only the descriptor moves; the other worker makes a new socket of it. See docs/design/moving.md. It also tells the primary which
-// servers limit their connections (docs/design/steering.md).
+// workers; so do some of them when it has more than its share. Only the descriptor moves; the other worker makes a new socket of it. See
+// docs/design/moving.md. It also tells the primary which servers limit their connections (docs/design/steering.md).
 //
 // `troop` and the npm package load this script with `--require` in `NODE_OPTIONS`. `TROOP_NODE_OPTIONS` has the original value.
 
@@ -15,6 +15,8 @@ const MOVE = Symbol.for('troop.move');
 const MAX_DETACHED = 32;
 /** Milliseconds until a connection that the primary rejected is offered again. */
 const RETRY_INTERVAL = 10;
+/** Milliseconds within which connections move that the primary has asked for although the worker stays. */
+const SHARE_TIMEOUT = 1000;
 /** Milliseconds after which a connection that could not move is served here again. */
 const MAX_WAIT = 250;
 /** Maximum of the milliseconds in which only answers end connections that cannot move. */
@@ -44,6 +46,8 @@ function watch() {
   const arrived = new WeakSet();
   /** The state of draining: `null` before the primary requests it. */
   let leaving = null;
+  /** The connections that the primary has asked for although the worker stays: `null` if there are none. */
+  let sharing = null;
   /** The key of the listener in the message that Node is handling. */
   let key;
   let ownerSymbol;
@@ -146,14 +150,20 @@ function watch() {
 
   // ---- one connection ----
 
+  /** Returns the keys of the listeners whose connections the primary takes now. */
+  function takenKeys() {
+    return (leaving ?? sharing)?.keys ?? new Set();
+  }
+
   function isMovable(server, socket) {
     const handle = socket._handle;
     const { parser } = socket;
-    if (!leaving.keys.size || socket._server !== server || socket.server !== server || socket[STAY]) return false;
+    const taken = takenKeys();
+    if (!taken.size || socket._server !== server || socket.server !== server || socket[STAY]) return false;
     if (!isPlain(server) || hasState(socket)) return false;
     const kind = handle?.constructor.name;
     if (kind !== 'TCP' && kind !== 'Pipe') return false;
-    if (![...servers.get(server)].some((key) => leaving.keys.has(key))) return false;
+    if (![...servers.get(server)].some((key) => taken.has(key))) return false;
     return parser?.socket === socket && ['execute', 'unconsume', 'remove'].every((name) => typeof parser[name] === 'function');
   }
 
@@ -168,7 +178,7 @@ function watch() {
 
   /** Detaches an idle connection from its server. No event is emitted before it has moved. */
   function detach(server, socket, resting) {
-    if (socket.destroyed || !isMovable(server, socket)) return;
+    if (socket.destroyed || !isMovable(server, socket) || (!leaving && !isWanted(socket))) return;
     const { parser, _handle: handle } = socket;
     // Nothing is read from here on, so an idle connection stays idle.
     handle.readStop();
@@ -184,7 +194,8 @@ function watch() {
     socket.setTimeout(0);
     handle.onread = () => {};
     socket._handle = null;
-    const key = [...servers.get(server)].find((key) => leaving.keys.has(key));
+    const key = [...servers.get(server)].find((key) => takenKeys().has(key));
+    sharing?.wanted.delete(socket);
     return { server, socket, handle, key, kept, until: Date.now() + MAX_WAIT };
   }
 
@@ -200,7 +211,7 @@ function watch() {
     server.emit('connection', socket);
     if (kept) rest(server, socket);
     old.destroy();
-    if (!leaving.keys.size && !server.listening) server.closeIdleConnections();
+    if (!takenKeys().size && !server.listening) server.closeIdleConnections();
   }
 
   /** Puts a new connection into the state after an answer, so that Node's server treats it as kept alive. */
@@ -253,7 +264,7 @@ function watch() {
       }
     }
     if (!underWay && detached.length > 0) sendNext();
-    if (detached.length === 0 && candidates.length === 0 && leaving.isScanned && !leaving.hasMoved) {
+    if (detached.length === 0 && candidates.length === 0 && leaving?.isScanned && !leaving.hasMoved) {
       leaving.hasMoved = true;
       tell('moved');
     }
@@ -262,7 +273,7 @@ function watch() {
   function sendNext() {
     const entry = detached[0];
     const { key, kept, handle } = entry;
-    if (!process.connected || !leaving.keys.has(key)) {
+    if (!process.connected || !takenKeys().has(key)) {
       detached.shift();
       putBack(entry);
       return pump();
@@ -282,7 +293,7 @@ function watch() {
       detached.shift();
       entry.handle.close();
       entry.socket.destroy();
-    } else if (Date.now() < entry.until && leaving.keys.has(entry.key) && process.connected) {
+    } else if (Date.now() < entry.until && leaving?.keys.has(entry.key) && process.connected) {
       // The primary has too many waiting connections.
       setTimeout(() => { if (!underWay && detached[0] === entry) sendNext(); }, RETRY_INTERVAL);
       return;
@@ -348,25 +359,48 @@ function watch() {
     if (!isScheduled) pump();
   }
 
-  function announceEnd(response) {
-    if (!response.headersSent) response.shouldKeepAlive = false;
+  /** Moves some connections of a listener, idle ones first, while the worker goes on. */
+  function share(key, count) {
+    if (leaving || !(count > 0)) return;
+    observe();
+    sharing ??= { keys: new Set(), wanted: new WeakMap() };
+    sharing.keys.add(key);
+    const idle = [];
+    const busy = [];
+    for (const [server, keys] of servers) {
+      if (!keys.has(key)) continue;
+      const resting = new Set(parsersOf(server, 'idle'));
+      for (const { socket } of parsersOf(server)) {
+        if (socket && isMovable(server, socket)) (isIdle(socket, resting) ? idle : busy).push([server, socket]);
+      }
+    }
+    for (const [server, socket] of idle.concat(busy).slice(0, count)) {
+      sharing.wanted.set(socket, Date.now() + SHARE_TIMEOUT);
+      enqueue(server, socket);
+    }
   }
 
-  function begin() {
-    const { subscribe } = require('diagnostics_channel');
-    for (const server of servers.keys()) takeOver(server);
-    subscribe('http.server.request.start', ({ server, socket, response }) => {
-      if (servers.has(server) && !isMovable(server, socket)) announceEnd(response);
+  /** Whether the primary has asked for a connection just now. */
+  function isWanted(socket) {
+    return Date.now() < (sharing?.wanted.get(socket) ?? 0);
+  }
+
+  /** Returns the number of a listener's connections. */
+  function count(key) {
+    let open = 0;
+    for (const [server, keys] of servers) if (keys.has(key)) open += parsersOf(server).length;
+    return open;
+  }
+
+  let isObserved = false;
+
+  /** Moves connections after their answers. */
+  function observe() {
+    if (isObserved) return;
+    isObserved = true;
+    require('diagnostics_channel').subscribe('http.server.response.finish', ({ server, socket }) => {
+      if (servers.has(server) && (leaving || isWanted(socket))) enqueue(server, socket);
     });
-    subscribe('http.server.response.finish', ({ server, socket }) => {
-      if (servers.has(server)) enqueue(server, socket);
-    });
-    // Finds connections that become idle without an answer, and those that no worker has taken.
-    setInterval(() => {
-      for (const server of servers.keys()) {
-        for (const { socket } of parsersOf(server, 'idle')) if (isMovable(server, socket)) enqueue(server, socket);
-      }
-    }, MAX_WAIT).unref();
     process.once('disconnect', () => {
       const entries = detached.splice(0);
       // The owner of the connection in flight is unknown.
@@ -378,6 +412,25 @@ function watch() {
       underWay = null;
       entries.forEach(putBack);
     });
+  }
+
+  function announceEnd(response) {
+    if (!response.headersSent) response.shouldKeepAlive = false;
+  }
+
+  function begin() {
+    const { subscribe } = require('diagnostics_channel');
+    for (const server of servers.keys()) takeOver(server);
+    subscribe('http.server.request.start', ({ server, socket, response }) => {
+      if (servers.has(server) && !isMovable(server, socket)) announceEnd(response);
+    });
+    observe();
+    // Finds connections that become idle without an answer, and those that no worker has taken.
+    setInterval(() => {
+      for (const server of servers.keys()) {
+        for (const { socket } of parsersOf(server, 'idle')) if (isMovable(server, socket)) enqueue(server, socket);
+      }
+    }, MAX_WAIT).unref();
   }
 
   // ---- the channel ----
@@ -402,6 +455,8 @@ function watch() {
     const { cmd, act } = message;
     if (cmd === 'NODE_TROOP') {
       if (act === 'leave') leave(message);
+      else if (act === 'count') tell('counted', { key, open: count(key) });
+      else if (act === 'rebalance') share(key, message.count);
     } else if (underWay?.isWritten && (cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK')) {
       settled(underWay, cmd === 'NODE_HANDLE_ACK');
     }

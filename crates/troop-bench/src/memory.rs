@@ -61,8 +61,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 Err(e) => absent = Some(e),
             }
         }
-        runs[2].push(measure(ourselves(&["primary", "node", &workers])?)?);
-        runs[3].push(measure(ourselves(&["primary", "rust", &workers])?)?);
+        runs[2].push(measure(ourselves(&["primary", "node", &workers, "round-robin"])?)?);
+        runs[3].push(measure(ourselves(&["primary", "rust", &workers, "round-robin"])?)?);
     }
     println!("## Memory\n");
     println!("An idle primary, all of its {WORKERS} workers listening.\n");

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use troop::activation::{ActivationSocket, InheritedSocket};
+use troop::policy::Rebalanced;
 use troop::setup::{Resource, Stdio};
 use troop::supervise::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed,
@@ -12,7 +13,7 @@ use troop::{Builder, Cluster, Error, Scheduling, Setup};
 
 use uzers::os::unix::UserExt as _;
 
-use crate::config::{self, Failed, Limited, Ready, When};
+use crate::config::{self, Failed, Limited, Ready, Rebalance, When};
 use crate::error::RunError;
 use crate::log;
 use crate::moves;
@@ -66,6 +67,16 @@ impl ResolvedApp {
         for at in &app.may_listen {
             builder = builder
                 .may_listen(at.parse().map_err(|e| RunError::Usage(format!("may_listen: {e}")))?);
+        }
+        match &app.rebalance {
+            None => {}
+            Some(Rebalance::All(true)) => builder = builder.rebalance(Rebalanced::All),
+            Some(Rebalance::All(false)) => builder = builder.rebalance(Rebalanced::None),
+            Some(Rebalance::Only(addresses)) => {
+                let patterns = addresses.iter().map(|at| at.parse()).collect::<Result<_, _>>();
+                let patterns = patterns.map_err(|e| RunError::Usage(format!("rebalance: {e}")))?;
+                builder = builder.rebalance(Rebalanced::Only(patterns));
+            }
         }
         if let Some(time) = app.drain_spread {
             builder = builder.drain_spread(time.0);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use troop::Scheduling;
 
 use crate::args::{Chosen, Env, Run};
-use crate::config::{self, App, Form, Health, To, Watch};
+use crate::config::{self, App, Form, Health, Rebalance, To, Watch};
 use crate::{names, suggest};
 
 /// An app whose options are all resolved.
@@ -286,6 +286,7 @@ impl Run {
         set(&mut app.workers, &self.workers);
         set(&mut app.grace, &self.grace);
         set(&mut app.move_connections, &self.move_connections);
+        set(&mut app.rebalance, &self.rebalance.map(Rebalance::All));
         set(&mut app.log, &self.log);
         set(&mut app.user, &self.user);
         set(&mut app.group, &self.group);

@@ -49,9 +49,9 @@ impl Asked {
         Asked { at, named_after: None }
     }
 
-    /// Whether who has asked for this has the address of a predecessor: the same one, or the same
-    /// path with its own number where the predecessor had its own. What stands beside a process's
-    /// number may differ, as it can be random.
+    /// Whether this address takes over a predecessor's: it is the same, or the same path with this
+    /// worker's process number where the predecessor's had its own. Characters beside a process's
+    /// number may differ, as they can be random.
     #[must_use]
     pub fn takes_over(&self, before: &Asked) -> bool {
         if self.at == before.at {

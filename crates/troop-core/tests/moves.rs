@@ -93,12 +93,12 @@ fn connections_that_move_leave_half_of_the_room_to_new_ones() {
 #[test]
 fn who_stays_or_names_a_listener_that_it_never_had_breaks_a_rule() {
     let (mut simulation, workers, _, key) = serving("round-robin", &[true, true]);
-    let refused = |simulation: &Simulation, key: &str| {
+    let refused = |simulation: &mut Simulation, key: &str| {
         matches!(simulation.primary.may_move(workers[0], key), Err(Violation::Malformed(_)))
     };
-    assert!(refused(&simulation, &key));
+    assert!(refused(&mut simulation, &key));
     is_told_to_leave(&mut simulation, 0);
-    assert!(refused(&simulation, "another"));
+    assert!(refused(&mut simulation, "another"));
 }
 
 #[test]

@@ -24,6 +24,7 @@ use napi_derive::napi;
 use supervision::{Order, Orders, ReloadOptions, Respawn, Supervision};
 use troop::activation::InheritedSocket;
 use troop::embed::{Adoption, RelayIo};
+use troop::policy::Rebalanced;
 use troop::supervise::RestartPolicy;
 use troop::{Cluster, Event, Scheduling, WorkerHandle, WorkerId};
 use watch::Watch;
@@ -230,9 +231,9 @@ fn notice(event: &Event) -> Option<Notice> {
 impl Engine {
     /// Starts the thread. `notify` is called with what happens there, `offered` with the numbers of
     /// workers whose members may [help](Member::help), `order` with what supervision wants of
-    /// JavaScript and tells it; they do not keep the process alive. Instead
-    /// of a scheduling there may be somebody to ask about each connection, who has to call
-    /// [`Engine::answer`] within `patience` milliseconds.
+    /// JavaScript and tells it; they do not keep the process alive. Instead of a scheduling, a
+    /// function may be asked about each connection; its answer must come by [`Engine::answer`]
+    /// within `answer_timeout` milliseconds.
     #[napi(constructor, catch_unwind)]
     pub fn new(
         scheduling: String,
@@ -240,14 +241,14 @@ impl Engine {
         offered: Function<'_, u32, ()>,
         order: Function<'_, Order, ()>,
         ask: Option<Function<'_, Question, ()>>,
-        patience: Option<u32>,
+        answer_timeout: Option<u32>,
     ) -> Result<Engine> {
         let questions = Arc::new(Mutex::new(Questions::default()));
         let scheduling = match ask {
             None => parse(&scheduling)?,
             Some(ask) => {
                 let ask = ask.build_threadsafe_function().weak::<true>().build()?;
-                let wait = Duration::from_millis(patience.unwrap_or(1000).into());
+                let wait = Duration::from_millis(answer_timeout.unwrap_or(1000).into());
                 let asked = questions.clone();
                 Scheduling::callback(wait, move |question| {
                     let shown = lock(&asked).keep(question);
@@ -268,10 +269,13 @@ impl Engine {
                 notify.call(notice, ThreadsafeFunctionCallMode::NonBlocking);
             }
         };
-        // Node lets a worker be busy for as long as it likes, and closes what nobody listens on any
-        // more.
-        let builder =
-            Cluster::builder().scheduling(scheduling).hang_timeout(None).keep_listeners(false);
+        // Node lets a worker be busy for as long as it likes, and closes listeners that no worker
+        // has any more.
+        let builder = Cluster::builder()
+            .scheduling(scheduling)
+            .hang_timeout(None)
+            .keep_listeners(false)
+            .rebalance(Rebalanced::None);
         // What makes no sense as activation is none.
         let builder = builder.inherited(InheritedSocket::all().unwrap_or_default());
         let cluster = builder.start_in_thread(observer).map_err(failed)?;

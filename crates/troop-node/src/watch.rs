@@ -113,8 +113,8 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         // SAFETY: the handle is open until it is closed here, once, as `Watch` is dropped once; its
-        // data lives until then. Nobody has borrowed the function: `deliver` does so for a moment
-        // in which nothing else runs.
+        // data lives until then. The function is not borrowed: `deliver` borrows it only while
+        // nothing else runs.
         unsafe {
             let inner: &Inner = &*uv_handle_get_data(self.handle).cast();
             drop(inner.deliver.take());
@@ -178,8 +178,8 @@ fn deliver(inner: &Inner, bytes: &[u8]) -> Result<()> {
     };
     if status == sys::Status::napi_pending_exception {
         let mut exception = std::ptr::null_mut();
-        // SAFETY: as the status says, there is one, and nobody else will deal with it: this makes
-        // an `uncaughtException` of it.
+        // SAFETY: the status says that an exception is pending, and no other code handles it: this
+        // makes an `uncaughtException` of it.
         unsafe {
             sys::napi_get_and_clear_last_exception(env.raw(), &mut exception);
             sys::napi_fatal_exception(env.raw(), exception);

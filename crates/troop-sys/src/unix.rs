@@ -176,8 +176,8 @@ impl Drop for UnixFile {
         let (directory, name, own) =
             (self.directory.clone(), std::mem::take(&mut self.name), self.number);
         let remove = move || {
-            // Whoever can put another file there in between may remove that one too: this is done
-            // with no more rights.
+            // A process that can put another file there in between may remove that one too: this
+            // is done with no more rights.
             if number(&statat(&*directory, &name, AtFlags::SYMLINK_NOFOLLOW)?) == own {
                 unlinkat(&*directory, &name, AtFlags::empty())?;
             }
@@ -310,14 +310,14 @@ fn file_of(socket: &OwnedFd, directory: &Directory, name: &OsStr) -> io::Result<
     // SAFETY: an ioctl without argument, which makes a descriptor or fails.
     let file = unsafe { libc::ioctl(socket.as_raw_fd(), UNIX_FILE, 0) };
     if file >= 0 {
-        // SAFETY: just made, and known to nobody else.
+        // SAFETY: just made, and owned by nothing else.
         let file = unsafe { OwnedFd::from_raw_fd(file) };
         crate::socket::set_cloexec(&file)?;
         let stat = fstat(&file)?;
         return Ok((file, stat));
     }
-    // Only with `CAP_NET_ADMIN` the kernel tells. Otherwise it must at least be a socket of whoever
-    // has made it.
+    // Without `CAP_NET_ADMIN` the kernel does not tell. Then it must at least be a socket of the
+    // user that has made it.
     let file =
         openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let stat = fstat(&file)?;

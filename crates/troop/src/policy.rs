@@ -86,4 +86,5 @@ pub use troop_core::policy::{
     BadScheduling, Connection, Header, Http, Pattern, Policy, Question, Scheduling, Sticky,
     WorkerView,
 };
+pub use troop_core::primary::Rebalanced;
 pub use troop_core::steer::AutoLimits;

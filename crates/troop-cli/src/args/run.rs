@@ -122,6 +122,11 @@ pub(crate) struct Run {
     #[arg(long, value_name = "BOOL")]
     pub(crate) move_connections: Option<bool>,
 
+    /// Move idle connections from workers with more than their share to workers with fewer
+    /// [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) rebalance: Option<bool>,
+
     /// What makes a worker ready [default: auto]
     #[arg(long, value_enum)]
     pub(crate) ready: Option<Ready>,

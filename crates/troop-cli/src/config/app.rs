@@ -77,6 +77,10 @@ pub(crate) struct App {
     /// that node loads before the program. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) move_connections: Option<bool>,
+    /// Whether idle connections move from workers with more than their share to workers with fewer, or
+    /// the addresses where they do. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rebalance: Option<Rebalance>,
     /// Format of events. Default: human.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<LogFormat>,
@@ -221,6 +225,7 @@ impl App {
             drain_spread: None,
             drain_delay: None,
             move_connections: None,
+            rebalance: None,
             log: None,
             user: None,
             group: None,
@@ -285,6 +290,14 @@ pub(crate) enum Limit {
     Number(u64),
     Text(String),
     Pair([LimitValue; 2]),
+}
+
+/// The listeners whose connections are shared out anew.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Rebalance {
+    All(bool),
+    Only(Vec<String>),
 }
 
 /// One side of a limit.

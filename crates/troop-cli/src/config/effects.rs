@@ -68,6 +68,11 @@ impl App {
                 "with bind: workers have no channel to send connections by",
             ),
             (
+                "rebalance",
+                self.rebalance.is_some(),
+                "with bind: workers have no channel to send connections by",
+            ),
+            (
                 "hang_timeout",
                 hangs,
                 "with bind: workers have no channel to give a sign of life by; a health command tests them",
@@ -157,6 +162,7 @@ mod tests {
             (&format!("{bound}may_listen = [\"80\"]"), "may_listen", "sockets"),
             (&format!("{bound}drain_spread = 1"), "drain_spread", "grace"),
             (&format!("{bound}move_connections = true"), "move_connections", "no channel"),
+            (&format!("{bound}rebalance = false"), "rebalance", "no channel"),
             (&format!("{bound}hang_timeout = 1"), "hang_timeout", "health command"),
             (&format!("{bound}recycle = {{ connections = 1 }}"), "recycle.connections", "age"),
             (&format!("{bound}restart = {{ keep_listeners = false }}"), "keep_listeners", "open"),

@@ -21,8 +21,8 @@ use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
 
 pub(crate) use app::{
-    App, Failed, Form, Health, LIVE, Limit, LimitValue, Limited, LogFormat, Output, Ready, To,
-    Watch, When,
+    App, Failed, Form, Health, LIVE, Limit, LimitValue, Limited, LogFormat, Output, Ready,
+    Rebalance, To, Watch, When,
 };
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
@@ -206,6 +206,11 @@ impl App {
         }
         for at in &self.may_listen {
             at.parse::<Pattern>().map_err(|e| format!(".may_listen: {e}"))?;
+        }
+        if let Some(Rebalance::Only(addresses)) = &self.rebalance {
+            for at in addresses {
+                at.parse::<Pattern>().map_err(|e| format!(".rebalance: {e}"))?;
+            }
         }
         let grace = self.grace.map_or(Duration::from_secs(30), |grace| grace.0);
         if self.drain_spread.is_some_and(|time| time.0 > grace) {

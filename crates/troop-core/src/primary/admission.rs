@@ -90,6 +90,9 @@ impl Primary {
             // Count the descriptors that it has open without connections.
             self.actions.push_back(Action::Count { worker });
         }
+        if !joined.is_empty() {
+            self.rebalance_for_new_worker(now);
+        }
         for id in joined {
             self.note_listening(worker, id);
         }

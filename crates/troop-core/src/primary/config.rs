@@ -9,6 +9,26 @@ use crate::event::Address;
 use crate::policy::{Pattern, Scheduling};
 use crate::steer::AutoLimits;
 
+/// The listeners whose connections are shared out anew among their workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rebalanced {
+    /// All listeners whose scheduling allows it.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Those of these patterns.
+    Only(Vec<Pattern>),
+}
+
+impl Rebalanced {
+    /// Whether there may be any.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        !matches!(self, Rebalanced::None)
+    }
+}
+
 /// The configuration of a primary.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -48,6 +68,8 @@ pub struct Config {
     pub start_timeout: Duration,
     /// Time within which a worker that listens already may ask for more of them.
     pub listen_patience: Duration,
+    /// The listeners whose idle connections move from workers with many to workers with few.
+    pub rebalance: Rebalanced,
     /// Patterns of the listeners that workers may ask for; `None` for any.
     pub may_listen: Option<Vec<Pattern>>,
     /// The descriptors of the primary that workers may listen on by number.
@@ -77,6 +99,7 @@ impl Default for Config {
             keep_listeners: true,
             start_timeout: Duration::from_secs(30),
             listen_patience: Duration::from_secs(3),
+            rebalance: Rebalanced::All,
             may_listen: None,
             offered: Vec::new(),
             max_listeners_per_worker: 1024,
@@ -109,6 +132,17 @@ impl Config {
             .rev()
             .find(|(pattern, _)| self.is_meant(asked, |at| pattern.matches(at)));
         own.map_or(&self.scheduling, |(_, scheduling)| scheduling).clone()
+    }
+
+    /// Whether connections of a listener are shared out anew.
+    pub(super) fn rebalances(&self, asked: &Address) -> bool {
+        match &self.rebalance {
+            Rebalanced::All => true,
+            Rebalanced::None => false,
+            Rebalanced::Only(patterns) => {
+                patterns.iter().any(|pattern| self.is_meant(asked, |at| pattern.matches(at)))
+            }
+        }
     }
 
     fn offered(&self, fd: i64) -> Option<&Offered> {

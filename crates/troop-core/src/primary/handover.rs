@@ -157,7 +157,7 @@ impl Primary {
         }
     }
 
-    fn deliver(
+    pub(super) fn deliver(
         &mut self,
         now: Time,
         worker: WorkerId,
@@ -188,6 +188,7 @@ impl Primary {
             batched: state.batched,
         });
         self.wake_at(now + CHECK_INTERVAL);
+        self.rebalance_soon(now);
         self.refresh_all(now, worker);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Config;
+use super::rebalance::Share;
 use super::worker::Worker;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::{Connection, WorkerView};
@@ -46,6 +47,7 @@ pub(super) struct ListenerMembership {
     pub(super) reserved: VecDeque<QueuedConnection>,
     /// The view that the policy has.
     pub(super) shown: Option<WorkerView>,
+    pub(super) share: Share,
 }
 
 impl ListenerMembership {
@@ -61,6 +63,7 @@ impl ListenerMembership {
             cooling_until: Time(0),
             reserved: VecDeque::new(),
             shown: None,
+            share: Share::default(),
         }
     }
 

@@ -18,6 +18,7 @@ mod listener;
 mod liveness;
 mod membership;
 mod moves;
+mod rebalance;
 mod registry;
 mod repairs;
 mod reports;
@@ -33,7 +34,7 @@ pub use crate::worker_state::WorkerState;
 pub use action::Action;
 pub use bind::{Bind, BindSpec, Offered};
 pub use budget::Budget;
-pub use config::Config;
+pub use config::{Config, Rebalanced};
 pub use handover::Needs;
 use lapsed::Lapsed;
 pub use repairs::{RepairReport, Repairs};
@@ -51,6 +52,7 @@ use crate::wire::outgoing;
 use crate::worker_map::WorkerMap;
 use listen_key::ListenKey;
 use listener::Listener;
+use rebalance::Rebalance;
 use worker::{HandleWait, Worker};
 
 /// The default weight of a worker.
@@ -92,6 +94,7 @@ pub struct Primary {
     last_listener: u32,
     next_tick: Option<Time>,
     last_time: Time,
+    rebalance: Rebalance,
 }
 
 impl Primary {
@@ -119,6 +122,7 @@ impl Primary {
             last_listener: 0,
             next_tick: None,
             last_time: Time(0),
+            rebalance: Rebalance::default(),
         }
     }
 
@@ -201,6 +205,10 @@ impl Primary {
             }
             Incoming::Troop(TroopMessage::Moves) => {
                 self.can_move_idle(worker);
+                Ok(())
+            }
+            Incoming::Troop(TroopMessage::Counted { key, open }) => {
+                self.counted_connections(now, worker, &key, open);
                 Ok(())
             }
             Incoming::Troop(TroopMessage::Moved) => {
@@ -488,6 +496,9 @@ impl Primary {
             self.wake_at(at);
         }
         if let Some(at) = self.measure(now) {
+            self.wake_at(at);
+        }
+        if let Some(at) = self.continue_rebalance(now) {
             self.wake_at(at);
         }
         if let Some(at) = self.probe_silent_workers(now) {

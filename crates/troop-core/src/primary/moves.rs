@@ -21,11 +21,16 @@ impl Primary {
     /// worker has to keep it: no other worker could take it, or too many wait.
     ///
     /// # Errors
-    /// If the worker was not told to leave, or never had such a listener.
-    pub fn may_move(&self, worker: WorkerId, key: &str) -> Result<Option<ListenerId>, Violation> {
+    /// If the worker was neither told to leave nor asked to return connections, or never had such a
+    /// listener.
+    pub fn may_move(
+        &mut self,
+        worker: WorkerId,
+        key: &str,
+    ) -> Result<Option<ListenerId>, Violation> {
         let Some(state) = self.workers.get(&worker) else { return Ok(None) };
         if !state.told_to_leave {
-            return Err(Violation::Malformed("a connection moved without need".into()));
+            return self.may_rebalance(worker, key);
         }
         let mut known = false;
         for id in &state.former_listeners {
@@ -47,12 +52,14 @@ impl Primary {
         Err(Violation::Malformed("a connection moved to a listener that it never had".into()))
     }
 
-    /// A connection has come from a worker that is to leave, as [`Primary::may_move`] has allowed.
-    /// What follows is the same as for a new one: [`Primary::accepted`].
-    pub fn moved(&mut self, worker: WorkerId) {
-        if let Some(state) = self.workers.get_mut(&worker) {
+    /// Counts a connection that has come from a worker, as [`Primary::may_move`] has allowed. Returns
+    /// whether it came to even out shares, so that [`Primary::rebalanced`] follows. Otherwise the
+    /// worker is to leave, and the same follows as for a new one: [`Primary::accepted`].
+    pub fn moved(&mut self, worker: WorkerId) -> bool {
+        self.workers.get_mut(&worker).is_some_and(|state| {
             state.moved += 1;
-        }
+            !state.told_to_leave
+        })
     }
 
     /// A Node worker has troop's script, which moves its idle connections.
@@ -137,7 +144,7 @@ impl Primary {
     }
 
     /// New connections keep half of the room.
-    fn has_room_for_moved(&self, listener: &Listener) -> bool {
+    pub(super) fn has_room_for_moved(&self, listener: &Listener) -> bool {
         let limit = listener.limit(&self.config, self.tight);
         listener.queue.len() + listener.reserved < limit.div_ceil(2)
     }

@@ -106,6 +106,25 @@ pub enum TroopMessage<'a> {
     /// A Node worker has troop's script, which moves idle connections on
     /// [`leave`](super::outgoing::leave).
     Moves,
+    /// The primary has a worker count the connections of a listener that could move.
+    Count {
+        /// The key of the listener.
+        key: Cow<'a, str>,
+    },
+    /// A worker's answer to [`Count`](TroopMessage::Count).
+    Counted {
+        /// The key of the listener.
+        key: Cow<'a, str>,
+        /// Number of its open connections.
+        open: u32,
+    },
+    /// The primary asks a worker to return connections of a listener, idle ones first.
+    Rebalance {
+        /// The key of the listener.
+        key: Cow<'a, str>,
+        /// How many at most.
+        count: u32,
+    },
     /// Such a worker has moved the connections that were idle when it was told to leave.
     Moved,
     /// A server in such a worker limits its connections (`maxConnections`).
@@ -417,6 +436,8 @@ struct Fields<'a> {
     load: Option<u32>,
     #[serde(default, deserialize_with = "amount")]
     every: Option<u32>,
+    #[serde(default, deserialize_with = "amount")]
+    count: Option<u32>,
 }
 
 impl<'a> Fields<'a> {
@@ -503,6 +524,15 @@ impl<'a> Fields<'a> {
             Some("limited") => {
                 TroopMessage::Limited { key: self.key.ok_or_else(|| missing("key"))?.0 }
             }
+            Some("count") => TroopMessage::Count { key: self.key.ok_or_else(|| missing("key"))?.0 },
+            Some("counted") => TroopMessage::Counted {
+                key: self.key.ok_or_else(|| missing("key"))?.0,
+                open: self.open.unwrap_or(0),
+            },
+            Some("rebalance") => TroopMessage::Rebalance {
+                key: self.key.ok_or_else(|| missing("key"))?.0,
+                count: self.count.unwrap_or(0),
+            },
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             Some("report") => {
                 TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())

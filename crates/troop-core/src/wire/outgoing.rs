@@ -96,7 +96,7 @@ pub fn reply_with_handle(out: &mut Vec<u8>, kind: &str, reply: &Reply<'_>) {
 }
 
 /// Writes a connection for a Node worker. `key` must be JSON (quoted and escaped). `kept` tells
-/// troop's script in the worker, and nobody else, that another worker has answered on it before.
+/// troop's script in the worker that another worker has answered on it before; Node ignores it.
 #[inline]
 pub fn newconn(out: &mut Vec<u8>, key: &str, seq: u64, kept: bool) {
     out.extend_from_slice(
@@ -190,6 +190,28 @@ pub fn leave(out: &mut Vec<u8>, keys: &[&str], spread: u64) {
     out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"leave\",\"keys\":");
     json_value(out, keys);
     put(out, format_args!(",\"spread\":{spread}}}\n"));
+}
+
+/// Has a worker count the connections of a listener that could move ([`counted`]).
+pub fn count(out: &mut Vec<u8>, key: &str) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"count\",\"key\":");
+    json_value(out, key);
+    out.extend_from_slice(b"}\n");
+}
+
+/// Writes a worker's answer to [`count`].
+pub fn counted(out: &mut Vec<u8>, key: &str, open: u32) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"counted\",\"key\":");
+    json_value(out, key);
+    put(out, format_args!(",\"open\":{open}}}\n"));
+}
+
+/// Asks a worker to return so many connections of a listener, idle ones first, by
+/// [`move_connection`]: other workers have fewer.
+pub fn rebalance(out: &mut Vec<u8>, key: &str, count: u32) {
+    out.extend_from_slice(b"{\"cmd\":\"NODE_TROOP\",\"act\":\"rebalance\",\"key\":");
+    json_value(out, key);
+    put(out, format_args!(",\"count\":{count}}}\n"));
 }
 
 /// The primary asks a worker to finish. For troop workers: over how many milliseconds they should

@@ -38,6 +38,7 @@ pub enum Input {
     Move { worker: usize, which: usize },
     Moves { worker: usize },
     Moved { worker: usize },
+    Counted { worker: usize, open: u32 },
     Blocked { worker: usize, blocked: bool },
     Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
@@ -73,6 +74,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         6 => (worker.clone(), which).prop_map(|(worker, which)| Input::Move { worker, which }),
         3 => worker.clone().prop_map(|worker| Input::Moves { worker }),
         2 => worker.clone().prop_map(|worker| Input::Moved { worker }),
+        6 => (worker.clone(), 0..60u32).prop_map(|(worker, open)| Input::Counted { worker, open }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
@@ -104,19 +106,29 @@ impl Simulation {
     fn give_back(&mut self, id: WorkerId, which: usize) {
         let state = &self.workers[&id];
         let at = which % state.served.len().max(1);
-        let Some(listener) = state.served.get(at).copied().filter(|_| state.told_to_leave) else {
+        let may_return = state.told_to_leave || state.asked > 0;
+        let Some(listener) = state.served.get(at).copied().filter(|_| may_return) else {
             return;
         };
         let Some(key) = self.primary.listener_key(listener).map(str::to_owned) else { return };
         if let Some(listener) = self.primary.may_move(id, &key).unwrap() {
-            self.workers.get_mut(&id).unwrap().served.remove(at);
+            let state = self.workers.get_mut(&id).unwrap();
+            state.served.remove(at);
+            let stays = !state.told_to_leave;
+            // It returns no more than it was asked for.
+            state.asked = state.asked.checked_sub(stays.into()).unwrap();
             let conn = ConnId(self.next_conn);
             self.next_conn += 1;
             self.open.insert(conn);
             self.waiting.insert(conn);
             self.moved += 1;
-            self.primary.moved(id);
-            self.primary.accepted(self.now, listener, conn, Connection::new(None, Some(7)));
+            assert_eq!(self.primary.moved(id), stays);
+            let about = Connection::new(None, Some(7));
+            if stays {
+                self.primary.rebalanced(self.now, listener, conn, about);
+            } else {
+                self.primary.accepted(self.now, listener, conn, about);
+            }
         }
     }
 
@@ -246,6 +258,7 @@ impl Simulation {
             | Input::Move { worker, .. }
             | Input::Moves { worker }
             | Input::Moved { worker }
+            | Input::Counted { worker, .. }
             | Input::Blocked { worker, .. }
             | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
@@ -323,6 +336,21 @@ impl Simulation {
                 let worker = self.workers.get_mut(&id).unwrap();
                 worker.moves_idle = !worker.troop;
                 self.say(id, r#"{"cmd":"NODE_TROOP","act":"moves"}"#);
+            }
+            Input::Counted { open, .. } => {
+                let keys: Vec<_> = self.listeners.keys().copied().collect();
+                for key in keys
+                    .into_iter()
+                    .filter_map(|l| Some(self.primary.listener_key(l)?.to_owned()))
+                    .collect::<Vec<_>>()
+                {
+                    self.say(
+                        id,
+                        &format!(
+                            r#"{{"cmd":"NODE_TROOP","act":"counted","key":"{key}","open":{open}}}"#
+                        ),
+                    );
+                }
             }
             Input::Moved { .. } => self.say(id, r#"{"cmd":"NODE_TROOP","act":"moved"}"#),
             Input::Listening { port, .. } => {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use troop_core::event::Notice;
 use troop_core::primary::{Action, Bind, Config, Primary, Successors};
 use troop_core::steer::{Instruction, Mode};
-use troop_core::wire::incoming;
+use troop_core::wire::incoming::{self, Incoming, TroopMessage};
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 
@@ -49,6 +49,8 @@ pub struct Worker {
     /// What it was handed and did not answer, by its number.
     pub holds: BTreeMap<u64, ConnId>,
     pub tickets: BTreeSet<u64>,
+    /// How many connections it was asked to return, although it stays, and has not.
+    pub asked: u32,
     /// The listeners of the connections that it has taken.
     pub served: Vec<ListenerId>,
     /// Sockets that it was given, and whether it has said that it listens.
@@ -259,6 +261,11 @@ impl Simulation {
                     prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     let parsed = incoming::parse(&line[..line.len() - 1]);
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
+                    if let Ok(Incoming::Troop(TroopMessage::Rebalance { count, .. })) = parsed {
+                        let state = self.workers.get_mut(&worker).unwrap();
+                        prop_assert!(count > 0 && (state.troop || state.moves_idle));
+                        state.asked += count;
+                    }
                     let line = String::from_utf8_lossy(&line).into_owned();
                     let state = self.workers.get_mut(&worker).unwrap();
                     if line.contains(r#""act":"leave""#) {

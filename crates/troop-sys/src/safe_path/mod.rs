@@ -166,8 +166,8 @@ pub struct Held {
     pub found: Metadata,
     /// Its path without links, `.` and `..`.
     pub real: PathBuf,
-    /// The directories in which a name was looked up on the way, those of links included. Whoever
-    /// may change one of them decides where the path leads.
+    /// The directories in which a name was looked up on the way, those of links included. A user
+    /// that may change one of them decides where the path leads.
     pub passed: Vec<FileId>,
 }
 

@@ -15,8 +15,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Resolved {
     /// A file or directory, which is held.
     Held(Box<Held>),
-    /// It leads through this path of those that can be written. Whoever may change that decides
-    /// where it leads, from the next start on to everything.
+    /// It leads through this path of those that can be written. A process that may change that
+    /// decides where it leads, from the next start on to everything.
     Through(PathBuf),
     /// It cannot be reached.
     Failed(io::Error),

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
-use troop_testkit::http::{Clients, answer, ask, kept, open, read_answer};
+use troop_testkit::http::{
+    Clients, answer, are_shared_out, ask, kept, open, read_answer, read_answers, send_together,
+};
 use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program};
 
 /// Troop's script for Node workers.
@@ -177,18 +179,25 @@ async fn requests_that_were_sent_together_are_all_answered_in_order() {
     let (_, port) = listening(&mut troop).await;
     let mut stream = open(port).await;
     for _ in 0..5 {
-        stream.write_all("GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(50).as_bytes()).await.unwrap();
+        send_together(&mut stream, 50).await;
         let reload = troop.cluster.reload();
-        let mut answers = String::new();
-        while answers.matches("HTTP/1.1 200").count() < 50 || !answers.ends_with('\n') {
-            let mut buffer = [0; 4096];
-            let read = tokio::time::timeout(TEST_TIMEOUT, stream.read(&mut buffer)).await;
-            let count = read.expect("an answer").unwrap();
-            assert!(count > 0, "it was closed after {answers}");
-            answers.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
-        }
-        assert!(!answers.to_ascii_lowercase().contains("connection: close"));
+        read_answers(&mut stream, 50).await;
         reload.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_worker_that_is_added_gets_its_share_of_the_open_connections() {
+    for (kind, scheduling) in [("http", "round-robin"), ("express", "p2c"), ("fastify", "steered")]
+    {
+        let builder = serving(kind, &json!({})).scheduling(scheduling.parse().unwrap());
+        let mut troop = Troop::start(builder);
+        let (_, port) = listening(&mut troop).await;
+        let mut streams = kept(port, 40).await;
+        let clients = Clients::start(port, 8);
+        troop.cluster.scale(2).await.unwrap();
+        are_shared_out(&mut streams, 2, 15).await;
+        clients.none_has_noticed(&format!("{kind}, {scheduling}")).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGWINCH};
 use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
-use troop_core::primary::{Config, Primary};
+use troop_core::primary::{Config, Primary, Rebalanced};
 use troop_core::steer::AutoLimits;
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
@@ -290,6 +290,17 @@ impl Builder {
     /// rights to files alone, unless their paths are named here.
     pub fn may_listen(mut self, listeners: Pattern) -> Builder {
         self.config.may_listen.get_or_insert_default().push(listeners);
+        self
+    }
+
+    /// Sets for which listeners idle HTTP/1 connections move from workers with more than their share
+    /// to workers with fewer: when a worker has joined, and from time to time while connections come.
+    /// A worker's share goes by its weight. The connections are those of `troop::serve`, and of
+    /// Node's HTTP servers with [`Setup::preload`](crate::setup::Setup::preload). Nothing moves where
+    /// the policy is `sticky`, `shared` or a program's own. Default: [`Rebalanced::All`].
+    pub fn rebalance(mut self, listeners: Rebalanced) -> Builder {
+        self.explicit.insert("rebalance");
+        self.config.rebalance = listeners;
         self
     }
 

@@ -313,7 +313,7 @@ fn is_move(body: &[u8]) -> bool {
 
 /// Handles a connection that a worker returns. Returns whether the primary has it now.
 fn take_moved(
-    core: &Primary,
+    core: &mut Primary,
     id: WorkerId,
     body: &[u8],
     fd: Foreign,

@@ -12,6 +12,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 
+use crate::worker::Movable;
+
 /// The state of one connection; its server, its stream and its answers write into it.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
@@ -30,6 +32,9 @@ pub(super) struct Activity {
     /// Whether the primary has rejected the connection.
     refused: AtomicBool,
     changed: Notify,
+    /// Whether the primary wants it for another worker, although this one stays.
+    is_requested: AtomicBool,
+    requested: Notify,
 }
 
 impl Activity {
@@ -77,6 +82,18 @@ impl Activity {
         }
     }
 
+    /// Waits until the primary wants the connection for another worker, although this one stays.
+    pub(super) async fn requested(&self) {
+        while !self.is_requested.load(Acquire) {
+            self.requested.notified().await;
+        }
+    }
+
+    /// Records that the connection was offered to the primary.
+    pub(super) fn offered(&self) {
+        self.is_requested.store(false, Release);
+    }
+
     /// Resets the state for another server on the same stream.
     pub(super) fn restart(&self) {
         for flag in [&self.has_begun, &self.has_read, &self.is_blocked] {
@@ -100,6 +117,17 @@ impl Activity {
         if self.was_refused() {
             tokio::time::sleep(pause).await;
         }
+    }
+}
+
+impl Movable for Activity {
+    fn is_idle(&self) -> bool {
+        Activity::is_idle(self)
+    }
+
+    fn request_move(&self) {
+        self.is_requested.store(true, Release);
+        self.requested.notify_one();
     }
 }
 

@@ -70,6 +70,7 @@ where
         Some(false) => {}
         None => return,
     }
+    let _registered = Registered::new(&stream, &activity, worker);
     loop {
         let connection =
             Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -82,11 +83,40 @@ where
             stream = rest;
             continue;
         }
+        activity.offered();
         stream = match rest.give_back(worker).await {
             Err(Some(kept)) => kept,
             Ok(()) | Err(None) => return,
         };
-        activity.refuse();
+        if worker.is_draining() {
+            activity.refuse();
+        }
+    }
+}
+
+/// A connection in the list of those that can move, until it is dropped.
+struct Registered<'a> {
+    worker: &'a Worker,
+    number: Option<usize>,
+}
+
+impl Registered<'_> {
+    fn new<'a, I: WorkerIo>(
+        stream: &Stream<I>,
+        activity: &Arc<Activity>,
+        worker: &'a Worker,
+    ) -> Registered<'a> {
+        let listener = stream.listener_key();
+        let number = listener.map(|key| worker.inner().movable.add(key, activity.clone()));
+        Registered { worker, number }
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.worker.inner().movable.remove(number);
+        }
     }
 }
 
@@ -107,8 +137,14 @@ where
 {
     let inner = worker.inner();
     let rest = async {
-        inner.wait_for_moves().await;
-        activity.wait_for_offer(RETRY_INTERVAL).await;
+        let leaves = async {
+            inner.wait_for_moves().await;
+            activity.wait_for_offer(RETRY_INTERVAL).await;
+        };
+        tokio::select! {
+            () = leaves => {}
+            () = activity.requested() => {}
+        }
         activity.idle().await;
     };
     let half_head = async {

@@ -86,6 +86,7 @@ impl WorkerIo for UnixStream {}
 mod sealed {
     use std::future::Future;
     use std::os::fd::AsFd;
+    use std::sync::Arc;
 
     use crate::net::Counted;
     use crate::worker::Worker;
@@ -96,6 +97,8 @@ mod sealed {
 
     /// See [`Worker::return_connection`].
     pub trait Returnable: Sized {
+        fn listener_key(&self) -> Option<Arc<str>>;
+
         fn give_back(
             self,
             worker: &Worker,
@@ -103,8 +106,15 @@ mod sealed {
     }
 
     impl<S: AsFd + Send + Sync> Returnable for Counted<S> {
+        fn listener_key(&self) -> Option<Arc<str>> {
+            Counted::listener_key(self)
+        }
+
         async fn give_back(self, worker: &Worker) -> Result<(), Option<Self>> {
-            let returned = worker.return_connection(self).await;
+            let returned = match worker.is_draining() {
+                true => worker.return_connection(self).await,
+                false => worker.offer_connection(self).await,
+            };
             returned.map_err(crate::net::NotReturned::into_stream)
         }
     }

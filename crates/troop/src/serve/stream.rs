@@ -42,6 +42,11 @@ impl<I: WorkerIo> Stream<I> {
         self.ahead.is_empty()
     }
 
+    /// The primary's key of its listener.
+    pub(super) fn listener_key(&self) -> Option<Arc<str>> {
+        self.io.listener_key()
+    }
+
     /// Returns the connection to the primary, for another worker. The error has the connection if
     /// the primary did not take it, and none if its owner is unknown.
     pub(super) async fn give_back(self, worker: &Worker) -> Result<(), Option<Stream<I>>> {

@@ -61,6 +61,12 @@ impl<S> Counted<S> {
         Counted { stream, open }
     }
 
+    /// The primary's key of its listener; `None` for a listener of this process alone.
+    #[cfg(feature = "_serve")]
+    pub(crate) fn listener_key(&self) -> Option<Arc<str>> {
+        self.open.key.clone()
+    }
+
     /// Returns the stream, and ends the count.
     pub fn into_inner(self) -> S {
         self.stream

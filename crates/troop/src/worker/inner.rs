@@ -12,6 +12,7 @@ use troop_sys::poll::EventFd;
 
 use super::WorkerEvent;
 use super::listen::{RequestedAddress, Wanted};
+use super::movable::MovableConnections;
 use super::queue::{ConnQueue, Taken};
 use crate::channel::{MAX_QUEUED_HANDLES, Mailbox};
 use crate::error::{Error, Result};
@@ -79,6 +80,8 @@ pub(crate) struct Inner {
     drain_spread: watch::Sender<(Duration, Option<Instant>)>,
     /// Whether the primary takes idle connections for other workers.
     moves: watch::Sender<bool>,
+    /// The connections that can move.
+    pub(crate) movable: MovableConnections,
     /// Limits the connections that move at the same time.
     pub(super) moving: Semaphore,
     /// Number of connections that have a moment to close.
@@ -153,6 +156,7 @@ impl Inner {
             draining: watch::Sender::new(false),
             drain_spread: watch::Sender::default(),
             moves: watch::Sender::new(false),
+            movable: MovableConnections::default(),
             moving: Semaphore::new(MAX_MOVING),
             turns: AtomicU32::new(0),
             drain_bell: EventFd::new().ok(),

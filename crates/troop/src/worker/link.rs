@@ -445,6 +445,13 @@ impl Link {
             Incoming::Troop(TroopMessage::Report(every)) => {
                 self.reports_every = Duration::from_millis(every).min(MAX_REPORT_INTERVAL);
             }
+            Incoming::Troop(TroopMessage::Count { key }) => {
+                let open = self.inner.movable.count(&key);
+                outgoing::counted(self.outbox.buffer(), &key, open);
+            }
+            Incoming::Troop(TroopMessage::Rebalance { key, count }) => {
+                self.inner.movable.request_moves(&key, count);
+            }
             Incoming::HandleAck => self.handle_settled(true),
             Incoming::HandleNack => self.handle_settled(false),
             Incoming::SocketGetCount(key) => outgoing::socket_count(self.outbox.buffer(), &key, 0),

@@ -6,6 +6,7 @@ mod incoming;
 mod inner;
 mod link;
 mod listen;
+mod movable;
 mod moves;
 pub mod net;
 mod queue;
@@ -27,6 +28,8 @@ pub(crate) use inner::Turn;
 pub(crate) use inner::{Alive, Inner};
 pub use listen::Listen;
 pub(crate) use listen::{Opened, Registration, Source};
+#[cfg(feature = "_serve")]
+pub(crate) use movable::Movable;
 pub(crate) use queue::ConnQueue;
 
 use crate::error::{Error, Result};

@@ -101,7 +101,19 @@ impl Worker {
             let reason = "only a worker that is to finish returns connections";
             return refused(stream, Error::Settings(reason.into()));
         }
-        let Some(key) = stream.open.key.clone().filter(|_| self.inner.moves()) else {
+        if !self.inner.moves() {
+            return refused(stream, Error::HandleRefused);
+        }
+        self.offer_connection(stream).await
+    }
+
+    /// The same, also where this worker was only asked to return some of its connections.
+    pub(crate) async fn offer_connection<S: AsFd>(
+        &self,
+        stream: Counted<S>,
+    ) -> Result<(), NotReturned<S>> {
+        let refused = |stream, error| Err(NotReturned { stream: Some(stream), error });
+        let Some(key) = stream.open.key.clone().filter(|_| self.inner.is_connected()) else {
             return refused(stream, Error::HandleRefused);
         };
         // Closed only with the worker, which is here.

@@ -341,9 +341,9 @@ mod random {
     use proptest::prelude::*;
 
     proptest! {
-        /// Whoever has what, and whatever the new ones listen on: a reload that succeeds has lost
-        /// no address, and where the old ones leave after the new ones have come, one that does not
-        /// has lost none either.
+        /// Whichever worker has what, and wherever the new ones listen: a reload that succeeds has
+        /// lost no address, and where the old ones leave after the new ones have come, one that
+        /// does not has lost none either.
         #[test]
         fn no_reload_loses_an_address(
             old in proptest::collection::vec(proptest::collection::btree_set(1i64..5, 0..3), 1..5),

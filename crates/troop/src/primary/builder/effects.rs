@@ -124,6 +124,7 @@ impl Builder {
             ("health", connects, TEST),
             ("recycle", counts, COUNT),
             ("drain_spread", self.drain_spread.is_some(), TOLD),
+            ("rebalance", is_set("rebalance"), ACCEPT),
         ];
         let (setting, _, reason) = settings.into_iter().find(|(_, is_set, _)| *is_set)?;
         Some((setting, reason))

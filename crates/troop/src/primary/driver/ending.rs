@@ -1,4 +1,4 @@
-//! The end of the cluster, and who waits for it.
+//! The end of the cluster, and the callers that wait for it.
 
 use std::time::Duration;
 
@@ -22,11 +22,11 @@ pub(super) struct Ending {
     outcome: Option<Outcome>,
     /// When the workers are killed of a cluster that the program has dropped.
     kill_at: Option<Time>,
-    /// Who waits for all workers to be gone.
+    /// Callers that wait for all workers to be gone.
     waiters: ShutdownWaiters,
     /// Whether all workers are gone and their listeners are being closed.
     closes_listeners: bool,
-    /// Who waits for the outcome.
+    /// Callers that wait for the outcome.
     outcome_waiters: Vec<oneshot::Sender<Result<Outcome, Error>>>,
 }
 
@@ -50,7 +50,7 @@ impl Ending {
         self.kill_at
     }
 
-    /// The outcome, once there is one, after all who wait for it have it.
+    /// Takes the outcome, once there is one, and sends it to all callers that wait for it.
     pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
         let outcome = self.outcome.take()?;
         for reply in self.outcome_waiters.drain(..) {

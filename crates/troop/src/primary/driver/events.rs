@@ -1,4 +1,4 @@
-//! What has happened and is not published yet, and who learns of it.
+//! Events that are not published yet, and their subscribers.
 
 use std::sync::Arc;
 

@@ -3,8 +3,8 @@
 //!
 //! A [`Driver`] is turned either by a plain thread that waits in the poller itself, or by a tokio
 //! task that waits for the poller ([`turn`]). It tells the core what happened and carries out its
-//! actions ([`decisions`]). What it has is divided among parts, each the owner of its fields, which
-//! nobody else sees:
+//! actions ([`decisions`]). Its state is divided among parts, each the only one that sees its
+//! fields:
 //!
 //! | part | owns |
 //! | --- | --- |
@@ -16,7 +16,7 @@
 //! | [`PendingQuestions`] | connections whose worker the program is asked for |
 //! | [`Inbox`] | commands of the program |
 //! | [`Operations`] | answers that the program waits for |
-//! | [`Ending`] | how the cluster ends, and who waits for it |
+//! | [`Ending`] | how the cluster ends, and the callers that wait for it |
 //! | [`Events`] | what is not published yet |
 //! | [`Signals`] | signals that a supervised cluster obeys |
 //! | [`Scarcity`] | what has run out, and when it is tried again |
@@ -145,7 +145,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// `in_thread` says who will turn it.
+    /// `in_thread`: a plain thread will turn it, not a task of a runtime.
     pub(crate) fn new(
         cluster: Cluster,
         setup: Setup,
@@ -189,7 +189,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// How it is talked to by those who do not keep it alive.
+    /// Returns a handle for commands; it does not keep the driver alive.
     pub(crate) fn driver_handle(&self) -> DriverHandle {
         self.inbox.handle().clone()
     }

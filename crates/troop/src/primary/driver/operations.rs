@@ -85,7 +85,7 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    /// A ticket for a reply, and an end to those that nobody waits for any more.
+    /// Returns a ticket for a reply, and drops the tickets whose callers have stopped waiting.
     pub(super) fn open(&mut self, cluster: &mut Cluster, reply: Reply) -> Ticket {
         self.replies.retain(|ticket, reply| {
             let is_unwanted = reply.is_unwanted();

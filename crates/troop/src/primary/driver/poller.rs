@@ -1,4 +1,4 @@
-//! The poller, in the form that suits who waits for it.
+//! The poller, as a thread or as a tokio runtime waits for it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,7 +26,8 @@ impl EventPoller {
         }
     }
 
-    /// Who does this inside a runtime gets another look at everything.
+    /// Changes what is waited for. In a runtime, a descriptor that is ready already is reported
+    /// again.
     pub(super) fn modify(&mut self, fd: impl AsFd, token: Token, interest: Interest) {
         // Fails only when memory has run out, and then what was waited for before is what is waited
         // for.
@@ -60,7 +61,7 @@ impl EventPoller {
         }
     }
 
-    /// A second way to wait for the same set, for whoever must not hold the driver meanwhile.
+    /// Returns a second handle for the same set, to wait without holding the driver's lock.
     pub(super) fn try_clone(&self) -> io::Result<Poller> {
         match self {
             EventPoller::InThread(poller) => poller.try_clone(),

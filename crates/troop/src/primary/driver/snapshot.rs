@@ -1,4 +1,4 @@
-//! Looks at everything at once, for those who show it.
+//! Takes snapshots of the cluster's whole state.
 
 use troop_core::supervise::SupervisorState;
 

@@ -55,8 +55,8 @@ enum Read {
 }
 
 impl Channels {
-    /// Whether no more is read from a worker now: who does not read our answers can wait with his
-    /// questions, and so can who says more than the program reads.
+    /// Whether reading from a worker is paused: it does not read its replies, or sends faster than
+    /// the program reads.
     fn is_held_back(&self, id: WorkerId) -> bool {
         self.get(id).is_some_and(Channel::is_backpressured)
             || self.relays.get(&id).is_some_and(|relay| relay.is_full())

@@ -84,7 +84,7 @@ impl Driver {
         if !watch.is_some_and(|watch| watch.has_interrupted()) {
             return;
         }
-        // Where several have it, nobody knows who it was.
+        // A socket of several workers does not tell which one held it up.
         if let Some((id, shard)) = self.listeners.shard_of(number)
             && let [worker] = self.cluster.primary.holders(id, shard)
         {

@@ -29,12 +29,11 @@ pub(crate) struct Injected {
 /// A connection that a worker was given.
 struct PendingInjection {
     worker: WorkerId,
-    /// Who wants to know whether it has taken it.
+    /// Told whether the worker has taken it.
     known: oneshot::Sender<bool>,
 }
 
-/// Connections of the cluster's own that a worker was given, and who wants to know whether it has
-/// taken them.
+/// Connections of the program's own that were sent to workers and are not acknowledged yet.
 #[derive(Default)]
 pub(super) struct Injections {
     pending: BTreeMap<ConnId, PendingInjection>,

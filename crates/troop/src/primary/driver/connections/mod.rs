@@ -78,7 +78,7 @@ impl Connections {
         self.all.get(conn.0 as usize).is_some_and(|conn| conn.kept)
     }
 
-    /// The copy is needed no more, because a worker has taken the connection, or nobody will.
+    /// Drops the primary's copy: a worker has taken the connection, or no worker will.
     pub(super) fn release(&mut self, conn: ConnId, taken: bool) -> Option<OwnedFd> {
         self.injections.settle(conn, taken);
         self.all.try_remove(conn.0 as usize).map(|conn| conn.fd)

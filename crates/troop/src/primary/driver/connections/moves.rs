@@ -1,5 +1,5 @@
-//! Connections that workers which are to leave give back between two requests. They go to other
-//! workers, as new ones do.
+//! Connections that workers give back between two requests, because they are to leave or have too
+//! many. They go to other workers, as new ones do.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -69,11 +69,12 @@ impl Driver {
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
             let conn = self.connections.insert(Conn { fd, before, was_sent: true, kept });
-            self.cluster.primary.moved(worker);
-            if self.cluster.primary.needs(listener).answer {
+            let about = Connection::new(peer, None);
+            if self.cluster.primary.moved(worker) {
+                self.cluster.primary.rebalanced(self.now, listener, conn, about);
+            } else if self.cluster.primary.needs(listener).answer {
                 self.ask(listener, conn, peer);
             } else {
-                let about = Connection::new(peer, None);
                 self.cluster.primary.accepted(self.now, listener, conn, about);
             }
         }

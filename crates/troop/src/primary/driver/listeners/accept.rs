@@ -57,7 +57,7 @@ impl Listeners {
         self.accepting.room = sockets;
     }
 
-    /// A socket's turn, unless nobody accepts on it now.
+    /// Begins a socket's turn, unless it has nothing to accept.
     pub(in crate::primary::driver) fn begin_turn(
         &mut self,
         number: usize,
@@ -100,15 +100,15 @@ impl Listeners {
             }
             false
         } else if nested || socket.masked {
-            // There may be more, which nobody will report.
+            // There may be more, which the poller will not report.
             true
         } else if count == burst {
             socket.ready = false;
             socket.full = true;
             true
         } else {
-            // Nobody wants them now. They wait in the kernel, and must not be reported all the
-            // time.
+            // No worker takes connections now. They wait in the kernel, and the poller must not
+            // report them all the time.
             socket.masked = true;
             poller.modify(&socket.fd, token, Interest::Nothing);
             true

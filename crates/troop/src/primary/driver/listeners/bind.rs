@@ -35,7 +35,7 @@ impl Listeners {
         let local = socket::local_address(&opened.fd);
         let is_shared = !grouped && spec.listen.is_none();
         if is_shared && !opened.given {
-            // Nobody attaches a filter (not possible for Unix sockets, which have none).
+            // No worker can attach a filter (an error for Unix sockets, which have none).
             let _ = group::lock(opened.fd.as_fd());
         }
         let founder = self.sockets.insert(match is_shared {

@@ -75,10 +75,9 @@ impl Listeners {
             format!("no more sockets can be opened for it ({e}), {share}")
         })?;
         let socket = Socket::shared(fd, id, None);
-        // Whoever else is in the group may be before this one, which then has not the number that
-        // it should have.
+        // A foreign socket in the group may be before this one and shift its number.
         let port = socket::local_address(&socket.fd).map(|at| at.port());
-        // Where the kernel does not tell, nobody can be told.
+        // Without an answer of the kernel there is nothing to report.
         let bound = diag::bound(port, self.is_udp(id)).unwrap_or_default();
         if let Some(who) = self.strangers(id, &bound, Some(socket.inode)).first() {
             return Err(format!("{}, {share}", self.describe(id, who)));

@@ -123,7 +123,7 @@ impl Listeners {
         }
     }
 
-    /// Closes a socket to which nobody comes any more.
+    /// Closes a socket that gets no new connections.
     fn close_retired(&mut self, number: usize, poller: &EventPoller) {
         let Some(socket) = self.sockets.try_remove(number) else { return };
         if socket.watched && !socket.unreported {

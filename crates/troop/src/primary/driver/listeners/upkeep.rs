@@ -23,7 +23,8 @@ use crate::primary::listener::{self, Listener, Socket};
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same when one is known to be out of order.
 const REPAIR_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Old sockets of a listener whose connections nobody takes; more are closed, the oldest first.
+/// The most old sockets of a listener that are kept for the connections in their queues; further
+/// ones are closed, the oldest first.
 const MAX_RETIRED: usize = 8;
 
 impl Listeners {
@@ -84,8 +85,8 @@ impl Driver {
         }
     }
 
-    /// Lets a listener listen again that a worker, or whoever else has a copy of its socket, has
-    /// shut down (`shutdown(2)`). Groups are looked after with their queues.
+    /// Lets a listener listen again that was shut down (`shutdown(2)`) by a worker or another
+    /// process with a copy of its socket. Groups are looked after with their queues.
     fn revive_shut(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.open.get_mut(&id).filter(|listener| !listener.grouped)
         else {
@@ -141,8 +142,8 @@ impl Driver {
         }
     }
 
-    /// Puts back options by which a worker, or whoever else has a copy of a socket, turns clients
-    /// away.
+    /// Puts back socket options by which a worker, or another process with a copy of the socket,
+    /// turns clients away.
     fn restore_options(&mut self, id: ListenerId) {
         let Some(listener) = self.listeners.open.get(&id) else { return };
         // Before its workers listen there is nothing to hold them to.
@@ -258,7 +259,7 @@ impl Driver {
         })
     }
 
-    /// Who may have done something to a socket: the workers of these slots, or any.
+    /// Describes which workers may have changed a socket: those of these slots, or any.
     fn suspects_of(&self, slots: Option<&[usize]>) -> String {
         let is_one = |id: &WorkerId| match (slots, self.cluster.primary.status(*id)) {
             (Some([_, ..]), Some(status)) => {
@@ -270,11 +271,11 @@ impl Driver {
     }
 
     /// Binds a Unix listener anew if its path does not lead to it any more, for this worker if it
-    /// has just asked for it. Programs remove the file before they listen, whoever it belongs to.
+    /// has just asked for it. Many programs remove the file before they listen, even another's.
     pub(in crate::primary::driver) fn reach(&mut self, id: ListenerId, worker: Option<WorkerId>) {
         let Some(listener) = self.listeners.open.get_mut(&id) else { return };
         let Some(file) = &listener.file else { return };
-        // Whoever has just asked waits for the answer; at all other times nobody does.
+        // A worker that has just asked waits for the answer; the periodic check holds up none.
         let begun = std::time::Instant::now();
         let is_reached = worker.map_or_else(|| file.was_reached(), |_| file.is_reached());
         if is_reached {
@@ -284,7 +285,7 @@ impl Driver {
                 .for_each(|worker| self.workers.took_for_path(worker, begun.elapsed()));
             return;
         }
-        // Who accepts by itself has the old socket, and would never know of a new one.
+        // Workers that accept by themselves have the old socket, and would never see a new one.
         if worker.is_none() && listener.spec.listen.is_none() {
             self.lost(id, "its path was removed, and workers that share one socket cannot be given another one; with any other policy it is bound anew");
             return;
@@ -401,7 +402,7 @@ fn unfit(restored: &Restored, who: &str) -> String {
     format!("its socket turns clients away by {}, {who}: restart the app", restored.lost.join(", "))
 }
 
-/// Who may have shut a socket down, or changed it.
+/// Describes which processes may have shut a socket down, or changed it.
 fn suspects(is_shared: bool, workers: &[WorkerId]) -> String {
     match (is_shared, workers) {
         (false, _) => "by a process outside the cluster that has a copy".into(),

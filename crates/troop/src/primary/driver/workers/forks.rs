@@ -1,6 +1,6 @@
-//! Starts workers' processes. That waits until a program is executed, for as long as a dead file
-//! system or whoever stops the process likes, so it is done by threads of its own and everything
-//! else goes on. One start follows the other; one that takes long is left to its thread.
+//! Starts workers' processes. A start waits until the program is executed, which a dead file system
+//! or a stopped process can delay for ever, so threads of its own do it and everything else goes
+//! on. One start follows the other; one that takes long is left to its thread.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -39,8 +39,8 @@ const NO_WEIGHTS: &str = "Fork::weight has no effect under round robin, auto and
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
 
-/// How long the end of a cluster waits for a start that nobody wants any more: its process cannot
-/// even be killed where a file system has taken a request and does not answer it.
+/// How long the end of a cluster waits for a cancelled start: its process cannot even be killed
+/// while a file system does not answer it.
 const ABANDONED_START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a start may take before the next one begins beside it.
@@ -49,7 +49,7 @@ const SLOW_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// The most starts at a time, and so the most threads.
 const MAX_STARTS: usize = 4;
 
-/// Who wants a worker.
+/// What a worker is started for.
 enum For {
     /// The supervisor, which wants one that is like all others by then.
     Slot(Slot),
@@ -134,7 +134,7 @@ impl Forks {
         self.may_begin_at().is_some_and(|at| at <= now)
     }
 
-    /// Nobody wants them any more.
+    /// Cancels all starts.
     pub(super) fn cancel(&mut self, now: Time) {
         self.waiting.clear();
         self.given_up_at = Some(now + ABANDONED_START_TIMEOUT);
@@ -423,7 +423,7 @@ impl Driver {
         Ok(handle)
     }
 
-    /// Ends a process that nobody knows of yet.
+    /// Ends a process that is not announced yet.
     fn discard(&mut self, spawned: Spawned, setup: &Setup) {
         let Spawned { child, cgroup, .. } = spawned;
         if setup.leads_group() {

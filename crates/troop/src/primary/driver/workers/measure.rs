@@ -86,7 +86,7 @@ impl Driver {
         status.is_some_and(|status| self.workers.waits_at(status.slot))
     }
 
-    /// Tells the kernel who gets connections of activated sockets.
+    /// Sets in the kernel which workers get the connections of activated sockets.
     pub(in crate::primary::driver) fn set_shares(&mut self, shares: &[u32]) {
         let results: Vec<_> =
             self.workers.steered_activation().map(|socket| socket.steer(shares)).collect();

@@ -97,7 +97,7 @@ pub(super) struct Workers {
     before_reload: Option<Arc<Setup>>,
     spawner: Spawner,
     forks: Forks,
-    /// Who starts the workers, if not [`Forks`].
+    /// The program that starts the workers, if not [`Forks`].
     embedding: Option<EmbeddingProgram>,
     orphans: AllOrphans,
     readiness: Readiness,
@@ -242,7 +242,7 @@ impl Workers {
         self.forks.are_over(now)
     }
 
-    /// Nobody wants the workers that are being started any more.
+    /// Cancels the starts of workers that are under way.
     pub(super) fn cancel_starts(&mut self, now: Time) {
         self.forks.cancel(now);
     }
@@ -273,7 +273,7 @@ impl Workers {
         self.orphans.next_deadline().into_iter().chain(forks).chain(starts).min()
     }
 
-    /// This process takes care of all processes that nobody else does.
+    /// Makes this process reap all orphaned processes.
     pub(super) fn set_reaps_orphans(&mut self) {
         self.reaps_orphans = true;
     }

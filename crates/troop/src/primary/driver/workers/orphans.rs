@@ -27,7 +27,7 @@ struct Orphans {
 }
 
 impl Orphans {
-    /// Who is left now, also of those who were started meanwhile.
+    /// Updates the list of remaining processes, with those that were started meanwhile.
     fn refresh(&mut self) {
         self.members.retain(|member| !process::has_ended(member.as_fd()));
         if !self.members.is_empty() {
@@ -77,7 +77,7 @@ impl AllOrphans {
         let group = leader
             .filter(|leader| cgroup.is_none() && process::signal_group(*leader, TERMINATE).is_ok());
         if group.is_none() && cgroup.is_none() {
-            // Nobody is left; so it is nearly always.
+            // No process is left, as nearly always.
             return;
         }
         let mut left = Orphans { group, members: Vec::new(), cgroup, kill_at: now + KILL_DELAY };

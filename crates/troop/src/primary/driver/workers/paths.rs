@@ -20,9 +20,9 @@ const FREE_PATH_TIME: Duration = Duration::from_millis(50);
 const MAX_PATH_TIME: Duration = Duration::from_secs(3);
 
 impl Workers {
-    /// A worker's rights to files. One that was started as root and has become somebody else has
-    /// the rights of that; what it was started with is never exceeded. Nothing is done for one that
-    /// is gone, because nobody knows whose rights it had.
+    /// Returns a worker's rights to files: those of its user now, if it was started as root and has
+    /// changed its user, and never more than it was started with. An error for a worker that is
+    /// gone, because its rights cannot be read any more.
     pub(in crate::primary::driver) fn rights_of(&self, worker: WorkerId) -> io::Result<Rights> {
         let process = self.processes.get(&worker).ok_or(rustix::io::Errno::SRCH)?;
         let mut of = process.user.clone();
@@ -37,8 +37,8 @@ impl Workers {
         self.processes.get(&worker).is_some_and(|process| process.names_dead_paths)
     }
 
-    /// A path that a worker has named was waited for. Whoever names slow ones gets no path any more
-    /// once that adds up.
+    /// Counts the time that a path named by a worker has taken. A worker whose paths have taken too
+    /// long in total gets no path any more.
     pub(in crate::primary::driver) fn took_for_path(&mut self, worker: WorkerId, time: Duration) {
         if let Some(process) = self.processes.get_mut(&worker) {
             process.path_time += time.saturating_sub(FREE_PATH_TIME);
@@ -59,7 +59,7 @@ impl Workers {
 }
 
 impl Driver {
-    /// Says why a worker did not get a path, if it is the operator who can do something about it.
+    /// Reports why a worker did not get a path, if the operator can do something about it.
     pub(in crate::primary::driver) fn explain(
         &mut self,
         id: ListenerId,

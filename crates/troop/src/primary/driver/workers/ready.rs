@@ -65,7 +65,7 @@ impl Driver {
 
     fn hear(&mut self, socket: &OwnedFd) -> bool {
         let mut bytes = [0; 4096];
-        // Whoever sends descriptors along, which anybody can, holds up nobody with them.
+        // Descriptors sent along, as any process may do, must not block this thread when closed.
         let closer = self.closing.closer().clone();
         let received = closer.guard(|| notify::receive(socket, &mut bytes));
         match received {
