@@ -43,9 +43,9 @@ pub struct ServingChecks {
     /// The time of the next check; `None` while there is nothing to check.
     check_at: Option<Time>,
     starting: WorkerMap<Check>,
-    /// Whether a worker was seen to wait for connections. From then on it takes more than waiting
-    /// for something, which programs also do while they start.
-    is_certain: bool,
+    /// The workers that serve, and whether they were seen to wait for connections. Where all were,
+    /// it takes more for others than waiting for something, which programs also do while they start.
+    serving: WorkerMap<bool>,
 }
 
 impl ServingChecks {
@@ -86,29 +86,37 @@ impl ServingChecks {
     /// Handles the result of a check. Returns whether the worker serves, or must be assumed to,
     /// and was not known to.
     pub fn checked(&mut self, worker: WorkerId, waits: Waits, is_old_enough: bool) -> bool {
+        let takes_more = self.takes_more(worker);
         let Some(check) = self.starting.get_mut(&worker) else { return false };
         check.is_under_way = false;
         let was_ready = check.is_ready;
         check.seen += u32::from(waits == Waits::Perhaps);
         let is_over = match waits {
-            Waits::Yes => {
-                self.is_certain = true;
-                true
-            }
+            Waits::Yes => true,
             Waits::Hidden => is_old_enough,
             Waits::Perhaps | Waits::No => false,
         };
-        check.is_ready |= is_over || (!self.is_certain && check.seen >= PERHAPS_CHECKS);
+        check.is_ready |= is_over || (!takes_more && check.seen >= PERHAPS_CHECKS);
         let is_ready = check.is_ready;
+        if is_ready {
+            self.serving.insert(worker, waits == Waits::Yes);
+        }
         if is_over {
             self.starting.remove(&worker);
         }
         is_ready && !was_ready
     }
 
+    /// Whether all others that serve were seen to wait for connections.
+    fn takes_more(&self, worker: WorkerId) -> bool {
+        let mut others = self.serving.iter().filter(|(other, _)| **other != worker).peekable();
+        others.peek().is_some() && others.all(|(_, was_seen)| *was_seen)
+    }
+
     /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.starting.remove(&worker);
+        self.serving.remove(&worker);
     }
 }
 
@@ -153,6 +161,25 @@ mod tests {
         checks.started(Time(10_000), TWO);
         assert!(!(0..100).any(|_| checks.checked(TWO, Waits::Perhaps, true)));
         assert!(checks.checked(TWO, Waits::Yes, true));
+    }
+
+    /// A worker alone decides nothing for the others.
+    #[test]
+    fn it_takes_no_more_where_one_of_several_was_seen_to_wait_for_connections() {
+        let mut checks = ServingChecks::default();
+        checks.started(Time(0), ONE);
+        assert!((0..10).any(|_| checks.checked(ONE, Waits::Perhaps, true)));
+        checks.started(Time(0), TWO);
+        assert!(checks.checked(TWO, Waits::Yes, true));
+        let three = WorkerId(3);
+        checks.started(Time(0), three);
+        assert!((0..10).any(|_| checks.checked(three, Waits::Perhaps, true)));
+        // Nor does one that is gone.
+        checks.exited(ONE);
+        checks.exited(three);
+        checks.exited(TWO);
+        checks.started(Time(0), WorkerId(4));
+        assert!((0..10).any(|_| checks.checked(WorkerId(4), Waits::Perhaps, true)));
     }
 
     #[test]

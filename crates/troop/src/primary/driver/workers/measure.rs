@@ -31,7 +31,7 @@ impl Workers {
             false => diag::inode(&socket.socket).ok(),
         };
         let sockets = self.setup.activation().iter().filter_map(own).collect();
-        Some(Serving { worker, pid: handle.pid(), sockets })
+        Some(Serving { worker, slot: handle.slot(), pid: handle.pid(), sockets })
     }
 
     /// Whether connections wait in the own sockets of a slot's worker.
