@@ -1,10 +1,13 @@
 //! The script that Node workers load before their program, by which idle connections outlive them.
 //!
-//! It is written to a directory of troop's own user, as a file that no other user can change: beside
-//! the control socket, or, if troop is root, in a directory where every user can open it by name.
+//! It is written to a directory of troop's own user, as a file that no other user can change. Node
+//! loads it again in every thread that a program starts, so it must stay there for as long as the app
+//! runs: not in `XDG_RUNTIME_DIR`, which goes at a logout, but among the user's caches, or, if troop
+//! is root, in a directory where every user can open it by name.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -56,10 +59,10 @@ pub(crate) fn add(setup: Setup) -> Setup {
     }
 }
 
-/// Removes what was laid for an app.
+/// Removes what was laid for an app. What is among the user's caches stays: other apps use it too.
 pub(crate) fn remove(app: &str) {
-    for is_public in [false, true] {
-        if let Ok(Some(directory)) = Directory::find(&path(is_public), Safety::Links) {
+    for path in [sockets::path(), public_path(std::env::var_os(RUNTIME_DIR).as_deref())] {
+        if let Ok(Some(directory)) = Directory::find(&path, Safety::Links) {
             let _ = directory.remove(&file(app));
             let _ = directory.remove(&unfinished(app));
         }
@@ -98,29 +101,73 @@ fn unfinished(app: &str) -> OsString {
     format!(".{app}.cjs").into()
 }
 
-fn path(is_public: bool) -> PathBuf {
-    let mut path = sockets::path().into_os_string();
-    if is_public {
-        path.push("-node");
-    }
+/// The variable that names the directory for control sockets.
+const RUNTIME_DIR: &str = "TROOP_RUNTIME_DIR";
+
+/// The directory in which every user can open a file by name. Root's `XDG_RUNTIME_DIR` is of no use:
+/// nobody else may enter it.
+fn public_path(runtime: Option<&OsStr>) -> PathBuf {
+    let runtime = runtime.filter(|path| !path.is_empty());
+    let mut path = match (runtime, rustix::process::geteuid().is_root()) {
+        (Some(path), _) => path.to_owned(),
+        (None, true) => "/run/troop".into(),
+        (None, false) => sockets::path().into(),
+    };
+    path.push("-node");
     path.into()
 }
 
+/// The directory for the user's caches, unless another one was named for all that troop writes.
+fn cache(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let variable = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if variable(RUNTIME_DIR).is_some() {
+        return None;
+    }
+    let caches = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+    caches.is_absolute().then(|| caches.join("troop"))
+}
+
 fn lay(app: &str, is_public: bool) -> io::Result<PathBuf> {
-    let directory = if is_public { public_directory()? } else { sockets::directory()? };
-    let (name, unfinished) = (file(app), unfinished(app));
-    let _ = directory.remove(&unfinished);
-    let mut file = directory.create_new(&unfinished, 0o444)?;
+    if is_public {
+        return write(&public_directory()?, &file(app), &unfinished(app));
+    }
+    let caches = cache(|name| std::env::var_os(name));
+    if let Some(written) = caches.and_then(|path| lay_in_cache(&path).ok()) {
+        return Ok(written);
+    }
+    write(&sockets::directory()?, &file(app), &unfinished(app))
+}
+
+/// Writes it under a name that other versions of it do not have.
+fn lay_in_cache(path: &Path) -> io::Result<PathBuf> {
+    if let Some(caches) = path.parent() {
+        std::fs::create_dir_all(caches)?;
+    }
+    let directory = Directory::create(path, Safety::Links, 0o700)?;
+    let found = directory.metadata();
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut hasher = DefaultHasher::new();
+    SCRIPT.hash(&mut hasher);
+    let name = format!("moves-{:016x}.cjs", hasher.finish());
+    let unfinished = format!(".{name}-{}", std::process::id());
+    write(&directory, name.as_ref(), unfinished.as_ref())
+}
+
+fn write(directory: &Directory, name: &OsStr, unfinished: &OsStr) -> io::Result<PathBuf> {
+    let _ = directory.remove(unfinished);
+    let mut file = directory.create_new(unfinished, 0o444)?;
     file.write_all(SCRIPT.as_bytes())?;
     // Whatever the umask says.
     file.set_permissions(std::fs::Permissions::from_mode(0o444))?;
-    directory.rename(&unfinished, &name)?;
+    directory.rename(unfinished, name)?;
     std::path::absolute(directory.path().join(name))
 }
 
 /// A directory that others may enter, and not list or change.
 fn public_directory() -> io::Result<Directory> {
-    let path = path(true);
+    let path = public_path(std::env::var_os(RUNTIME_DIR).as_deref());
     let directory = Directory::create(&path, Safety::Links, 0o711)?;
     let found = directory.metadata();
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
@@ -137,4 +184,38 @@ fn public_directory() -> io::Result<Directory> {
         std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o711))?;
     }
     Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_where_no_logout_removes_it_and_every_user_of_a_worker_may_enter() {
+        let named = |pairs: &'static [(&str, &str)]| {
+            cache(|name| Some(pairs.iter().find(|pair| pair.0 == name)?.1.into()))
+        };
+        assert_eq!(named(&[("HOME", "/home/x")]), Some("/home/x/.cache/troop".into()));
+        assert_eq!(
+            named(&[("HOME", "/home/x"), ("XDG_CACHE_HOME", "/c"), ("XDG_RUNTIME_DIR", "/r")]),
+            Some("/c/troop".into())
+        );
+        // Everything is where it was said to be, and relative paths count for nothing.
+        assert_eq!(named(&[("HOME", "/home/x"), (RUNTIME_DIR, "/r")]), None);
+        assert_eq!(named(&[("XDG_CACHE_HOME", "c")]), None);
+        assert_eq!(public_path(Some("/r/troop".as_ref())), Path::new("/r/troop-node"));
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(public_path(None), Path::new("/run/troop-node"));
+        }
+    }
+
+    #[test]
+    fn apps_share_one_file_in_the_cache() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("caches/troop");
+        let first = lay_in_cache(&path).unwrap();
+        assert_eq!(lay_in_cache(&path).unwrap(), first);
+        assert_eq!(std::fs::read_to_string(&first).unwrap(), SCRIPT);
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+    }
 }

@@ -42,7 +42,8 @@ pub(crate) fn signal(text: &str) -> Result<i32, String> {
     let number = text
         .parse()
         .ok()
-        .filter(|number| (1..=64).contains(number))
+        // The C library keeps 32 and 33 for itself, and they cannot be sent.
+        .filter(|number| (1..32).contains(number) || (34..=64).contains(number))
         .or_else(|| (1..=64).find(known));
     number.ok_or_else(|| "there is no such signal".into())
 }
