@@ -218,7 +218,7 @@ impl Primary {
         let mut asked = 0;
         for ((worker, ..), (excess, lack)) in counts.iter().zip(plan) {
             let Some(state) = self.workers.get_mut(worker) else { continue };
-            state.was_asked_to_return |= excess > 0;
+            state.may_offer = state.may_offer.saturating_add(excess);
             if let Some(membership) = state.membership_mut(id) {
                 (membership.share.excess, membership.share.lack) = (excess, lack);
             }
@@ -231,19 +231,21 @@ impl Primary {
     }
 
     /// The listener of a connection that a worker returns which is not to leave. `None` if it has to
-    /// keep it: it was asked for fewer, or too many wait.
+    /// keep it: the round is over, or too many wait.
     ///
     /// # Errors
-    /// If it was never asked for any.
+    /// If it offers more than it was ever asked for.
     pub(super) fn may_rebalance(
         &mut self,
         worker: WorkerId,
         key: &str,
     ) -> Result<Option<ListenerId>, Violation> {
-        let Some(state) = self.workers.get(&worker) else { return Ok(None) };
-        if !state.was_asked_to_return {
+        let Some(state) = self.workers.get_mut(&worker) else { return Ok(None) };
+        let Some(left) = state.may_offer.checked_sub(1) else {
             return Err(Violation::Malformed("a connection moved without need".into()));
-        }
+        };
+        state.may_offer = left;
+        let Some(state) = self.workers.get(&worker) else { return Ok(None) };
         let own = state.memberships.iter().find_map(|membership| {
             let listener = self.listeners.get(&membership.listener)?;
             let is_due = membership.share.excess > 0 && listener.key == key;

@@ -134,8 +134,8 @@ pub(super) struct Worker {
     pub(super) moving: Option<Moving>,
     /// Whether it was told to move connections.
     pub(super) moves_offered: bool,
-    /// Whether it was ever asked to return connections without leaving.
-    pub(super) was_asked_to_return: bool,
+    /// Number of connections that it may still offer to return although it is not to leave.
+    pub(super) may_offer: u32,
     /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
     /// Whether it is held: it gets no connections of clients yet.
@@ -208,7 +208,7 @@ impl Worker {
             moves_idle: false,
             moving: None,
             moves_offered: false,
-            was_asked_to_return: false,
+            may_offer: 0,
             last_taken: Time(0),
             held: false,
             cut_off: false,
