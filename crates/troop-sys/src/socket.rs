@@ -36,6 +36,19 @@ pub fn close_at_once(socket: impl AsFd) {
     }
 }
 
+/// Returns a number that all descriptors of this socket share and no other socket has, in no other
+/// network namespace either; `None` where the system has none (`SO_COOKIE` of `socket(7)`).
+#[must_use]
+pub fn cookie(socket: impl AsFd) -> Option<u64> {
+    #[cfg(target_os = "linux")]
+    return sockopt::socket_cookie(socket).ok();
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = socket;
+        None
+    }
+}
+
 /// Whether a descriptor is a socket. Does not access any file system.
 #[must_use]
 pub fn is_socket(fd: impl AsFd) -> bool {

@@ -4,9 +4,9 @@ use std::net::TcpListener;
 
 use std::time::Instant;
 
-use troop::Event;
-use troop::event::Violation;
-use troop_testkit::{TEST_TIMEOUT, ask};
+use troop::event::{Consequence, Violation};
+use troop::{Cluster, Event, Setup};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, node_program};
 
 use super::scene::{ONLINE, Scene};
 use super::support;
@@ -132,4 +132,43 @@ async fn a_worker_that_leaves_names_only_listeners_that_it_had() {
 async fn a_worker_that_speaks_of_moves_that_nobody_asked_for_changes_nothing() {
     let says = |act: &str| format!(r#"repeat 1000 {{"cmd":"NODE_TROOP","act":"{act}"}}"#);
     Scene::is_ignored(&[&says("moves"), &says("moved"), &says("moves")]).await;
+}
+
+/// A worker can keep a copy of what it gives back. Each that was passed on would be a connection of
+/// the honest worker, which has descriptors for so many.
+#[tokio::test]
+async fn a_connection_that_is_given_back_over_and_over_is_passed_on_once() {
+    let setup = Setup::new().script(node_program("returns_twice.js"));
+    let mut troop = Troop::start(Cluster::builder().setup(setup));
+    let one = troop.fork().await;
+    let port = troop.listening(&one).await;
+    let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    client.readable().await.unwrap();
+    let other = troop.fork().await;
+    troop.listening(&other).await;
+    one.disconnect().unwrap();
+    let id = one.id();
+    let (violation, consequence) = troop
+        .until("misbehaviour", |event| match event {
+            Event::Misbehaved { worker, violation, consequence, .. } if worker.id() == id => {
+                Some((violation.clone(), *consequence))
+            }
+            _ => None,
+        })
+        .await;
+    assert!(
+        matches!(&violation, Violation::Malformed(what) if what.contains("before")),
+        "{violation:?}"
+    );
+    assert_eq!(consequence, Consequence::Killed);
+    troop.exit(&one).await;
+    let stats = other.stats().await;
+    assert_eq!(stats.handed, 1);
+    // It is the honest worker's now.
+    let mut text = String::new();
+    let mut lines = tokio::io::BufReader::new(&mut client);
+    for _ in 0..2 {
+        tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut text).await.unwrap();
+    }
+    assert_eq!(text, "connected\nconnected\n");
 }

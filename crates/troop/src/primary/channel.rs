@@ -324,7 +324,7 @@ fn take_moved(
     };
     match core.may_move(id, &key)? {
         None => Ok(false),
-        Some(listener) => moves.take(listener, kept, fd),
+        Some(listener) => moves.take(id, listener, core.needs(listener), kept, fd),
     }
 }
 

@@ -138,8 +138,10 @@ impl Driver {
                 self.channels.update(id, &mut self.poller);
                 break;
             }
+            let (has_room, may_ask) =
+                (!self.scarcity.pauses_accepting(), self.questions.has_room_for_moved());
             let Driver { channels, cluster, listeners, connections, closing, events, .. } = self;
-            let moves = connections.moves(listeners);
+            let moves = connections.moves(listeners, has_room, may_ask);
             match channels.read(id, self.now, &mut cluster.primary, moves, closing, events) {
                 Read::Some { len, more } => {
                     bytes_left = bytes_left.saturating_sub(len);

@@ -193,7 +193,7 @@ impl Channels {
         };
         let line = in_format(channel.advanced, &self.line, &mut self.frame);
         for conn in conns {
-            all.prepare(*conn);
+            all.prepare(*conn, worker);
         }
         let sent = if let [conn] = conns {
             let Some(fd) = all.fd(*conn) else { return Sent::No };

@@ -42,6 +42,11 @@ impl PendingQuestions {
         self.deadlines.first().map(|(at, _)| *at)
     }
 
+    /// New connections keep half of the room.
+    pub(in crate::primary::driver) fn has_room_for_moved(&self) -> bool {
+        self.pending.len() < MAX_PENDING / 2
+    }
+
     pub(in crate::primary::driver) fn is_full(&self) -> bool {
         self.pending.len() >= MAX_PENDING
     }

@@ -15,15 +15,15 @@ mod moves;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slab::Slab;
-use troop_core::ConnId;
+use troop_core::{ConnId, WorkerId};
 use troop_sys::socket::{self, Traffic};
 
 pub(super) use callback::PendingQuestions;
 use inject::Injections;
 pub(crate) use inject::{ConnectionEnds, Injected};
 pub(super) use inspect::Inspected;
-use moves::MovedConnection;
 pub(crate) use moves::Moves;
+use moves::{MovedConnection, Owners};
 
 /// A connection that the primary has a copy of.
 struct Conn {
@@ -34,6 +34,8 @@ struct Conn {
     was_sent: bool,
     /// Whether a worker has answered a request on it.
     kept: bool,
+    /// Its number, if it was moved.
+    cookie: Option<u64>,
 }
 
 /// All connections that the primary has copies of.
@@ -44,11 +46,18 @@ pub(super) struct Connections {
     injections: Injections,
     /// Those that a worker has just given back.
     moved: Vec<MovedConnection>,
+    owners: Owners,
 }
 
 impl Connections {
     pub(super) fn add(&mut self, fd: OwnedFd) -> ConnId {
-        self.insert(Conn { fd, before: Traffic::default(), was_sent: false, kept: false })
+        self.insert(Conn {
+            fd,
+            before: Traffic::default(),
+            was_sent: false,
+            kept: false,
+            cookie: None,
+        })
     }
 
     fn insert(&mut self, conn: Conn) -> ConnId {
@@ -58,10 +67,13 @@ impl Connections {
     /// Called before a worker is sent a copy. A worker that had one before may have made the
     /// connection blocking, which all copies share: this undoes it.
     #[inline]
-    pub(super) fn prepare(&mut self, conn: ConnId) {
+    pub(super) fn prepare(&mut self, conn: ConnId, worker: WorkerId) {
         if let Some(conn) = self.all.get_mut(conn.0 as usize)
             && std::mem::replace(&mut conn.was_sent, true)
         {
+            if let Some(cookie) = conn.cookie {
+                self.owners.set(cookie, Some(worker));
+            }
             // This does not fail on a socket.
             let _ = socket::set_nonblocking(&conn.fd, true);
         }
