@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use troop::activation::{ActivationSocket, InheritedSocket};
+use troop::policy::{AutoLimits, Rebalanced};
 use troop::setup::{Output, Source};
 use troop::supervise::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy,
@@ -65,6 +66,13 @@ fn settings() -> Vec<Setting> {
             |b| b.scheduling_of("8000".parse().unwrap(), Scheduling::Weighted),
             EVERYWHERE,
         ),
+        ("auto_limits", |b| b.auto_limits(AutoLimits::default()), NOWHERE),
+        (
+            "auto_limits",
+            |b| b.scheduling(Scheduling::Auto).auto_limits(AutoLimits::default()),
+            EVERYWHERE,
+        ),
+        ("rebalance", |b| b.rebalance(Rebalanced::None), EVERYWHERE),
         ("weights", |b| b.weights([50]), NOWHERE),
         ("weights", |b| b.weights([50]).scheduling(Scheduling::Weighted), NOT_UNSUPERVISED),
         ("grace", |b| b.grace(Duration::from_secs(5)), NOT_UNSUPERVISED),
@@ -158,7 +166,7 @@ fn activated(builder: Builder) -> Builder {
 
 #[test]
 fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
-    let settings: [(&str, Set); 14] = [
+    let settings: [(&str, Set); 16] = [
         ("scheduling", |b| b.scheduling(Scheduling::PowerOfTwo)),
         ("scheduling_of", |b| b.scheduling_of("8000".parse().unwrap(), Scheduling::Weighted)),
         ("pending_limit", |b| b.pending_limit(8)),
@@ -176,6 +184,8 @@ fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
         ("health", |b| b.health(HealthCheck::new(HealthTest::Http("/".into())))),
         ("recycle", |b| b.recycle(RecyclePolicy::default().connections(Some(1)))),
         ("drain_spread", |b| b.drain_spread(Duration::from_secs(1))),
+        ("auto_limits", |b| b.auto_limits(AutoLimits::default())),
+        ("rebalance", |b| b.rebalance(Rebalanced::None)),
     ];
     for (name, set) in settings {
         let result =
