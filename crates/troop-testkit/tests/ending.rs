@@ -38,6 +38,12 @@ fn lines(out: &Path) -> Vec<String> {
     std::fs::read_to_string(out).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
+/// Waits for the program, and for the primary to know that it runs: a start that is under way is
+/// cancelled by a stop.
+fn wait_until_started(troop: &Troop, out: &Path) {
+    wait_until("its start", || lines(out) == ["started"] && !troop.cluster.workers().is_empty());
+}
+
 fn alone(setup: Setup) -> Builder {
     Cluster::builder().workers(1).replace(at_once()).setup(setup)
 }
@@ -48,7 +54,7 @@ async fn a_program_without_nodes_protocol_gets_its_own_stop_signal_and_then_its_
     let out = home.path().join("out");
     let setup = shell(&out).stop_signal(Signal::QUIT.as_raw()).kill_signal(Signal::TERM.as_raw());
     let troop = Troop::start(alone(setup).grace(Duration::from_millis(1600)));
-    wait_until("its start", || lines(&out) == ["started"]);
+    wait_until_started(&troop, &out);
     let outcome = troop.cluster.stop().await.unwrap();
     assert!(outcome.is_graceful(), "{outcome:?}");
     assert_eq!(lines(&out), ["started", "QUIT", "TERM"]);
@@ -61,7 +67,7 @@ async fn a_worker_keeps_the_stop_signal_that_it_was_started_with() {
     let kill = Signal::TERM.as_raw();
     let setup = shell(&before).stop_signal(Signal::INT.as_raw()).kill_signal(kill);
     let troop = Troop::start(alone(setup).grace(Duration::from_millis(1600)));
-    wait_until("its start", || lines(&before) == ["started"]);
+    wait_until_started(&troop, &before);
     let next = shell(&after).stop_signal(Signal::USR2.as_raw());
     troop.cluster.reload_as(next).await.unwrap();
     wait_until("the end of the old one", || lines(&before) == ["started", "INT", "TERM"]);
