@@ -225,6 +225,21 @@ pub async fn get(port: u16, path: &str) -> std::io::Result<String> {
     tokio::task::spawn_blocking(request).await.expect("the client does not panic")
 }
 
+/// Joins the reuseport group of a port, as a process does that has nothing to do with the cluster.
+///
+/// # Panics
+/// If the kernel does not let it.
+pub fn join_group(port: u16) -> std::net::TcpListener {
+    use rustix::net::{AddressFamily, SocketType, bind, listen, socket, sockopt};
+    let intruder = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+    sockopt::set_socket_reuseport(&intruder, true).expect("SO_REUSEPORT");
+    bind(&intruder, &SocketAddr::from(([127, 0, 0, 1], port))).expect("the group lets it in");
+    listen(&intruder, 16).expect("it listens");
+    let intruder = std::net::TcpListener::from(intruder);
+    intruder.set_nonblocking(true).expect("SO_REUSEPORT");
+    intruder
+}
+
 /// Returns a port that no socket has, outside the range from which the kernel gives ports to clients
 /// and to listeners on port 0. Each call returns another one.
 pub fn free_port() -> u16 {

@@ -248,17 +248,7 @@ async fn a_foreign_socket_in_the_group_sends_a_listener_back_to_turns_and_is_nam
     let (workers, port) = forks(&mut troop, 2).await;
     let flood = Flood::new(port, 2);
     changes_to(&mut troop, Mode::Steered).await;
-    let intruder = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::STREAM,
-        None,
-    )
-    .unwrap();
-    rustix::net::sockopt::set_socket_reuseport(&intruder, true).unwrap();
-    rustix::net::bind(&intruder, &std::net::SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-    rustix::net::listen(&intruder, 16).unwrap();
-    let intruder = TcpListener::from(intruder);
-    intruder.set_nonblocking(true).unwrap();
+    let intruder = troop_testkit::join_group(port);
     assert_eq!(changes_to(&mut troop, Mode::Turns).await, ModeReason::Foreign);
     let named = troop
         .until("the report", |event| match event {

@@ -393,17 +393,7 @@ async fn one_port_has_one_cluster() {
 async fn a_foreign_socket_in_the_group_is_reported_and_gets_no_connections() {
     let mut troop = steered(line());
     let (mut workers, port) = forks(&mut troop, 2).await;
-    let intruder = rustix::net::socket(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::STREAM,
-        None,
-    )
-    .unwrap();
-    rustix::net::sockopt::set_socket_reuseport(&intruder, true).unwrap();
-    rustix::net::bind(&intruder, &std::net::SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-    rustix::net::listen(&intruder, 16).unwrap();
-    let intruder = TcpListener::from(intruder);
-    intruder.set_nonblocking(true).unwrap();
+    let intruder = troop_testkit::join_group(port);
     let reported = |e: &Event| match e {
         Event::NotSteered { address: at, reason: why, .. } => Some(format!("{at}: {why}")),
         _ => None,
