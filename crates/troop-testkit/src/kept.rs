@@ -69,8 +69,8 @@ struct Shared {
     answers: Vec<AtomicU64>,
     /// The process that answered each client last.
     workers: Vec<AtomicU32>,
-    /// The processes that the test kills.
-    killed: Mutex<BTreeSet<u32>>,
+    /// The clients' addresses of the connections that killed processes had.
+    killed: Mutex<BTreeSet<SocketAddr>>,
 }
 
 /// Clients of all manners, each with one connection at a time and an address of its own.
@@ -107,8 +107,8 @@ impl Crowd {
         Crowd { shared, tasks }
     }
 
-    /// Returns the process that serves the fewest clients, but one. It may be killed: its clients
-    /// are not counted from here on.
+    /// Stops the process that serves the fewest clients, but one, and returns it. It is to be
+    /// killed: the connections that it has are not counted.
     #[must_use]
     pub fn victim(&self) -> u32 {
         let mut clients = BTreeMap::<u32, usize>::new();
@@ -116,7 +116,8 @@ impl Crowd {
             *clients.entry(pid.load(Ordering::Relaxed)).or_default() += 1;
         }
         let (pid, _) = clients.into_iter().min_by_key(|(_, count)| *count).expect("clients");
-        lock(&self.shared.killed).insert(pid);
+        stop_process(pid);
+        lock(&self.shared.killed).extend(peers(pid));
         pid
     }
 
@@ -146,6 +147,40 @@ impl Crowd {
             task.await.expect("a client does not panic");
         }
     }
+}
+
+/// Stops a process. Returns when none of it runs.
+fn stop_process(pid: u32) {
+    let number = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(number.expect("a pid"), rustix::process::Signal::STOP)
+        .expect("a process of this test");
+    let is_stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" T"))
+    };
+    let deadline = std::time::Instant::now() + TEST_TIMEOUT;
+    while !is_stopped() {
+        assert!(std::time::Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Returns whom a process is connected to over IPv4.
+fn peers(pid: u32) -> Vec<SocketAddr> {
+    let inodes: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("a process of this test")
+        .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .filter_map(|to| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the connections of this machine");
+    let peer = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (address, port) = fields.nth(2)?.split_once(':')?;
+        let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+        let port = u16::from_str_radix(port, 16).ok()?;
+        inodes.contains(fields.nth(6)?).then(|| (address, port).into())
+    };
+    table.lines().filter_map(peer).collect()
 }
 
 /// A sequence that is the same in each run (xorshift).
@@ -185,7 +220,6 @@ struct Client {
 impl Client {
     async fn run(mut self) {
         while !self.has_to_stop() {
-            let kills = lock(&self.shared.killed).len();
             let mut connection = match Connection::open(self.shared.address, self.number).await {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -197,11 +231,7 @@ impl Client {
             };
             let Err(end) = self.use_up(&mut connection).await else { return };
             let killed = lock(&self.shared.killed);
-            let is_cut_off = match connection.worker {
-                Some(pid) => killed.contains(&pid),
-                // Nobody knows whose it was.
-                None => killed.len() > kills,
-            };
+            let is_cut_off = killed.contains(&connection.address);
             let mut noticed = lock(&self.shared.noticed);
             match end {
                 End::Announced => noticed.announced += 1,
@@ -294,6 +324,8 @@ impl Client {
 
 /// A connection, and what has been read of the answers on it.
 struct Connection {
+    /// The client's own.
+    address: SocketAddr,
     stream: TcpStream,
     unread: Vec<u8>,
     /// The process that has answered last.
@@ -308,7 +340,7 @@ impl Connection {
         socket.bind(([127, 0, 1, host], 0).into())?;
         let stream = socket.connect(address).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, unread: Vec::new(), worker: None })
+        Ok(Connection { address: stream.local_addr()?, stream, unread: Vec::new(), worker: None })
     }
 
     fn failed(&self, how: impl std::fmt::Display) -> End {

@@ -342,21 +342,27 @@ impl Simulation {
                 }
                 Action::Open { listener } => {
                     self.looks += 1;
-                    if self.looks.is_multiple_of(4) {
-                        if self.groups[&listener].is_empty() {
-                            // Not even one: it is not steered any more.
-                            self.groups.remove(&listener);
-                            self.programs.remove(&listener);
-                        }
-                        self.primary.opened(self.now, listener, Err("an obstacle".into()));
-                    } else {
-                        self.groups.get_mut(&listener).unwrap().push(false);
+                    // It may have been closed since: this action follows all others.
+                    let Some(group) = self.groups.get_mut(&listener) else {
+                        prop_assert!(self.is_late && !self.listeners.contains_key(&listener));
+                        self.primary.opened(self.now, listener, Err("it is closed".into()));
+                        return Ok(());
+                    };
+                    if !self.looks.is_multiple_of(4) {
+                        group.push(false);
                         self.primary.opened(self.now, listener, Ok(()));
+                        return Ok(());
                     }
+                    if group.is_empty() {
+                        // Not even one: it is not steered any more.
+                        self.groups.remove(&listener);
+                        self.programs.remove(&listener);
+                    }
+                    self.primary.opened(self.now, listener, Err("an obstacle".into()));
                 }
                 Action::Sample { listener } => {
                     self.looks += 1;
-                    let sockets = self.groups[&listener].len() as u32;
+                    let sockets = self.groups.get(&listener).map_or(0, Vec::len) as u32;
                     let full = |n: u32| if self.calm { 0 } else { (self.looks / 3 + n) % 3 * 50 };
                     let queues: Vec<_> = (0..sockets).map(|n| Some(full(n))).collect();
                     self.primary.sampled(self.now, listener, &queues);
