@@ -1,6 +1,10 @@
 //! Notifies systemd of the app's state: `sd_notify(3)`, for services of `Type=notify` and
 //! `notify-reload`, with `WatchdogSec`.
 
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +17,11 @@ use troop::{Builder, Cluster, Event};
 use crate::log;
 use crate::restart::RestartRequest;
 
+const VARIABLE: &str = "NOTIFY_SOCKET";
+
 /// Whether a service manager has set `NOTIFY_SOCKET`.
 pub(crate) fn is_wanted() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+    std::env::var_os(VARIABLE).is_some_and(|socket| !socket.is_empty())
 }
 
 /// What systemd is told about, besides that all workers are ready.
@@ -58,7 +64,7 @@ fn start(
     cluster: Cluster,
     steps: UnboundedReceiver<Step>,
     restarting: Arc<RestartRequest>,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()
         .name("troop-notify".into())
@@ -68,7 +74,19 @@ fn start(
 
 fn send(state: &[NotifyState<'_>]) {
     // A failure is ignored: systemd does not listen any more.
-    let _ = sd_notify::notify(state);
+    let _ = deliver(state);
+}
+
+/// Sends a notification to a path, or to an abstract address (`@name`), which `sd_notify::notify`
+/// takes for a path.
+fn deliver(state: &[NotifyState<'_>]) -> io::Result<()> {
+    let Some(at) = std::env::var_os(VARIABLE) else { return Ok(()) };
+    let address = match at.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&at)?,
+    };
+    let text: String = state.iter().map(|part| format!("{part}\n")).collect();
+    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 /// That it will be ready again.

@@ -4,11 +4,44 @@
 
 mod support;
 
-use std::os::unix::net::UnixDatagram;
+use std::ffi::{OsStr, OsString};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::Command;
 
-use support::{node, start};
+use support::{Running, node, start};
 use troop_testkit::TEST_TIMEOUT;
+
+/// `troop run --log json` with these arguments, which notifies a service manager here.
+fn notifying<S: AsRef<OsStr>>(socket: &OsStr, args: impl IntoIterator<Item = S>) -> Running {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1"]).args(args);
+    command.env("NOTIFY_SOCKET", socket).env_remove("WATCHDOG_USEC");
+    start(command)
+}
+
+/// Container runtimes, and service managers of users, listen on abstract addresses.
+#[test]
+fn a_service_manager_on_an_abstract_address_is_told_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut name = OsString::from(directory.path());
+    name.push("/abstract");
+    let address = SocketAddr::from_abstract_name(name.as_encoded_bytes()).unwrap();
+    let socket = UnixDatagram::bind_addr(&address).unwrap();
+    socket.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 512];
+        let n = socket.recv(&mut buffer).expect("a notification");
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    };
+    let mut at = OsString::from("@");
+    at.push(&name);
+    let mut troop = notifying(&at, [node("hello.js")]);
+    assert_eq!(heard(), "READY=1\n");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(heard(), "STOPPING=1\n");
+    assert_eq!(troop.end().0, Some(0));
+}
 
 #[test]
 fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
