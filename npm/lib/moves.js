@@ -17,6 +17,8 @@ const MAX_DETACHED = 32;
 const RETRY_INTERVAL = 10;
 /** Milliseconds within which connections move that the primary has asked for although the worker stays. */
 const SHARE_TIMEOUT = 1000;
+/** Milliseconds to wait for the stop signal where the program has a handler for it. */
+const MAX_SIGNAL_WAIT = 500;
 /** Milliseconds after which a connection that could not move is served here again. */
 const MAX_WAIT = 250;
 /** Maximum of the milliseconds in which only answers end connections that cannot move. */
@@ -433,6 +435,17 @@ function watch() {
     }, MAX_WAIT).unref();
   }
 
+  // ---- signals ----
+
+  /** Returns the numbers of the signals for which the program has handlers, so that they do not end it at once. */
+  function handledSignals() {
+    const { constants: { signals } } = require('os');
+    // Listeners of the package signal-exit, which end the process unless there are others.
+    const ending = [process.__signal_exit_emitter__, globalThis[Symbol.for('signal-exit emitter')]]
+      .reduce((count, emitter) => count + (Number(emitter?.count) || 0), 0);
+    return process.eventNames().filter((name) => Object.hasOwn(signals, name) && process.listenerCount(name) > ending).map((name) => signals[name]);
+  }
+
   // ---- the channel ----
 
   /** Emits 'disconnect' at the end of the channel while a sent socket is unacknowledged; Node does not, and the process would go on. */
@@ -457,6 +470,13 @@ function watch() {
       if (act === 'leave') leave(message);
       else if (act === 'count') tell('counted', { key, open: count(key) });
       else if (act === 'rebalance') share(key, message.count);
+    } else if (cmd === 'NODE_CLUSTER' && act === 'disconnect' && message.reportSignals) {
+      const signals = handledSignals();
+      if (signals.length > 0) {
+        tell('signals', { signals });
+        // The handlers run even if nothing else keeps the program going.
+        setTimeout(() => {}, MAX_SIGNAL_WAIT);
+      }
     } else if (underWay?.isWritten && (cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK')) {
       settled(underWay, cmd === 'NODE_HANDLE_ACK');
     }

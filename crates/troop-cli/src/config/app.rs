@@ -146,12 +146,13 @@ pub(crate) struct App {
     /// if node_args has --report-on-signal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
-    /// Signal that asks workers to finish: those without Node's IPC instead of a message, others if
-    /// they do not end after they have disconnected. Default: SIGTERM.
+    /// Signal that asks workers to finish: those without Node's IPC instead of a message, Node
+    /// programs that have a handler for it at once, others if they do not end after they have
+    /// disconnected. Default: SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
-    /// Signal for workers that have not ended when a quarter of `grace` is left (at most 2 seconds),
-    /// before SIGKILL. Default: none.
+    /// Signal for workers that have not ended when `grace` is almost over (1 to 2 seconds before its
+    /// end, at most half of it), before SIGKILL. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kill_signal: Option<String>,
     /// Send workers with Node's IPC the message 'shutdown' when they are to finish, as PM2 does.

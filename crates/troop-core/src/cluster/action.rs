@@ -10,7 +10,8 @@ use crate::supervise::{Answer, Outcome, Progress, Slot, Ticket};
 /// An action that the shell must carry out.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
-    /// An action on channels, listeners and connections. Never [`primary::Action::Kill`].
+    /// An action on channels, listeners and connections. Never [`primary::Action::Kill`] or
+    /// [`primary::Action::Handles`].
     Primary(primary::Action),
     /// Fork a worker, then call [`Cluster::forked`](super::Cluster::forked) or
     /// [`Supervisor::fork_failed`](crate::supervise::Supervisor::fork_failed). This may take long;

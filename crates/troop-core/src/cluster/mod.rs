@@ -35,7 +35,7 @@ use serving::{ServingChecks, Waits};
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
 use crate::primary::{self, DEFAULT_WEIGHT, Primary, Successors};
-use crate::supervise::{Progress, Restart, RestartPolicy, Slot, Supervisor};
+use crate::supervise::{EndSignals, Progress, Restart, RestartPolicy, Slot, Supervisor};
 
 /// Options of a cluster besides those of its primary and supervisor.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -196,6 +196,12 @@ impl Cluster {
                     self.pending.push_back(Action::Signal { worker, signal });
                     continue;
                 }
+                Some(primary::Action::Handles { worker, signals }) => {
+                    if let Some(supervisor) = &mut self.supervisor {
+                        supervisor.handles_signals(worker, signals);
+                    }
+                    continue;
+                }
                 Some(action) => return Some(Action::Primary(action)),
                 None => {}
             }
@@ -324,6 +330,13 @@ impl Cluster {
             if supervisor.sees_activated_workers() {
                 self.serving.started(now, worker);
             }
+        }
+    }
+
+    /// Sets the signals that end a supervised worker. Call after [`Cluster::forked`].
+    pub fn ends_by(&mut self, worker: WorkerId, signals: EndSignals) {
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.ends_by(worker, signals);
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Primary, membership};
+use super::{Action, Primary, membership};
+use crate::event::SignalSet;
 use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
@@ -59,11 +60,13 @@ impl Primary {
             self.wake_at(self.last_time);
             return;
         }
+        // A program that embeds the primary signals its workers itself.
+        let signals = !state.batched && self.supervised;
         let moves = state.batched && self.takes_moves(worker);
         let seq = self.next_seq();
         let drain_spread =
             drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves));
+        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves, signals));
     }
 
     /// Sends each postponed `disconnect` that is due. Returns the time of the next one.
@@ -91,6 +94,14 @@ impl Primary {
         next
     }
 
+    /// The program of a Node worker that was told to leave has handlers for these signals.
+    pub(super) fn handles_signals(&mut self, worker: WorkerId, signals: SignalSet) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
+        if state.told_to_leave && !std::mem::replace(&mut state.has_told_signals, true) {
+            self.actions.push_back(Action::Handles { worker, signals });
+        }
+    }
+
     /// Tells workers that close idle connections gradually to close them at once, because no worker
     /// is left for the clients to move to.
     pub fn hurry(&mut self) {
@@ -108,7 +119,7 @@ impl Primary {
                 continue;
             }
             let seq = self.next_seq();
-            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false));
+            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false, false));
         }
     }
 }

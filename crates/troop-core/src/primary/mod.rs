@@ -219,6 +219,10 @@ impl Primary {
                 self.limited(now, worker, &key);
                 Ok(())
             }
+            Incoming::Troop(TroopMessage::Signals(signals)) => {
+                self.handles_signals(worker, signals);
+                Ok(())
+            }
             _ => Ok(()),
         };
         if let Err(violation) = result {

@@ -136,6 +136,8 @@ pub(super) struct Worker {
     pub(super) moves_offered: bool,
     /// Number of connections that it may still offer to return although it is not to leave.
     pub(super) may_offer: u32,
+    /// Whether it has reported for which signals its program has handlers.
+    pub(super) has_told_signals: bool,
     /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
     /// Whether it is held: it gets no connections of clients yet.
@@ -209,6 +211,7 @@ impl Worker {
             moving: None,
             moves_offered: false,
             may_offer: 0,
+            has_told_signals: false,
             last_taken: Time(0),
             held: false,
             cut_off: false,

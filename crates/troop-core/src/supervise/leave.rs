@@ -1,9 +1,10 @@
 //! Draining workers: single ones for a successor, all of them for a pause or a stop.
 
+use crate::event::SignalSet;
 use crate::id::WorkerId;
 
 use super::{
-    Afterwards, Answer, Leaving, Order, Outcome, Progress, RecycleFailed, ReloadFailed,
+    Afterwards, Answer, EndSignals, Leaving, Order, Outcome, Progress, RecycleFailed, ReloadFailed,
     ReplaceFailure, RunState, SlotWorker, Supervisor, Time,
 };
 
@@ -134,7 +135,7 @@ impl Supervisor {
             return;
         }
         // An embedding program's worker that is not online yet reads it when it is.
-        let mut leaving = Leaving::new(now, member.worker, &self.config);
+        let mut leaving = Leaving::new(now, &member, &self.config);
         self.orders.push_back(if member.online.is_some() || self.config.is_embedded {
             Order::Disconnect(member.worker)
         } else {
@@ -148,6 +149,31 @@ impl Supervisor {
     pub fn signalled(&mut self, worker: WorkerId) {
         let mut leaving = self.leaving.iter_mut();
         leaving.find(|l| l.worker == worker).into_iter().for_each(Leaving::signalled);
+    }
+
+    /// Handles a worker's report of the signals for which its program has handlers, after it was told
+    /// to finish. What it reports decides only whether it gets the stop signal now or later.
+    pub fn handles_signals(&mut self, worker: WorkerId, signals: SignalSet) {
+        self.due.set(None);
+        let mut leaving = self.leaving.iter_mut().filter(|leaving| leaving.worker == worker);
+        if leaving.any(|leaving| leaving.handles(signals)) {
+            self.orders.push_back(Order::Terminate(worker));
+        }
+    }
+
+    /// Sets the signals that end a worker, which are `SIGTERM` otherwise.
+    pub fn ends_by(&mut self, worker: WorkerId, signals: EndSignals) {
+        let slots = self.slots.iter_mut();
+        let mut members =
+            slots.flat_map(|slot| slot.current.iter_mut().chain(slot.successor.iter_mut()));
+        if let Some(member) = members.find(|member| member.worker == worker) {
+            member.ends_by = signals;
+        }
+        // One that nobody needs any more leaves as soon as it is there.
+        let mut leaving = self.leaving.iter_mut();
+        if let Some(leaving) = leaving.find(|leaving| leaving.worker == worker) {
+            leaving.set_signals(signals);
+        }
     }
 
     /// Ends a worker that was never ready, so that it has hardly anything to drain.

@@ -5,13 +5,43 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Order, Progress};
+use super::{Config, Order, Progress, SlotWorker};
+use crate::event::{ExitHow, SignalSet};
 use crate::id::{Time, WorkerId};
 
 /// Time between a worker's disconnect and the stop signal, if its process does not end.
 pub(super) const EXIT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum time between the last signal that a program can handle and `SIGKILL`.
+/// Maximum time between the last signal that a program can handle and `SIGKILL`; a quarter of the
+/// grace period, if that is less.
 const LAST_SIGNAL: Duration = Duration::from_secs(2);
+/// Minimum of that time; half of the grace period, if that is less.
+const MIN_LAST_SIGNAL: Duration = Duration::from_secs(1);
+
+/// The signals that ask a worker to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndSignals {
+    /// The stop signal.
+    pub stop: i32,
+    /// The kill signal: the last one before `SIGKILL`, if there is one.
+    pub kill: Option<i32>,
+}
+
+impl Default for EndSignals {
+    /// `SIGTERM` only.
+    fn default() -> EndSignals {
+        EndSignals { stop: 15, kill: None }
+    }
+}
+
+/// The last signal that a draining worker was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Signalled {
+    No,
+    /// The stop signal, before its grace period ended.
+    Stop,
+    /// A signal because its grace period was ending.
+    Late(Option<i32>),
+}
 
 /// A worker that is to finish.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -24,23 +54,27 @@ pub(super) struct Leaving {
     /// The time of the last signal before `SIGKILL`: the stop signal if it had none, otherwise the
     /// kill signal.
     last_signal_at: Option<Time>,
-    is_signalled: bool,
+    signalled: Signalled,
+    ends_by: EndSignals,
     killed: bool,
     /// Whether it has no successor.
     pub(super) is_surplus: bool,
 }
 
 impl Leaving {
-    pub(super) fn new(now: Time, worker: WorkerId, config: &Config) -> Leaving {
-        let kill_at = now + config.grace;
-        let last = config.grace.saturating_sub(LAST_SIGNAL.min(config.grace / 4));
+    pub(super) fn new(now: Time, member: &SlotWorker, config: &Config) -> Leaving {
+        let grace = config.grace;
+        let kill_at = now + grace;
+        let before_kill = LAST_SIGNAL.min(grace / 4).max(MIN_LAST_SIGNAL.min(grace / 2));
+        let last = grace.saturating_sub(before_kill);
         Leaving {
-            worker,
+            worker: member.worker,
             kill_at,
             stop_at: None,
             // An embedding program signals its workers itself.
             last_signal_at: (!config.is_embedded).then_some(now + last),
-            is_signalled: false,
+            signalled: Signalled::No,
+            ends_by: member.ends_by,
             killed: false,
             is_surplus: false,
         }
@@ -56,13 +90,40 @@ impl Leaving {
 
     /// It has hardly anything to finish: it gets the stop signal soon.
     pub(super) fn expect_end(&mut self, now: Time) {
-        let left = self.kill_at.since(now);
+        let left = self.last_signal_at.unwrap_or(self.kill_at).since(now);
         self.stop_at = self.stop_at.or(Some(now + EXIT_TIMEOUT.min(left / 2)));
     }
 
     /// It was sent the stop signal.
     pub(super) fn signalled(&mut self) {
-        self.is_signalled = true;
+        self.signalled = Signalled::Stop;
+    }
+
+    pub(super) fn set_signals(&mut self, signals: EndSignals) {
+        self.ends_by = signals;
+    }
+
+    /// Its program has handlers for these signals. Returns whether it gets the stop signal at once.
+    pub(super) fn handles(&mut self, signals: SignalSet) -> bool {
+        // An embedding program signals its workers itself.
+        let is_due = self.last_signal_at.is_some()
+            && !self.killed
+            && self.signalled == Signalled::No
+            && signals.contains(self.ends_by.stop);
+        if is_due {
+            self.signalled = Signalled::Stop;
+        }
+        is_due
+    }
+
+    /// Whether it was ended by the signal that it was sent because its grace period was ending.
+    pub(super) fn was_ended_late(&self, how: ExitHow) -> bool {
+        match (self.signalled, how) {
+            (Signalled::Late(Some(sent)), ExitHow::Signal(signal)) => {
+                sent == signal && !self.killed
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn is_killed(&self) -> bool {
@@ -91,15 +152,20 @@ impl Leaving {
         }
         if self.stop_at.is_some_and(|at| at <= now) {
             self.stop_at = None;
-            self.is_signalled = true;
-            orders.push_back(Order::Terminate(self.worker));
+            // A second one would end a program that handles it once.
+            if self.signalled == Signalled::No {
+                self.signalled = Signalled::Stop;
+                orders.push_back(Order::Terminate(self.worker));
+            }
         }
         if self.last_signal_at.is_some_and(|at| at <= now) {
             self.last_signal_at = None;
-            orders.push_back(match std::mem::replace(&mut self.is_signalled, true) {
-                false => Order::Terminate(self.worker),
-                true => Order::Insist(self.worker),
-            });
+            let (signal, order) = match self.signalled {
+                Signalled::No => (Some(self.ends_by.stop), Order::Terminate(self.worker)),
+                _ => (self.ends_by.kill, Order::Insist(self.worker)),
+            };
+            self.signalled = Signalled::Late(signal);
+            orders.push_back(order);
         }
     }
 

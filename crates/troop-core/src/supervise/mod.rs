@@ -30,6 +30,7 @@ pub use config::{
 };
 use ends::{Health, Level, Life};
 pub use expect::Claim;
+pub use leaving::EndSignals;
 use leaving::Leaving;
 use operation::Waiting;
 pub use operation::{
@@ -57,6 +58,8 @@ struct SlotWorker {
     served: bool,
     /// The deadline of its readiness outside of rounds.
     due: Time,
+    /// The signals that end it.
+    ends_by: EndSignals,
 }
 
 impl SlotWorker {
@@ -260,6 +263,7 @@ impl Supervisor {
             gone: None,
             served: false,
             due: now + self.ready_limit(),
+            ends_by: EndSignals::default(),
         };
         let is_running = self.phase == RunState::Running;
         let state = self.slots.get_mut(slot.0).filter(|state| is_running && !state.is_retired);
@@ -493,7 +497,7 @@ impl Supervisor {
             // It cannot take connections any more. Normally its process ends soon, which refills
             // the slot.
             if !self.config.is_embedded {
-                let mut leaving = Leaving::new(now, worker, &self.config);
+                let mut leaving = Leaving::new(now, member, &self.config);
                 leaving.disconnected(now);
                 self.leaving.push(leaving);
             }
@@ -504,11 +508,15 @@ impl Supervisor {
     /// Handles the end of a worker's process.
     pub fn exited(&mut self, now: Time, worker: WorkerId, how: ExitHow) {
         self.due.set(None);
-        if let Some(at) = self.leaving.iter().position(|l| l.worker == worker)
-            && self.leaving.remove(at).is_killed()
-            && self.is_stopping()
-        {
-            self.killed.push(worker);
+        if let Some(at) = self.leaving.iter().position(|l| l.worker == worker) {
+            let leaving = self.leaving.remove(at);
+            let was_ended_late = leaving.was_ended_late(how);
+            if was_ended_late {
+                self.orders.push_back(Order::Report(Progress::GraceOver(worker)));
+            }
+            if (leaving.is_killed() || was_ended_late) && self.is_stopping() {
+                self.killed.push(worker);
+            }
         }
         let position = |get: fn(&SlotState) -> Option<SlotWorker>, slots: &[SlotState]| {
             slots.iter().position(|p| get(p).is_some_and(|m| m.worker == worker))

@@ -26,8 +26,8 @@ pub enum Order {
     Admit(WorkerId),
     /// Disconnect a worker, by a message on its channel.
     Disconnect(WorkerId),
-    /// Send the stop signal to a worker without Node's protocol, or to one that does not end after
-    /// it disconnected.
+    /// Send the stop signal to a worker without Node's protocol, to one whose program has a handler
+    /// for it, or to one that does not end after it disconnected.
     Terminate(WorkerId),
     /// Send the kill signal, if there is one, to a worker that has not ended since the stop signal
     /// and will be killed soon.
@@ -247,7 +247,8 @@ pub enum Progress {
     Stopping,
     /// All workers drain; the listeners stay open until a reload starts new workers.
     Pausing,
-    /// A worker was killed because it did not end within the grace period.
+    /// A worker did not finish within the grace period: it is killed, or was ended by the stop signal
+    /// or kill signal that precedes that.
     GraceOver(WorkerId),
     /// A worker was not ready in time and is ended. It is restarted as after any failure.
     NotReady {
@@ -359,7 +360,7 @@ impl fmt::Display for Progress {
             }
             Progress::Stopping => f.write_str("stopping"),
             Progress::GraceOver(worker) => {
-                write!(f, "worker {worker} did not finish in time and is killed")
+                write!(f, "worker {worker} did not finish in time and was killed")
             }
             Progress::GivingUp(why) => write!(f, "giving up: {why}"),
         }

@@ -216,14 +216,24 @@ pub fn rebalance(out: &mut Vec<u8>, key: &str, count: u32) {
 
 /// The primary asks a worker to finish. For troop workers: over how many milliseconds they should
 /// close connections that stay open, and whether the primary gives those between two requests to
-/// other workers ([`move_connection`]).
-pub fn disconnect(out: &mut Vec<u8>, seq: u64, drain_spread: Option<u64>, moves: bool) {
+/// other workers ([`move_connection`]). For troop's script in others: whether the program gets a
+/// signal at once for which it has a handler.
+pub fn disconnect(
+    out: &mut Vec<u8>,
+    seq: u64,
+    drain_spread: Option<u64>,
+    moves: bool,
+    signals: bool,
+) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
         put(out, format_args!(",\"drainSpread\":{ms}"));
     }
     if moves {
         out.extend_from_slice(b",\"moves\":true");
+    }
+    if signals {
+        out.extend_from_slice(b",\"reportSignals\":true");
     }
     out.extend_from_slice(b"}\n");
 }

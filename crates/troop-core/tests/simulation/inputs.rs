@@ -39,6 +39,7 @@ pub enum Input {
     Moves { worker: usize },
     Moved { worker: usize },
     Counted { worker: usize, open: u32 },
+    Signals { worker: usize },
     Blocked { worker: usize, blocked: bool },
     Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
@@ -75,6 +76,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         3 => worker.clone().prop_map(|worker| Input::Moves { worker }),
         2 => worker.clone().prop_map(|worker| Input::Moved { worker }),
         6 => (worker.clone(), 0..60u32).prop_map(|(worker, open)| Input::Counted { worker, open }),
+        1 => worker.clone().prop_map(|worker| Input::Signals { worker }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
@@ -259,6 +261,7 @@ impl Simulation {
             | Input::Moves { worker }
             | Input::Moved { worker }
             | Input::Counted { worker, .. }
+            | Input::Signals { worker }
             | Input::Blocked { worker, .. }
             | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
@@ -353,6 +356,9 @@ impl Simulation {
                 }
             }
             Input::Moved { .. } => self.say(id, r#"{"cmd":"NODE_TROOP","act":"moved"}"#),
+            Input::Signals { .. } => {
+                self.say(id, r#"{"cmd":"NODE_TROOP","act":"signals","signals":[15]}"#);
+            }
             Input::Listening { port, .. } => {
                 let listeners = &self.listeners;
                 let there = |l: &ListenerId| matches!(listeners.get(l), Some(Bind::Tcp { port: p, .. }) if *p == port);

@@ -400,6 +400,10 @@ impl Simulation {
                 Action::Notify(Notice::ListenerClosed { dropped, .. }) => {
                     self.closed.push(dropped);
                 }
+                Action::Handles { worker, .. } => prop_assert!(
+                    self.workers.get(&worker).is_none_or(|state| state.told_to_leave),
+                    "{worker} is not to finish"
+                ),
                 Action::Notify(_) | Action::Messages { .. } => {}
             }
         }

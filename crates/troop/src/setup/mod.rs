@@ -393,14 +393,17 @@ impl Setup {
 
     /// Sets the signal that asks a worker to finish: one without Node's protocol instead of a
     /// message, others if their process does not end within 2 s after they have disconnected, or
-    /// when a quarter of the grace period is left, at most 2 s. Default: `SIGTERM`.
+    /// when the grace period is about to end: a quarter of it before, but 1 to 2 s, and at most half
+    /// of it. A Node worker with troop's script ([`Setup::preload`]) whose program has a handler for
+    /// the signal gets it as soon as it is disconnected. Default: `SIGTERM`.
     pub fn stop_signal(mut self, signal: i32) -> Setup {
         self.stop_signal = Some(signal);
         self
     }
 
-    /// Sets a signal for workers that have not ended when a quarter of the grace period is left, at
-    /// most 2 s, although they were sent the stop signal before; `SIGKILL` follows. Default: none.
+    /// Sets a signal for workers that have not ended when the grace period is about to end (as with
+    /// [`Setup::stop_signal`]), although they were sent the stop signal before; `SIGKILL` follows.
+    /// Default: none.
     pub fn kill_signal(mut self, signal: i32) -> Setup {
         self.kill_signal = Some(signal);
         self

@@ -4,6 +4,7 @@ mod activated;
 mod claims;
 mod embedded;
 mod ends;
+mod leaving;
 mod operations;
 mod replacing;
 
@@ -232,35 +233,6 @@ fn stopping_waits_for_the_grace_and_can_be_hurried() {
     w.supervisor.stop(w.now);
     w.pass(30 * SECOND);
     assert_eq!(w.asked.last(), Some(&Order::Kill(WorkerId(1))));
-}
-
-#[test]
-fn a_worker_gets_a_signal_that_its_program_can_handle_before_it_is_killed_however_short_the_grace()
-{
-    for (grace, last) in [(400, 300), (1600, 1200), (8000, 6000), (30_000, 28_000)] {
-        let (grace, last) = (Duration::from_millis(grace), Duration::from_millis(last));
-        let with = |change: fn(&mut Simulation)| {
-            let mut w = Simulation::with(changed(Config::new(1), |config| config.grace = grace));
-            w.up(1);
-            w.supervisor.stop(w.now);
-            w.carry_out();
-            change(&mut w);
-            w.pass(last - Duration::from_millis(1));
-            let early = w.asked.len();
-            w.pass(Duration::from_millis(1));
-            let late = w.asked[early..].to_vec();
-            w.pass(grace - last);
-            assert_eq!(w.asked[early + late.len()..], [Order::Kill(WorkerId(1))]);
-            late
-        };
-        assert_eq!(with(|_| {}), [Order::Terminate(WorkerId(1))]);
-        // One that had the stop signal gets the kill signal.
-        let signalled = with(|w| w.supervisor.signalled(WorkerId(1)));
-        assert_eq!(signalled, [Order::Insist(WorkerId(1))]);
-        // One whose channel is closed had the stop signal before that.
-        let gone = with(|w| w.supervisor.disconnected(w.now, WorkerId(1)));
-        assert_eq!(gone, [Order::Insist(WorkerId(1))]);
-    }
 }
 
 #[test]

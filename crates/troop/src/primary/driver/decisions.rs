@@ -111,13 +111,14 @@ impl Driver {
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
             Action::Count { worker } => self.count(worker),
-            // The cluster makes a signal of it.
+            // The cluster makes signals of them.
             Action::Kill { worker, .. } => self.workers.kill(worker, 9),
             Action::HandleSettled { worker, ticket, delivered } => {
                 let core = &mut self.cluster.primary;
                 self.channels.handle_settled(self.now, core, worker, ticket, delivered)
             }
             Action::Notify(notice) => self.noticed(notice),
+            Action::Handles { .. } => {}
             Action::Messages { count } => self.report_messages(count),
         }
     }

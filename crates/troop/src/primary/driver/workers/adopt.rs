@@ -8,8 +8,7 @@ use troop_sys::poll::Interest;
 use troop_sys::sandbox::Sandbox;
 use troop_sys::socket;
 
-use super::EndSignals;
-use super::Process;
+use super::{Process, end_signals};
 use crate::error::{Error, Result};
 use crate::primary::Adoption;
 use crate::primary::channel::Channel;
@@ -63,7 +62,8 @@ impl Driver {
                 leads_group: false,
                 kept_end: None,
                 adopted: true,
-                ends_by: EndSignals::of(self.workers.setup()),
+                announced: self.workers.setup().get_shutdown_message(),
+                ends_by: end_signals(self.workers.setup()),
                 cgroup: None,
                 sandbox: Sandbox::default(),
                 names_dead_paths: false,

@@ -68,7 +68,7 @@ impl Workers {
 
     /// Whether a message announces a worker's end.
     pub(in crate::primary::driver) fn are_announced_to(&self, worker: WorkerId) -> bool {
-        self.processes.get(&worker).is_some_and(|process| process.ends_by.announced)
+        self.processes.get(&worker).is_some_and(|process| process.announced)
     }
 
     /// Why a worker was killed, if it was because memory ran out.

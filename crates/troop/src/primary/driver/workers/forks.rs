@@ -17,8 +17,7 @@ use troop_core::{Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::EndSignals;
-use super::Process;
+use super::{Process, end_signals};
 use crate::activation::ActivationSocket;
 use crate::channel::Mailbox;
 use crate::closer::Closer;
@@ -358,6 +357,7 @@ impl Driver {
             For::Slot(slot) => match result {
                 Ok(worker) => {
                     self.cluster.forked(self.now, slot, worker.id(), setup.expect_ipc());
+                    self.cluster.ends_by(worker.id(), end_signals(&setup));
                     self.count_activation_slots();
                 }
                 // Another start is under way in its place.
@@ -401,7 +401,8 @@ impl Driver {
             kept_end,
             leads_group: setup.leads_group(),
             adopted: false,
-            ends_by: EndSignals::of(setup),
+            announced: setup.get_shutdown_message(),
+            ends_by: end_signals(setup),
             cgroup,
             user: setup.other_user(),
             sandbox,

@@ -19,6 +19,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use troop_core::primary::{WorkerState, WorkerStatus};
+use troop_core::supervise::EndSignals;
 use troop_core::worker_map::WorkerMap;
 use troop_core::{Time, WorkerId};
 use troop_sys::identity::Identity;
@@ -45,7 +46,9 @@ struct Process {
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
-    /// What asks it to finish.
+    /// Whether a message announces its end.
+    announced: bool,
+    /// The signals that ask it to finish.
     ends_by: EndSignals,
     cgroup: Option<WorkerCgroup>,
     /// Whom it runs as, if that is another user than this process's.
@@ -61,25 +64,9 @@ struct Process {
     since: Time,
 }
 
-/// What a worker is asked to finish by, besides Node's protocol.
-#[derive(Debug, Clone, Copy)]
-struct EndSignals {
-    /// Whether a message announces its end.
-    announced: bool,
-    /// The stop signal.
-    stop: i32,
-    /// The last signal before `SIGKILL`.
-    kill: Option<i32>,
-}
-
-impl EndSignals {
-    fn of(setup: &Setup) -> EndSignals {
-        EndSignals {
-            announced: setup.get_shutdown_message(),
-            stop: setup.get_stop_signal(),
-            kill: setup.get_kill_signal(),
-        }
-    }
+/// The signals that ask workers with this setup to finish.
+fn end_signals(setup: &Setup) -> EndSignals {
+    EndSignals { stop: setup.get_stop_signal(), kill: setup.get_kill_signal() }
 }
 
 /// The processes of all workers, and what others are started with.

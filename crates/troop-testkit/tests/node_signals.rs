@@ -1,0 +1,134 @@
+//! When Node workers that are to finish get their stop signal.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use troop::event::ExitHow;
+use troop::supervise::Progress;
+use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
+use troop_testkit::http::{answer, kept, open, read_answer};
+use troop_testkit::{Troop, at_once, node_program};
+
+/// Answers with its name, a POST only when it has the body; and says when it is asked to finish.
+const SERVER: &str = "
+    process.on('internalMessage', ({ act }) => { if (act === 'disconnect') { globalThis.since = Date.now(); tell('leaving'); } });
+    const exit = () => tell({ after: Date.now() - (globalThis.since ?? Date.now()) }, undefined, () => process.exit(0));
+    http.createServer((q, s) => q.on('end', () => s.end(`${me}\\n`)).resume()).listen(0, '127.0.0.1');";
+
+fn script() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../npm/lib/moves.js")
+}
+
+/// One worker with troop's script: the server, and this.
+fn server(more: &str, grace: Duration, change: impl FnOnce(Setup) -> Setup) -> Builder {
+    let text = format!("{SERVER}{more}");
+    let setup = Setup::new().script(node_program("run.js")).args([&text]).preload(script());
+    Cluster::builder()
+        .workers(1)
+        .replace(at_once())
+        .drain_spread(Duration::ZERO)
+        .grace(grace)
+        .setup(change(setup))
+}
+
+async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let listens = |e: &Event| match e {
+        Event::Listening { worker, address, .. } => {
+            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
+        }
+        _ => None,
+    };
+    troop.until("listening", listens).await
+}
+
+/// A request that is not answered before another byte is sent.
+async fn open_request(port: u16) -> TcpStream {
+    let mut stream = open(port).await;
+    let head = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // So it has been read.
+    let mut continues = [0; 25];
+    stream.read_exact(&mut continues).await.unwrap();
+    assert!(continues.starts_with(b"HTTP/1.1 100"));
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_with_a_handler_for_the_stop_signal_gets_it_at_once() {
+    for (signal, stop) in [("SIGTERM", None), ("SIGINT", Some(Signal::INT))] {
+        let handler = format!("process.once('{signal}', exit);");
+        let mut troop =
+            Troop::start(server(&handler, Duration::from_secs(2), |setup| match stop {
+                Some(stop) => setup.stop_signal(stop.as_raw()),
+                None => setup,
+            }));
+        let (worker, port) = listening(&mut troop).await;
+        // It cannot finish by itself in time.
+        let _request = open_request(port).await;
+        let outcome = troop.cluster.stop().await.unwrap();
+        assert!(outcome.is_graceful(), "{outcome:?} {}", troop.story());
+        assert_eq!(troop.message(&worker).await, json!("leaving"));
+        let told: Value = troop.message(&worker).await;
+        assert!(told["after"].as_u64().unwrap() < 700, "{signal}: {told}");
+    }
+}
+
+/// The request of a program without a handler would be cut by the signal.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_without_a_handler_finishes_its_requests_first() {
+    const ANOTHER: &str = "process.on('SIGINT', () => {});";
+    // What the package signal-exit does, for whoever starts a process or writes a file.
+    const ENDS: &str = "process.__signal_exit_emitter__ = { count: 1 }; process.on('SIGTERM', () => process.exit(1));";
+    for program in ["", ANOTHER, ENDS] {
+        let mut troop = Troop::start(server(program, Duration::from_secs(60), |setup| setup));
+        let (worker, port) = listening(&mut troop).await;
+        let mut request = open_request(port).await;
+        let cluster = troop.cluster.clone();
+        let stop = tokio::spawn(async move { cluster.stop().await });
+        assert_eq!(troop.message(&worker).await, json!("leaving"));
+        // A report of the worker's would have been read by then.
+        for _ in 0..5 {
+            troop.cluster.snapshot().await.unwrap();
+        }
+        request.write_all(b"x").await.unwrap();
+        let (body, _) = read_answer(&mut request).await.expect(program);
+        assert_eq!(body, format!("{} {}\n", worker.id(), worker.pid()));
+        drop(request);
+        assert!(stop.await.unwrap().unwrap().is_graceful());
+        assert_eq!(troop.exit(&worker).await, ExitHow::Code(0), "{program}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_move_before_a_handler_ends_the_program() {
+    let builder = server("process.on('SIGTERM', exit);", Duration::from_secs(60), |setup| setup);
+    let mut troop = Troop::start(builder);
+    let (old, port) = listening(&mut troop).await;
+    let mut streams = kept(port, 20).await;
+    troop.cluster.reload().await.unwrap();
+    let (new, _) = listening(&mut troop).await;
+    troop.exit(&old).await;
+    for stream in &mut streams {
+        let (body, _) = answer(stream, "/").await.expect("it is still open");
+        assert_eq!(body, format!("{} {}\n", new.id(), new.pid()));
+    }
+}
+
+/// Its default action ends it shortly before `SIGKILL` would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_the_last_stop_signal_ends_has_not_finished_in_time() {
+    let mut troop = Troop::start(server("", Duration::from_millis(800), |setup| setup));
+    let (worker, port) = listening(&mut troop).await;
+    let _request = open_request(port).await;
+    let outcome = troop.cluster.stop().await.unwrap();
+    assert_eq!(troop.exit(&worker).await, ExitHow::Signal(Signal::TERM.as_raw()));
+    assert!(!outcome.is_graceful(), "{outcome:?}");
+    let over =
+        |event: &Event| matches!(event, Event::Supervision(Progress::GraceOver(_))).then_some(());
+    troop.until("the end of its grace period", over).await;
+}
