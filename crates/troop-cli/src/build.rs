@@ -13,7 +13,7 @@ use troop::{Builder, Cluster, Error, Scheduling, Setup};
 
 use uzers::os::unix::UserExt as _;
 
-use crate::config::{self, Failed, Limited, Ready, Rebalance, When};
+use crate::config::{self, Failed, KillMode, Limited, Ready, Rebalance, When};
 use crate::error::RunError;
 use crate::log;
 use crate::moves;
@@ -162,7 +162,10 @@ impl ResolvedApp {
         if let Some(signal) = &app.kill_signal {
             setup = setup.kill_signal(names::signal(signal).map_err(|e| wrong("kill_signal", e))?);
         }
-        setup = setup.shutdown_message(app.shutdown_with_message);
+        setup = setup.shutdown_message(app.shutdown_with_message).kill_mode(match app.kill_mode {
+            None | Some(KillMode::Tree) => troop::setup::KillMode::Tree,
+            Some(KillMode::Group) => troop::setup::KillMode::Group,
+        });
         let setup = self.identity(setup)?;
         let moves = app.move_connections.unwrap_or(true) && app.bind.is_empty();
         Ok(if moves { moves::add(setup) } else { setup.preload("") })

@@ -227,6 +227,8 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
         .arg0("troop")
         .args(std::env::args_os().skip(1))
         .env(VARIABLE, name)
+        // A worker that starts another app does not take it along when it ends.
+        .env_remove(troop::setup::KillMode::VARIABLE)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

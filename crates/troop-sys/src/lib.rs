@@ -24,6 +24,7 @@ pub mod sandbox;
 pub mod serving;
 pub mod socket;
 pub mod spawn;
+pub mod tree;
 pub mod unblock;
 pub mod unix;
 pub mod within;

@@ -98,6 +98,14 @@ pub fn unread(fd: impl AsFd) -> usize {
     rustix::io::ioctl_fionread(fd).ok().and_then(|n| usize::try_from(n).ok()).unwrap_or(0)
 }
 
+/// Shuts a listening stream socket down, for all copies of it: connections that wait in it are reset,
+/// and new ones refused. Does nothing to others, such as UDP's.
+pub fn shut_listener_down(fd: BorrowedFd<'_>) {
+    if matches!(kind(fd), Ok(Kind::TcpListener | Kind::UnixListener)) {
+        shut_down(fd);
+    }
+}
+
 /// Shuts a connection down in both directions, for all copies of the socket (`shutdown(2)`).
 pub fn shut_down(fd: impl AsFd) {
     // Fails only if the connection is shut down already.

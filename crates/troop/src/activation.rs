@@ -56,6 +56,8 @@ pub struct ActivationSocket {
     address: String,
     /// Sockets for each slot; `None` if all share one.
     slots: Option<Slots>,
+    /// Whether it was open when this process started.
+    is_inherited: bool,
     upkeep: Mutex<Upkeep>,
 }
 
@@ -151,6 +153,7 @@ impl ActivationSocket {
             options,
             address,
             slots: own,
+            is_inherited: false,
             upkeep,
             file,
         })
@@ -170,6 +173,7 @@ impl ActivationSocket {
             options: socket.options.as_ref().clone(),
             address: socket.address(),
             slots: None,
+            is_inherited: true,
             upkeep: Mutex::default(),
             file: Mutex::new(None),
         })
@@ -213,6 +217,18 @@ impl ActivationSocket {
             None => socket::is_readable(self.socket.as_fd()),
             Some(slots) => slots.lock().iter().any(|own| socket::is_readable(own.fd.as_fd())),
         }
+    }
+
+    /// Shuts a socket of this process's own down at the end, so that its clients are refused even if
+    /// some process has a copy of it.
+    pub(crate) fn shut_down(&self) {
+        if self.is_inherited {
+            return;
+        }
+        if let Some(slots) = &self.slots {
+            slots.shut_down();
+        }
+        socket::shut_listener_down(self.socket.as_fd());
     }
 
     pub(crate) fn is_steered(&self) -> bool {

@@ -158,6 +158,9 @@ pub(crate) struct App {
     /// Send workers with Node's IPC the message 'shutdown' when they are to finish, as PM2 does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shutdown_with_message: bool,
+    /// Processes that end with the worker that has started them. Default: tree.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kill_mode: Option<KillMode>,
     /// When workers that have ended are restarted, and when the app is given up.
     #[serde(default, skip_serializing_if = "Restart::is_default")]
     pub(crate) restart: Restart,
@@ -176,7 +179,7 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 25] = [
+pub(crate) const LIVE: [&str; 26] = [
     "program",
     "args",
     "node_args",
@@ -202,6 +205,7 @@ pub(crate) const LIVE: [&str; 25] = [
     "stop_signal",
     "kill_signal",
     "shutdown_with_message",
+    "kill_mode",
 ];
 
 impl App {
@@ -248,6 +252,7 @@ impl App {
             stop_signal: None,
             kill_signal: None,
             shutdown_with_message: false,
+            kill_mode: None,
             restart: Restart::default(),
             recycle: Recycle::default(),
             health: None,
@@ -321,6 +326,16 @@ pub(crate) enum Ready {
     Message,
     /// It has sent READY=1 to NOTIFY_SOCKET, as to systemd
     Notify,
+}
+
+/// Processes that end with the worker that has started them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum KillMode {
+    /// All of them, unless they were started without the variable TROOP_TREE
+    Tree,
+    /// Those in the worker's process group; daemons, which have left it, go on
+    Group,
 }
 
 /// When to restart a worker that has ended.

@@ -1,6 +1,6 @@
 //! Options that have no effect beside others.
 
-use super::app::{App, Health, To, When};
+use super::app::{App, Health, KillMode, To, When};
 
 impl App {
     /// Returns what is set and has no effect, with the reason and what to do.
@@ -38,6 +38,9 @@ impl App {
             |health: &Health| health.command.is_some() && health.listener.is_some();
         if self.health.as_ref().is_some_and(chooses_itself) {
             found.push(("health.listener", "with a command, which chooses itself what it tests"));
+        }
+        if self.kill_mode == Some(KillMode::Group) && self.cgroup != Default::default() {
+            found.push(("kill_mode", "as \"group\" with cgroup: all processes in it end"));
         }
         if self.sandbox.best_effort && self.sandbox.settings().is_empty() {
             found.push(("sandbox.best_effort", "without read, write or deny_system_calls"));

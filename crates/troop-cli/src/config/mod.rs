@@ -21,8 +21,8 @@ use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
 
 pub(crate) use app::{
-    App, Failed, Form, Health, LIVE, Limit, LimitValue, Limited, LogFormat, Output, Ready,
-    Rebalance, To, Watch, When,
+    App, Failed, Form, Health, KillMode, LIVE, Limit, LimitValue, Limited, LogFormat, Output,
+    Ready, Rebalance, To, Watch, When,
 };
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};

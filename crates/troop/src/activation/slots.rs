@@ -88,6 +88,12 @@ impl Slots {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn shut_down(&self) {
+        let members = self.lock();
+        let own = members.slots.iter().map(|own| &own.fd);
+        own.chain(&members.spare).for_each(|fd| socket::shut_listener_down(fd.as_fd()));
+    }
+
     /// Returns the socket of a slot, and opens it if there is none yet.
     pub(super) fn of(&self, founder: &OwnedFd, slot: usize) -> io::Result<Arc<OwnedFd>> {
         let mut members = self.lock();

@@ -91,6 +91,8 @@ pub(crate) struct Listener {
     pub(crate) spec: BindSpec,
     /// The address to which it is bound, if that is an IP address.
     pub(crate) local: Option<std::net::SocketAddr>,
+    /// Whether its socket existed before, and may belong to another process.
+    pub(crate) given: bool,
     /// Whether it has been seen to listen.
     pub(crate) has_listened: bool,
     /// Whether it was shut down and restored.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_sys::sandbox::Sandbox;
+use troop_sys::tree::ProcessTree;
 use troop_sys::{fdpass, spawn};
 
 use super::Fork;
@@ -26,6 +27,8 @@ pub(crate) struct Spawned {
     pub(crate) pipes: [Option<OwnedFd>; 3],
     pub(crate) tail: Option<Arc<Tail>>,
     pub(crate) cgroup: Option<WorkerCgroup>,
+    /// The processes that it starts, if they are to end with it.
+    pub(crate) tree: Option<ProcessTree>,
     pub(crate) sandbox: Sandbox,
 }
 
@@ -221,10 +224,13 @@ impl Start {
             step: step(&e, &setup),
             source: e.source,
         })?;
+        let uid = setup.get_uid().unwrap_or_else(|| rustix::process::geteuid().as_raw());
+        // Without it, processes that it leaves behind are not found.
+        let tree = prepared.token.and_then(|token| ProcessTree::of(child.pid, &token, uid).ok());
         let sandbox = std::mem::take(&mut command.sandbox);
         drop(command);
         let kept_end = setup.has_activation().then_some(theirs);
-        Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, sandbox })
+        Ok(Spawned { child, channel: ours, kept_end, pipes, tail, cgroup, tree, sandbox })
     }
 }
 

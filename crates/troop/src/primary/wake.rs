@@ -12,6 +12,7 @@ use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
 use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloaded};
 use troop_sys::poll::EventFd;
+use troop_sys::tree::Found;
 
 use super::adopt::{Starter, SupervisionStatus};
 use super::driver::{ConnectionEnds, Injected};
@@ -82,6 +83,8 @@ pub(crate) enum Command {
     /// A worker has passed a health check, or failed it for this reason.
     HealthChecked(WorkerId, Result<(), String>),
     ServingChecked(WorkerId, Waits),
+    /// A thread has searched for processes that workers have left behind.
+    StraysFound(u64, std::io::Result<Found>),
     /// Hands a worker a connection as if from this listener, or from its first one.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     /// Ends the cluster, gracefully or at once; the answer is how it ended.

@@ -13,11 +13,13 @@ use crate::error::{Error, Result};
 pub use crate::primary::{Cgroup, Output, Source};
 
 mod check;
+mod kill_mode;
 mod preload;
 mod prepare;
 mod resolved;
 mod sandbox;
 
+pub use kill_mode::KillMode;
 pub(crate) use prepare::{Prepared, texts};
 pub use sandbox::{Sandbox, SystemCalls};
 
@@ -139,6 +141,7 @@ pub struct Setup {
     gid: Option<u32>,
     groups: Option<Vec<u32>>,
     own_process_group: Option<bool>,
+    kill_mode: Option<KillMode>,
     no_new_privileges: Option<bool>,
     sandbox: Option<Sandbox>,
     inspect_port: Option<InspectPort>,
@@ -391,6 +394,13 @@ impl Setup {
         self
     }
 
+    /// Sets which processes that a worker has started end with it. Default:
+    /// [`KillMode::Group`].
+    pub fn kill_mode(mut self, mode: KillMode) -> Setup {
+        self.kill_mode = Some(mode);
+        self
+    }
+
     /// Sets the signal that asks a worker to finish: one without Node's protocol instead of a
     /// message, others if their process does not end within 2 s after they have disconnected, or
     /// when the grace period is about to end: a quarter of it before, but 1 to 2 s, and at most half
@@ -448,6 +458,7 @@ impl Setup {
             gid: changes.gid.or(self.gid),
             groups: changes.groups.or(self.groups),
             own_process_group: changes.own_process_group.or(self.own_process_group),
+            kill_mode: changes.kill_mode.or(self.kill_mode),
             no_new_privileges: changes.no_new_privileges.or(self.no_new_privileges),
             sandbox: changes.sandbox.or(self.sandbox),
             inspect_port: changes.inspect_port.or(self.inspect_port),

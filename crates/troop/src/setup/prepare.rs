@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use troop_sys::spawn;
+use troop_sys::tree::{self, Token};
 
 use super::{CHANNEL_FD, CHANNEL_NUMBER, InspectPort, SERIALIZATION, Setup, UNIQUE_ID};
 use crate::activation::ActivationSocket;
@@ -42,7 +43,7 @@ const PERSONAL: [&str; 25] = [
 ];
 
 /// Variables that concern one process alone, which its children must not inherit.
-const OF_ONE_PROCESS: [&str; 8] = [
+const OF_ONE_PROCESS: [&str; 9] = [
     UNIQUE_ID,
     CHANNEL_FD,
     SERIALIZATION,
@@ -51,6 +52,7 @@ const OF_ONE_PROCESS: [&str; 8] = [
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     nesting::ACTIVATED,
+    tree::VARIABLE,
 ];
 
 /// The command line and environment of one worker.
@@ -60,6 +62,8 @@ pub(crate) struct Prepared {
     pub(crate) argv: Vec<CString>,
     pub(crate) env: Vec<CString>,
     pub(crate) program: String,
+    /// By which the processes are found that it starts.
+    pub(crate) token: Option<Token>,
 }
 
 impl Setup {
@@ -201,6 +205,11 @@ impl Setup {
             env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
             env.insert(SERIALIZATION.into(), "json".into());
         }
+        let token = self.has_tree().then(Token::random).transpose();
+        let token = token.map_err(Error::io("get a random number"))?;
+        if let Some(token) = &token {
+            env.insert(tree::VARIABLE.into(), token.as_str().into());
+        }
         self.add_preload(&mut env);
         if let Some(profile) = env.get_mut(OsStr::new("LLVM_PROFILE_FILE"))
             && !profile.as_bytes().windows(2).any(|w| w == b"%p")
@@ -240,6 +249,7 @@ impl Setup {
             argv,
             env: texts(env)?,
             program: name.to_string_lossy().into_owned(),
+            token,
         })
     }
 }

@@ -9,7 +9,7 @@ use signal_hook::consts::SIGTERM;
 use troop_sys::identity::Identity;
 use troop_sys::spawn;
 
-use super::{Cgroup, InspectPort, Resource, SLOT, Sandbox, Setup, Stdio};
+use super::{Cgroup, InspectPort, KillMode, Resource, SLOT, Sandbox, Setup, Stdio};
 use crate::activation::ActivationSocket;
 
 /// Resolved settings: the value that was set, or else the default.
@@ -96,6 +96,13 @@ impl Setup {
     #[must_use]
     pub fn get_own_process_group(&self) -> bool {
         self.own_process_group.unwrap_or(self.cluster.is_supervised)
+    }
+
+    /// Returns which processes end with the worker that has started them; see
+    /// [`Setup::kill_mode`].
+    #[must_use]
+    pub fn get_kill_mode(&self) -> KillMode {
+        self.kill_mode.unwrap_or_default()
     }
 
     /// Returns whether nothing that workers execute gives them privileges; see
@@ -195,6 +202,11 @@ impl Setup {
     /// Whether workers lead process groups.
     pub(crate) fn leads_group(&self) -> bool {
         self.get_own_process_group() || self.is_other_user()
+    }
+
+    /// Whether what a worker leaves behind is found by a token. A control group has all of it.
+    pub(super) fn has_tree(&self) -> bool {
+        self.get_kill_mode() == KillMode::Tree && self.get_cgroup().is_none()
     }
 
     /// The limits as the system counts them.

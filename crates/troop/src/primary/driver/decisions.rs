@@ -3,7 +3,7 @@
 use troop_core::cluster::Action as ClusterAction;
 use troop_core::event::Notice;
 use troop_core::primary::Action;
-use troop_core::supervise::Progress;
+use troop_core::supervise::{Progress, Supervisor};
 use troop_core::{ListenerId, WorkerId};
 
 use super::Driver;
@@ -104,7 +104,12 @@ impl Driver {
             Action::Probe { worker, line } => self.send_probe(worker, &line),
             Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
-            Action::Unbind { listener } => self.listeners.unbind(listener, &self.poller),
+            Action::Unbind { listener } => {
+                // A program that starts workers itself may start more.
+                let is_end = |s: &Supervisor| s.is_stopping() && !s.is_embedded();
+                let for_good = self.cluster.supervisor().is_some_and(is_end).then_some(self.now);
+                self.listeners.unbind(listener, &self.poller, for_good);
+            }
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
             Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),
             Action::Open { listener } => self.open_more(listener),
@@ -113,12 +118,12 @@ impl Driver {
             Action::Count { worker } => self.count(worker),
             // The cluster makes signals of them.
             Action::Kill { worker, .. } => self.workers.kill(worker, 9),
+            Action::Handles { .. } => {}
             Action::HandleSettled { worker, ticket, delivered } => {
                 let core = &mut self.cluster.primary;
                 self.channels.handle_settled(self.now, core, worker, ticket, delivered)
             }
             Action::Notify(notice) => self.noticed(notice),
-            Action::Handles { .. } => {}
             Action::Messages { count } => self.report_messages(count),
         }
     }

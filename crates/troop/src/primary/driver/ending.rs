@@ -149,9 +149,19 @@ impl Driver {
                 || (self.ending.kill_at.is_some() && self.workers.is_empty()))
     }
 
+    /// Has clients refused that come when no worker is left, also where a process that a worker has
+    /// left behind has a copy of a socket.
+    pub(super) fn shut_listeners(&mut self) {
+        self.listeners.shut_abandoned();
+        for socket in self.workers.setup().activation() {
+            socket.shut_down();
+        }
+    }
+
     /// Nothing more happens. The process may end right after this, so the last words of workers
     /// are passed on first.
     pub(super) fn finish(&mut self) {
+        self.shut_listeners();
         self.events.close();
         self.workers.spawner_mut().finish_output(OUTPUT_FLUSH_TIMEOUT);
     }

@@ -78,6 +78,7 @@ impl Driver {
             let many = self.events.are_many();
             self.events.publish();
             if self.is_over() {
+                self.shut_listeners();
                 break;
             }
             let timeout = self.time_left();
@@ -220,6 +221,7 @@ impl Driver {
         self.channels.retry(self.now);
         self.look_for_clients();
         self.workers.tick(self.now);
+        self.tick_strays();
         self.tick_starts();
         if self.workers.is_starting() {
             self.start_next();
@@ -230,6 +232,7 @@ impl Driver {
         self.check_descriptors();
         self.watch_again();
         self.tick_listener_checks();
+        self.listeners.tick_abandoned(self.now);
         self.closing.tick(self.now);
         self.complete_answers();
         self.kill_late();

@@ -49,6 +49,7 @@ impl Listeners {
             file: opened.file,
             spec,
             local,
+            given: opened.given,
             has_listened: false,
             shut_downs: Repairs::default(),
             changes: Repairs::default(),

@@ -4,6 +4,7 @@
 //! kernel needs to choose among the sockets of steered ones, [`upkeep`] keeps them reachable, and
 //! [`demand`] sees clients that wait while no worker is ready.
 
+mod abandoned;
 mod accept;
 mod bind;
 mod demand;
@@ -23,6 +24,7 @@ use super::poller::EventPoller;
 use super::{Driver, Token};
 use crate::inherited::InheritedSocket;
 use crate::primary::listener::{Listener, Socket};
+use abandoned::AllAbandoned;
 use accept::AcceptQueue;
 pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
 
@@ -44,6 +46,8 @@ pub(super) struct Listeners {
     upkeep_at: Option<Time>,
     /// Next check for waiting clients while no worker is ready.
     demand_at: Option<Time>,
+    /// Sockets of listeners that were closed for good.
+    abandoned: AllAbandoned,
 }
 
 impl Listeners {
@@ -105,20 +109,24 @@ impl Listeners {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.upkeep_at.into_iter().chain(self.demand_at).min()
+        let others = self.demand_at.into_iter().chain(self.abandoned.next_deadline());
+        self.upkeep_at.into_iter().chain(others).min()
     }
 
-    /// Closes a listener.
-    pub(super) fn unbind(&mut self, id: ListenerId, poller: &EventPoller) {
+    /// Closes a listener. With a time, nobody serves its clients from then on.
+    pub(super) fn unbind(&mut self, id: ListenerId, poller: &EventPoller, for_good: Option<Time>) {
         let Some(mut listener) = self.open.remove(&id) else { return };
         // Before its socket is closed, and the number of the file may be another one's.
         drop(listener.file.take());
-        for number in listener.sockets {
+        for number in std::mem::take(&mut listener.sockets) {
             let Some(socket) = self.sockets.try_remove(number) else { continue };
             if socket.watched {
                 // Copies of the socket may live on in other processes, and would go on being
                 // reported.
                 poller.remove(&socket.fd);
+            }
+            if let Some(now) = for_good {
+                self.abandoned.keep(now, &listener, socket);
             }
         }
     }

@@ -65,6 +65,7 @@ impl Driver {
                 announced: self.workers.setup().get_shutdown_message(),
                 ends_by: end_signals(self.workers.setup()),
                 cgroup: None,
+                tree: None,
                 sandbox: Sandbox::default(),
                 names_dead_paths: false,
                 path_time: Duration::ZERO,

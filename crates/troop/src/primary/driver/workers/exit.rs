@@ -107,6 +107,7 @@ impl Driver {
         {
             let leader = process.leads_group.then(|| process.handle.pid());
             self.workers.orphans.end(self.now, leader, process.cgroup);
+            self.workers.strays.end(self.now, process.tree);
             self.cluster.ended_at_last();
         }
     }
@@ -127,12 +128,13 @@ impl Driver {
             self.events.push(Event::Error { worker: Some(handle.clone()), error: Arc::new(error) });
         }
         let Some(process) = self.workers.processes.get_mut(&id) else { return };
-        let cgroup = process.cgroup.take();
+        let (cgroup, tree) = (process.cgroup.take(), process.tree.take());
         if process.leads_group || cgroup.is_some() {
             // At once: its number is free from now on, and no signal may go to its group any more.
             let leader = std::mem::take(&mut process.leads_group).then(|| handle.pid());
             self.workers.orphans.end(self.now, leader, cgroup);
         }
+        self.workers.strays.end(self.now, tree);
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
         // open, and write into it without end, so no more is read than there is now.
         let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));

@@ -381,7 +381,7 @@ impl Driver {
         closer: Option<Closer>,
         spawned: Spawned,
     ) -> Result<WorkerHandle> {
-        let Spawned { child, channel, kept_end, pipes, tail, cgroup, sandbox } = spawned;
+        let Spawned { child, channel, kept_end, pipes, tail, cgroup, tree, sandbox } = spawned;
         let watched = self
             .poller
             .add(&channel, Token::Channel(id), Interest::Read)
@@ -404,6 +404,7 @@ impl Driver {
             announced: setup.get_shutdown_message(),
             ends_by: end_signals(setup),
             cgroup,
+            tree,
             user: setup.other_user(),
             sandbox,
             names_dead_paths: false,
@@ -426,7 +427,7 @@ impl Driver {
 
     /// Ends a process that is not announced yet.
     fn discard(&mut self, spawned: Spawned, setup: &Setup) {
-        let Spawned { child, cgroup, .. } = spawned;
+        let Spawned { child, cgroup, tree, .. } = spawned;
         if setup.leads_group() {
             let _ = process::signal_group(child.pid, 9);
         }
@@ -436,6 +437,7 @@ impl Driver {
             .name("troop-reap".into())
             .spawn(move || process::reap(child.pidfd.as_fd()));
         self.workers.orphans.end(self.now, None, cgroup);
+        self.workers.strays.end(self.now, tree);
     }
 
     pub(in crate::primary::driver) fn handle(

@@ -1,7 +1,7 @@
 //! The workers' processes: started ([`forks`]), or asked for ([`embedded`]) and taken over from
 //! others ([`adopt`]), measured
 //! ([`measure`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
-//! they leave behind ([`orphans`]), and how far they are trusted with paths ([`paths`]).
+//! they leave behind ([`orphans`], [`strays`]), and how far they are trusted with paths ([`paths`]).
 
 mod adopt;
 mod embedded;
@@ -12,6 +12,7 @@ mod orphans;
 mod paths;
 mod ready;
 mod serving;
+mod strays;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +25,7 @@ use troop_core::worker_map::WorkerMap;
 use troop_core::{Time, WorkerId};
 use troop_sys::identity::Identity;
 use troop_sys::sandbox::Sandbox;
+use troop_sys::tree::ProcessTree;
 use troop_sys::{diag, process};
 
 use crate::primary::Table;
@@ -36,6 +38,7 @@ use forks::Forks;
 use orphans::AllOrphans;
 use ready::Readiness;
 use serving::ServingChecker;
+use strays::AllStrays;
 
 /// A worker's process.
 struct Process {
@@ -51,6 +54,8 @@ struct Process {
     /// The signals that ask it to finish.
     ends_by: EndSignals,
     cgroup: Option<WorkerCgroup>,
+    /// The processes that it starts, if they are to end with it.
+    tree: Option<ProcessTree>,
     /// Whom it runs as, if that is another user than this process's.
     user: Option<Identity>,
     /// What it was started with.
@@ -87,6 +92,7 @@ pub(super) struct Workers {
     /// The program that starts the workers, if not [`Forks`].
     embedding: Option<EmbeddingProgram>,
     orphans: AllOrphans,
+    strays: AllStrays,
     readiness: Readiness,
     serving: Option<ServingChecker>,
     /// Out-of-memory kills of the system, when last counted.
@@ -108,6 +114,7 @@ impl Workers {
             forks: Forks::default(),
             embedding: None,
             orphans: AllOrphans::default(),
+            strays: AllStrays::default(),
             readiness: Readiness::default(),
             serving: None,
             killed_for_memory: diag::killed_for_memory(),
@@ -246,7 +253,7 @@ impl Workers {
 
     /// Whether something is left of workers that have ended.
     pub(super) fn has_orphans(&self) -> bool {
-        !self.orphans.is_empty()
+        !self.orphans.is_empty() || !self.strays.is_empty()
     }
 
     /// Sees whether what ended workers have left behind has ended.
@@ -257,7 +264,8 @@ impl Workers {
     pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
         let starts = self.embedding.as_ref().and_then(EmbeddingProgram::next_deadline);
         let forks = self.forks.next_deadline(now);
-        self.orphans.next_deadline().into_iter().chain(forks).chain(starts).min()
+        let left = self.orphans.next_deadline().into_iter().chain(self.strays.next_deadline());
+        left.chain(forks).chain(starts).min()
     }
 
     /// Makes this process reap all orphaned processes.

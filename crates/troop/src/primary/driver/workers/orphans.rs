@@ -1,4 +1,5 @@
 //! What ended workers leave behind: processes of their group or control group, which end too.
+//! Those with a group of their own are [`strays`](super::strays).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -9,12 +10,12 @@ use troop_sys::process;
 use crate::primary::cgroup::WorkerCgroup;
 
 /// Time between `SIGTERM` and `SIGKILL`.
-const KILL_DELAY: Duration = Duration::from_secs(2);
+pub(super) const KILL_DELAY: Duration = Duration::from_secs(2);
 /// Interval between checks whether they have ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-const KILL: i32 = 9;
-const TERMINATE: i32 = 15;
+pub(super) const KILL: i32 = 9;
+pub(super) const TERMINATE: i32 = 15;
 
 /// Processes that one ended worker has left behind.
 struct Orphans {

@@ -1,0 +1,83 @@
+//! Sockets of listeners that were closed for good, of which processes may have copies.
+//!
+//! Workers that had a listener go on accepting until they have drained. Whoever else has a copy, such
+//! as a process that a worker has started, does not: its clients would wait for ever. So the primary
+//! keeps its own copy, and shuts the socket down when the workers have ended, or when connections
+//! wait in it that nobody accepts.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use troop_core::Time;
+use troop_sys::socket;
+
+use super::Listeners;
+use crate::primary::listener::{Listener, Socket};
+
+/// Interval between checks for connections that wait.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Number of checks in a row that find some.
+const CHECKS: u32 = 3;
+
+/// A socket of a closed listener.
+struct Abandoned {
+    fd: OwnedFd,
+    /// Number of checks in a row that have found waiting connections.
+    awaited: u32,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct AllAbandoned {
+    sockets: Vec<Abandoned>,
+    check_at: Option<Time>,
+}
+
+impl AllAbandoned {
+    pub(super) fn next_deadline(&self) -> Option<Time> {
+        self.check_at
+    }
+
+    /// Keeps a socket of a listener that is closed for good, if workers may have copies of it.
+    pub(super) fn keep(&mut self, now: Time, listener: &Listener, socket: Socket) {
+        let is_copied = listener.grouped || socket.options.is_some();
+        let accepts = matches!(
+            socket::kind(&socket.fd),
+            Ok(socket::Kind::TcpListener | socket::Kind::UnixListener)
+        );
+        // That of a service manager is not this process's to shut down.
+        if is_copied && accepts && !listener.given {
+            self.sockets.push(Abandoned { fd: socket.fd, awaited: 0 });
+            self.check_at.get_or_insert(now + INTERVAL);
+        }
+    }
+
+    fn check(&mut self, now: Time) {
+        self.sockets.retain_mut(|socket| {
+            let is_awaited = socket::is_readable(socket.fd.as_fd());
+            socket.awaited = if is_awaited { socket.awaited + 1 } else { 0 };
+            let is_kept = socket.awaited < CHECKS;
+            if !is_kept {
+                socket::shut_listener_down(socket.fd.as_fd());
+            }
+            is_kept
+        });
+        self.check_at = (!self.sockets.is_empty()).then(|| now + INTERVAL);
+    }
+}
+
+impl Listeners {
+    pub(in crate::primary::driver) fn tick_abandoned(&mut self, now: Time) {
+        if self.abandoned.check_at.is_some_and(|due| due <= now) {
+            self.abandoned.check(now);
+        }
+    }
+
+    /// Shuts down what is left, because no worker is.
+    pub(in crate::primary::driver) fn shut_abandoned(&mut self) {
+        self.abandoned.check_at = None;
+        for socket in self.abandoned.sockets.drain(..) {
+            socket::shut_listener_down(socket.fd.as_fd());
+        }
+    }
+}
