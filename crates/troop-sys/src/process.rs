@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
 
@@ -111,12 +112,6 @@ pub fn group_of(pid: u32) -> Option<u32> {
 /// may start any number of them.
 pub const MAX_HELD: usize = 16;
 
-/// Returns the running processes of a group, at most [`MAX_HELD`]. Walks all processes.
-#[must_use]
-pub fn group_members(group: u32) -> Vec<OwnedFd> {
-    all().filter(|seen| seen.group == group).filter_map(|seen| seen.hold()).take(MAX_HELD).collect()
-}
-
 /// Returns the processes in a list of the kernel's that are still in it once they are held, at most
 /// [`MAX_HELD`].
 pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
@@ -150,18 +145,22 @@ pub fn descends(pid: u32, ancestor: u32) -> bool {
     line.take(MAX_ANCESTORS).take_while(|above| *above > 1).any(|above| above == ancestor)
 }
 
-/// Sends a signal to the descendants of a process, but not to itself. Walks all processes.
-/// Descendants whose parents have ended are not found.
-pub fn signal_descendants(pid: u32, number: i32) {
+/// Sends a signal to the descendants of a process, but not to itself. Walks all processes, for about
+/// `limit` at most. Descendants whose parents have ended are not found.
+pub fn signal_descendants(pid: u32, number: i32, limit: Duration) {
     use std::os::fd::AsFd;
+    let until = Instant::now() + limit;
     let mut children: HashMap<u32, Vec<Seen>> = HashMap::new();
-    for seen in all() {
+    for seen in all().take_while(|_| Instant::now() < until) {
         children.entry(seen.parent).or_default().push(seen);
     }
     let mut parents = vec![pid];
     while let Some(parent) = parents.pop() {
         // Each process is removed, so the loop ends whatever the numbers are.
         for child in children.remove(&parent).unwrap_or_default() {
+            if Instant::now() >= until {
+                return;
+            }
             if let Some(held) = child.hold() {
                 let _ = signal(held.as_fd(), number);
             }

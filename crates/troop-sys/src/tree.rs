@@ -1,5 +1,5 @@
-//! Processes that descend from another one, wherever they are now: found by a token in their
-//! environment (`proc_pid_environ(5)`).
+//! Processes that descend from another one: found by its process group, or wherever they are now by
+//! a token in their environment (`proc_pid_environ(5)`).
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -56,24 +56,38 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A process with a token, and all that it has started.
+/// A process, and all that it has started and that is in its process group or has its token.
 #[derive(Debug, Clone)]
 pub struct ProcessTree {
-    entry: String,
+    /// The variable with the token.
+    entry: Option<String>,
+    leads_group: bool,
     leader: u32,
     uid: u32,
     since: u64,
 }
 
 impl ProcessTree {
-    /// Returns the tree of a child that was started with a token, and that has not been reaped.
+    /// Returns the tree of a child that was started with a token, or leads a process group, or both,
+    /// and that has not been reaped.
     ///
     /// # Errors
     /// If `/proc` does not show the child.
-    pub fn of(child: u32, token: &Token, uid: u32) -> io::Result<ProcessTree> {
+    pub fn of(
+        child: u32,
+        token: Option<&Token>,
+        leads_group: bool,
+        uid: u32,
+    ) -> io::Result<ProcessTree> {
         let stat = Stat::of(child).ok_or(io::ErrorKind::NotFound)?;
-        let entry = format!("{VARIABLE}={}", token.0);
-        Ok(ProcessTree { entry, leader: child, uid, since: stat.start })
+        let entry = token.map(|token| format!("{VARIABLE}={}", token.0));
+        Ok(ProcessTree { entry, leads_group, leader: child, uid, since: stat.start })
+    }
+
+    /// Whether processes that have left the group are found, too.
+    #[must_use]
+    pub fn has_token(&self) -> bool {
+        self.entry.is_some()
     }
 }
 
@@ -97,8 +111,8 @@ pub struct Found {
     pub is_complete: bool,
 }
 
-/// Counts the running processes of trees, and sends them a signal: those that have the token, run
-/// as the tree's user, and were started after its first process, so that it is neither another one
+/// Counts the running processes of trees, and sends them a signal: those that are in the group or
+/// have the token, run as the tree's user, and were started after its first process, so that it is neither another one
 /// with its number nor one of another user who has copied the token. Those of other users are left
 /// alone, whatever they have inherited.
 ///
@@ -136,13 +150,24 @@ fn check(pid: u32, searches: &[Search], counts: &mut [usize]) -> Option<()> {
     if !searches.iter().any(|search| is_possible(&search.tree)) {
         return None;
     }
-    let mut environment = Vec::new();
-    let file = File::open(format!("/proc/{pid}/environ")).ok()?;
-    file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).ok()?;
-    let at = searches.iter().position(|search| {
-        let mut entries = environment.split(|byte| *byte == 0);
-        is_possible(&search.tree) && entries.any(|entry| entry == search.tree.entry.as_bytes())
-    })?;
+    let is_member = |search: &Search| {
+        let tree = &search.tree;
+        is_possible(tree) && tree.leads_group && stat.group == tree.leader
+    };
+    let at = match searches.iter().position(is_member) {
+        Some(at) => at,
+        None if searches.iter().any(|search| search.tree.has_token()) => {
+            let mut environment = Vec::new();
+            let file = File::open(format!("/proc/{pid}/environ")).ok()?;
+            file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).ok()?;
+            searches.iter().position(|search| {
+                let mut entries = environment.split(|byte| *byte == 0);
+                let own = search.tree.entry.as_deref().map(str::as_bytes);
+                is_possible(&search.tree) && own.is_some() && entries.any(|entry| Some(entry) == own)
+            })?
+        }
+        None => return None,
+    };
     // It has had its number since it was held, so everything was read of this process.
     if process::has_ended(held.as_fd()) {
         return None;
@@ -230,7 +255,7 @@ mod tests {
         let _older = sleep(|command| command.env(VARIABLE, token.as_str()));
         let ticks = || Stat::of(std::process::id()).unwrap().start;
         let first = sleep(|command| command.env(VARIABLE, token.as_str()).process_group(0));
-        let mut tree = ProcessTree::of(first.0.id(), &token, own).unwrap();
+        let mut tree = ProcessTree::of(first.0.id(), Some(&token), false, own).unwrap();
         assert!(tree.since >= ticks());
         // The clock may be coarser than the time between the two.
         tree.since += 1;
@@ -254,5 +279,21 @@ mod tests {
         assert!(!second.0.wait().unwrap().success());
         assert!(!process::has_ended(process::pidfd(first.0.id()).unwrap().as_fd()));
         assert!(!search(&[], Duration::ZERO).unwrap().is_complete, "the time is over");
+    }
+
+    #[test]
+    fn processes_of_a_group_are_found_without_a_token() {
+        let own = rustix::process::getuid().as_raw();
+        let leader = sleep(|command| command.process_group(0));
+        let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
+        assert_eq!(count(&tree, None), 1);
+        let group = i32::try_from(leader.0.id()).unwrap();
+        let mut member = sleep(|command| command.process_group(group));
+        let _other = sleep(|command| command.process_group(0));
+        assert_eq!(count(&tree, None), 2);
+        let another = ProcessTree { uid: own + 1, ..tree.clone() };
+        assert_eq!(count(&another, Some(9)), 0);
+        assert_eq!(count(&tree, Some(9)), 2);
+        assert!(!member.0.wait().unwrap().success());
     }
 }

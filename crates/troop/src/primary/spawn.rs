@@ -226,7 +226,10 @@ impl Start {
         })?;
         let uid = setup.get_uid().unwrap_or_else(|| rustix::process::geteuid().as_raw());
         // Without it, processes that it leaves behind are not found.
-        let tree = prepared.token.and_then(|token| ProcessTree::of(child.pid, &token, uid).ok());
+        let (token, leads_group) = (prepared.token.as_ref(), setup.leads_group());
+        let tree = (token.is_some() || leads_group)
+            .then(|| ProcessTree::of(child.pid, token, leads_group, uid).ok())
+            .flatten();
         let sandbox = std::mem::take(&mut command.sandbox);
         drop(command);
         let kept_end = setup.has_activation().then_some(theirs);

@@ -2,12 +2,15 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use troop_core::WorkerId;
+use troop_core::{Time, WorkerId};
 use troop_core::event::ExitHow;
 use troop_sys::process::{self, Exit};
+use troop_sys::tree::ProcessTree;
 use troop_sys::{diag, socket};
 
+use super::orphans::TERMINATE;
 use super::{Process, Workers};
 use crate::error::Error;
 use crate::event::Event;
@@ -17,6 +20,8 @@ use crate::primary::driver::channels::LAST_READS;
 
 /// `SIGKILL`.
 const KILL: i32 = 9;
+/// Maximum time to look for processes that have left a worker's group, among all that there are.
+const MAX_WALK: Duration = Duration::from_millis(20);
 
 impl Process {
     /// How it has ended, if it has.
@@ -37,6 +42,22 @@ impl Process {
 }
 
 impl Workers {
+    /// A worker has been reaped: what it has left in its process group or control group, or elsewhere
+    /// with its token, is to end too.
+    pub(super) fn end_leftovers(
+        &mut self,
+        now: Time,
+        leader: Option<u32>,
+        cgroup: Option<WorkerCgroup>,
+        tree: Option<ProcessTree>,
+    ) {
+        let has_cgroup = cgroup.is_some();
+        self.orphans.end(now, cgroup);
+        let is_left = !has_cgroup
+            && leader.is_some_and(|leader| process::signal_group(leader, TERMINATE).is_ok());
+        self.strays.end(now, tree.filter(|tree| is_left || tree.has_token()));
+    }
+
     /// Ends a worker by a signal.
     pub(in crate::primary::driver) fn kill(&self, worker: WorkerId, signal: i32) {
         let Some(process) = self.processes.get(&worker) else { return };
@@ -46,7 +67,10 @@ impl Workers {
         if process.leads_group && signal == 9 && !is_swept {
             // First those that may have left its group, which cannot be found any more when their
             // parents have ended.
-            process::signal_descendants(process.handle.pid(), signal);
+            // Where they are found by their token, that happens after the worker's end.
+            if !process.tree.as_ref().is_some_and(ProcessTree::has_token) {
+                process::signal_descendants(process.handle.pid(), signal, MAX_WALK);
+            }
             let _ = process::signal_group(process.handle.pid(), signal);
         }
         let _ = process::signal(process.pidfd.as_fd(), signal);
@@ -106,8 +130,7 @@ impl Driver {
             && let Some(process) = self.workers.unkillable.remove(&id)
         {
             let leader = process.leads_group.then(|| process.handle.pid());
-            self.workers.orphans.end(self.now, leader, process.cgroup);
-            self.workers.strays.end(self.now, process.tree);
+            self.workers.end_leftovers(self.now, leader, process.cgroup, process.tree);
             self.cluster.ended_at_last();
         }
     }
@@ -129,12 +152,9 @@ impl Driver {
         }
         let Some(process) = self.workers.processes.get_mut(&id) else { return };
         let (cgroup, tree) = (process.cgroup.take(), process.tree.take());
-        if process.leads_group || cgroup.is_some() {
-            // At once: its number is free from now on, and no signal may go to its group any more.
-            let leader = std::mem::take(&mut process.leads_group).then(|| handle.pid());
-            self.workers.orphans.end(self.now, leader, cgroup);
-        }
-        self.workers.strays.end(self.now, tree);
+        // At once: its number is free from now on, and no signal may go to its group any more.
+        let leader = std::mem::take(&mut process.leads_group).then(|| handle.pid());
+        self.workers.end_leftovers(self.now, leader, cgroup, tree);
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
         // open, and write into it without end, so no more is read than there is now.
         let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));

@@ -436,8 +436,7 @@ impl Driver {
         let _ = std::thread::Builder::new()
             .name("troop-reap".into())
             .spawn(move || process::reap(child.pidfd.as_fd()));
-        self.workers.orphans.end(self.now, None, cgroup);
-        self.workers.strays.end(self.now, tree);
+        self.workers.end_leftovers(self.now, None, cgroup, tree);
     }
 
     pub(in crate::primary::driver) fn handle(
