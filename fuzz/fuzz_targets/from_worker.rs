@@ -64,7 +64,7 @@ impl World {
                     self.primary.sampled(self.now, listener, &queues);
                 }
                 Action::Count { worker } => self.primary.counted(self.now, worker, self.next % 7),
-                Action::Take { .. } | Action::Steer { .. } | Action::Kill { .. } | Action::Handles { .. } | Action::HandleSettled { .. } | Action::Messages { .. } | Action::Notify(_) => {}
+                Action::Take { .. } | Action::Steer { .. } | Action::Kill { .. } | Action::Raises { .. } | Action::HandleSettled { .. } | Action::Messages { .. } | Action::Notify(_) => {}
             }
         }
         let mut in_flight = BTreeSet::new();

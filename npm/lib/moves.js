@@ -17,8 +17,10 @@ const MAX_DETACHED = 32;
 const RETRY_INTERVAL = 10;
 /** Milliseconds within which connections move that the primary has asked for although the worker stays. */
 const SHARE_TIMEOUT = 1000;
-/** Milliseconds to wait for the stop signal where the program has a handler for it. */
-const MAX_SIGNAL_WAIT = 500;
+/** Milliseconds between two checks whether requests are answered. */
+const CHECK_INTERVAL = 20;
+/** Milliseconds within which handlers of a signal begin. */
+const MAX_SIGNAL_TIME = 100;
 /** Milliseconds after which a connection that could not move is served here again. */
 const MAX_WAIT = 250;
 /** Maximum of the milliseconds in which only answers end connections that cannot move. */
@@ -44,6 +46,8 @@ function watch() {
   const { send } = process;
   /** The watched servers, each with the keys of its listeners so far. */
   const servers = new Map();
+  /** Servers that are not of `http`. */
+  const others = new Set();
   /** Sockets that came from another worker after a request, and have had no request here. */
   const arrived = new WeakSet();
   /** The state of draining: `null` before the primary requests it. */
@@ -71,6 +75,7 @@ function watch() {
     return getServer.call(this, server, options, function(...reply) {
       if (!reply[0]) {
         if (isHttp(server)) learn(server, key);
+        else others.add(server);
         watchLimit(server, key);
       }
       return callback.apply(this, reply);
@@ -435,15 +440,42 @@ function watch() {
     }, MAX_WAIT).unref();
   }
 
-  // ---- signals ----
+  // ---- the stop signal ----
 
-  /** Returns the numbers of the signals for which the program has handlers, so that they do not end it at once. */
-  function handledSignals() {
+  /** Returns the name of a signal if the program has a handler for it, so that it does not end it at once. */
+  function handled(number) {
     const { constants: { signals } } = require('os');
     // Listeners of the package signal-exit, which end the process unless there are others.
     const ending = [process.__signal_exit_emitter__, globalThis[Symbol.for('signal-exit emitter')]]
       .reduce((count, emitter) => count + (Number(emitter?.count) || 0), 0);
-    return process.eventNames().filter((name) => Object.hasOwn(signals, name) && process.listenerCount(name) > ending).map((name) => signals[name]);
+    return process.eventNames().find((name) => Object.hasOwn(signals, name) && signals[name] === number && process.listenerCount(name) > ending);
+  }
+
+  /** Whether something is unanswered. Of servers that are not of `http` nobody knows it, so each of their connections counts. */
+  function hasRequests() {
+    for (const server of others) if (server._connections > 0) return true;
+    for (const server of servers.keys()) {
+      const idle = new Set(parsersOf(server, 'idle'));
+      for (const { socket } of parsersOf(server)) {
+        if (socket && !socket.destroyed && (socket._httpMessage || (socket.bytesRead > 0 && !idle.has(socket.parser) && !arrived.has(socket)))) return true;
+      }
+    }
+    return false;
+  }
+
+  /** Sends this process its stop signal when requests are answered, if the program has a handler for it. */
+  function stop(number, within) {
+    const name = handled(number);
+    if (!name) return;
+    tell('raises');
+    const until = Date.now() + within;
+    // The timers keep the process, so that handlers run even if nothing else does.
+    const timer = setInterval(() => {
+      if (Date.now() < until && hasRequests()) return;
+      clearInterval(timer);
+      process.kill(process.pid, name);
+      setTimeout(() => {}, MAX_SIGNAL_TIME);
+    }, CHECK_INTERVAL);
   }
 
   // ---- the channel ----
@@ -470,13 +502,8 @@ function watch() {
       if (act === 'leave') leave(message);
       else if (act === 'count') tell('counted', { key, open: count(key) });
       else if (act === 'rebalance') share(key, message.count);
-    } else if (cmd === 'NODE_CLUSTER' && act === 'disconnect' && message.reportSignals) {
-      const signals = handledSignals();
-      if (signals.length > 0) {
-        tell('signals', { signals });
-        // The handlers run even if nothing else keeps the program going.
-        setTimeout(() => {}, MAX_SIGNAL_WAIT);
-      }
+    } else if (cmd === 'NODE_CLUSTER' && act === 'disconnect' && message.stopSignal) {
+      stop(message.stopSignal, message.stopWithin);
     } else if (underWay?.isWritten && (cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK')) {
       settled(underWay, cmd === 'NODE_HANDLE_ACK');
     }

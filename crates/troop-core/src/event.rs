@@ -163,29 +163,6 @@ impl fmt::Display for Address {
     }
 }
 
-/// A set of signals.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct SignalSet(u64);
-
-impl SignalSet {
-    /// Whether a signal is in the set.
-    #[must_use]
-    pub fn contains(self, signal: i32) -> bool {
-        u64::try_from(signal).is_ok_and(|signal| self.0 & SignalSet::bit(signal) != 0)
-    }
-
-    fn bit(signal: u64) -> u64 {
-        if (1..=64).contains(&signal) { 1 << (signal - 1) } else { 0 }
-    }
-}
-
-/// Numbers that are not those of signals are ignored.
-impl FromIterator<u64> for SignalSet {
-    fn from_iter<I: IntoIterator<Item = u64>>(signals: I) -> SignalSet {
-        SignalSet(signals.into_iter().map(SignalSet::bit).fold(0, |set, bit| set | bit))
-    }
-}
-
 /// A violation of the channel's protocol by a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

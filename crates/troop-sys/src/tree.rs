@@ -163,7 +163,9 @@ fn check(pid: u32, searches: &[Search], counts: &mut [usize]) -> Option<()> {
             searches.iter().position(|search| {
                 let mut entries = environment.split(|byte| *byte == 0);
                 let own = search.tree.entry.as_deref().map(str::as_bytes);
-                is_possible(&search.tree) && own.is_some() && entries.any(|entry| Some(entry) == own)
+                is_possible(&search.tree)
+                    && own.is_some()
+                    && entries.any(|entry| Some(entry) == own)
             })?
         }
         None => return None,

@@ -6,7 +6,7 @@ const net = require('net');
 const me = `${cluster.worker.id} ${process.pid}`;
 
 // Sends a message to the primary.
-const tell = (message, handle, done) => process.send(message, handle, undefined, done);
+const tell = (message, handle) => process.send(message, handle);
 
 // Tells the primary about the errors of a server or socket.
 const watched = (emitter) => emitter.on('error', (e) => tell({ error: e.code }));

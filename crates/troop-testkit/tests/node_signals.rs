@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use troop::event::ExitHow;
@@ -14,10 +14,13 @@ use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::http::{answer, kept, open, read_answer};
 use troop_testkit::{Troop, at_once, node_program};
 
+/// The code of an exit that comes before troop would send the signal.
+const EARLY: ExitHow = ExitHow::Code(7);
+
 /// Answers with its name, a POST only when it has the body; and says when it is asked to finish.
 const SERVER: &str = "
     process.on('internalMessage', ({ act }) => { if (act === 'disconnect') { globalThis.since = Date.now(); tell('leaving'); } });
-    const exit = () => tell({ after: Date.now() - (globalThis.since ?? Date.now()) }, undefined, () => process.exit(0));
+    const exit = () => process.exit(Date.now() - globalThis.since < 1900 ? 7 : 8);
     http.createServer((q, s) => q.on('end', () => s.end(`${me}\\n`)).resume()).listen(0, '127.0.0.1');";
 
 fn script() -> PathBuf {
@@ -58,23 +61,56 @@ async fn open_request(port: u16) -> TcpStream {
     stream
 }
 
+/// Otherwise troop sends it two seconds after the worker has disconnected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_program_with_a_handler_for_the_stop_signal_gets_it_at_once() {
+async fn a_program_with_a_handler_for_the_stop_signal_gets_it_at_once_if_it_has_no_requests() {
     for (signal, stop) in [("SIGTERM", None), ("SIGINT", Some(Signal::INT))] {
-        let handler = format!("process.once('{signal}', exit);");
-        let mut troop =
-            Troop::start(server(&handler, Duration::from_secs(2), |setup| match stop {
-                Some(stop) => setup.stop_signal(stop.as_raw()),
-                None => setup,
-            }));
+        // It goes on otherwise.
+        let program = format!("process.once('{signal}', exit); setInterval(() => {{}}, 1000);");
+        let builder = server(&program, Duration::from_secs(60), |setup| match stop {
+            Some(stop) => setup.stop_signal(stop.as_raw()),
+            None => setup,
+        });
+        let mut troop = Troop::start(builder);
         let (worker, port) = listening(&mut troop).await;
-        // It cannot finish by itself in time.
+        let _idle = kept(port, 3).await;
+        let outcome = troop.cluster.stop().await.unwrap();
+        assert!(outcome.is_graceful(), "{outcome:?} {}", troop.story());
+        assert_eq!(troop.exit(&worker).await, EARLY, "{signal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_exits_cuts_no_request_that_is_answered_in_time() {
+    let program = "process.on('SIGTERM', exit);";
+    let mut troop = Troop::start(server(program, Duration::from_secs(60), |setup| setup));
+    let (worker, port) = listening(&mut troop).await;
+    let mut requests = [open_request(port).await, open_request(port).await];
+    let cluster = troop.cluster.clone();
+    let stop = tokio::spawn(async move { cluster.stop().await });
+    assert_eq!(troop.message(&worker).await, json!("leaving"));
+    for request in &mut requests {
+        // Time in which it would get the signal.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        request.write_all(b"x").await.unwrap();
+        let (body, _) = read_answer(request).await.expect("an answer");
+        assert_eq!(body, format!("{} {}\n", worker.id(), worker.pid()));
+    }
+    assert!(stop.await.unwrap().unwrap().is_graceful());
+    assert_eq!(troop.exit(&worker).await, EARLY);
+}
+
+/// One that lasts does not keep it from its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_with_a_handler_gets_the_stop_signal_although_a_request_lasts() {
+    for more in ["", "net.createServer(() => {}).listen(0, '127.0.0.1');"] {
+        let program = format!("process.once('SIGTERM', exit); {more}");
+        let mut troop = Troop::start(server(&program, Duration::from_secs(2), |setup| setup));
+        let (worker, port) = listening(&mut troop).await;
         let _request = open_request(port).await;
         let outcome = troop.cluster.stop().await.unwrap();
         assert!(outcome.is_graceful(), "{outcome:?} {}", troop.story());
-        assert_eq!(troop.message(&worker).await, json!("leaving"));
-        let told: Value = troop.message(&worker).await;
-        assert!(told["after"].as_u64().unwrap() < 700, "{signal}: {told}");
+        assert_eq!(troop.exit(&worker).await, EARLY);
     }
 }
 

@@ -147,8 +147,8 @@ pub(crate) struct App {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) report_signal: Option<String>,
     /// Signal that asks workers to finish: those without Node's IPC instead of a message, Node
-    /// programs that have a handler for it at once, others if they do not end after they have
-    /// disconnected. Default: SIGTERM.
+    /// programs that have a handler for it when their requests are answered, others if they do not
+    /// end after they have disconnected. Default: SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
     /// Signal for workers that have not ended when `grace` is almost over (1 to 2 seconds before its

@@ -11,7 +11,7 @@ use crate::supervise::{Answer, Outcome, Progress, Slot, Ticket};
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
     /// An action on channels, listeners and connections. Never [`primary::Action::Kill`] or
-    /// [`primary::Action::Handles`].
+    /// [`primary::Action::Raises`].
     Primary(primary::Action),
     /// Fork a worker, then call [`Cluster::forked`](super::Cluster::forked) or
     /// [`Supervisor::fork_failed`](crate::supervise::Supervisor::fork_failed). This may take long;

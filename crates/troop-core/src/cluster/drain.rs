@@ -49,6 +49,9 @@ impl Cluster {
         let is_surplus = supervisor.is_surplus(worker);
         let is_embedded = supervisor.is_embedded();
         let drain_spread = others.then_some(self.options.drain_spread);
+        if let Some((signal, within)) = supervisor.stop_signal(now, worker) {
+            self.primary.stops_by(worker, signal, within);
+        }
         if !self.disconnect(now, worker, keep, drain_spread) {
             self.terminate(worker);
         }

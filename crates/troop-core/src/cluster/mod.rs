@@ -196,9 +196,9 @@ impl Cluster {
                     self.pending.push_back(Action::Signal { worker, signal });
                     continue;
                 }
-                Some(primary::Action::Handles { worker, signals }) => {
+                Some(primary::Action::Raises { worker }) => {
                     if let Some(supervisor) = &mut self.supervisor {
-                        supervisor.handles_signals(worker, signals);
+                        supervisor.signalled(worker);
                     }
                     continue;
                 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::worker::HandleWait;
 use super::{BindSpec, Primary};
-use crate::event::{Notice, SignalSet};
+use crate::event::Notice;
 use crate::id::{ConnId, ListenerId, WorkerId};
 use crate::steer::Instruction;
 
@@ -131,13 +131,10 @@ pub enum Action {
         /// Whether the reason is that it hangs, rather than a violation.
         hung: bool,
     },
-    /// Decide whether a draining worker gets its stop signal now: its program has handlers for these
-    /// signals.
-    Handles {
+    /// Send a draining worker no stop signal: it sends that to itself.
+    Raises {
         /// The worker.
         worker: WorkerId,
-        /// The signals.
-        signals: SignalSet,
     },
     /// Tell the sender of a user handle whether the worker has received it.
     HandleSettled {

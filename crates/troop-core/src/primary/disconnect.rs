@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{Action, Primary, membership};
-use crate::event::SignalSet;
 use crate::id::{Time, WorkerId};
 use crate::wire::outgoing;
 
@@ -60,13 +59,14 @@ impl Primary {
             self.wake_at(self.last_time);
             return;
         }
-        // A program that embeds the primary signals its workers itself.
-        let signals = !state.batched && self.supervised;
+        let stop = state.stop.map(|(signal, within)| {
+            (signal, u64::try_from(within.as_millis()).unwrap_or(u64::MAX))
+        });
         let moves = state.batched && self.takes_moves(worker);
         let seq = self.next_seq();
         let drain_spread =
             drain_spread.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves, signals));
+        self.send(worker, |line| outgoing::disconnect(line, seq, drain_spread, moves, stop));
     }
 
     /// Sends each postponed `disconnect` that is due. Returns the time of the next one.
@@ -94,11 +94,20 @@ impl Primary {
         next
     }
 
-    /// The program of a Node worker that was told to leave has handlers for these signals.
-    pub(super) fn handles_signals(&mut self, worker: WorkerId, signals: SignalSet) {
+    /// Has a worker be told with `disconnect` by which signal it is stopped: troop's script in a Node
+    /// worker sends it to a program that has a handler for it, when its requests are answered, but
+    /// within this time. Call before [`Primary::disconnect`].
+    pub fn stops_by(&mut self, worker: WorkerId, signal: i32, within: Duration) {
+        if let Some(state) = self.workers.get_mut(&worker).filter(|state| !state.batched) {
+            state.stop = Some((signal, within));
+        }
+    }
+
+    /// A worker that was told its stop signal sends it to itself.
+    pub(super) fn raises(&mut self, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        if state.told_to_leave && !std::mem::replace(&mut state.has_told_signals, true) {
-            self.actions.push_back(Action::Handles { worker, signals });
+        if state.told_to_leave && state.stop.take().is_some() {
+            self.actions.push_back(Action::Raises { worker });
         }
     }
 
@@ -119,7 +128,7 @@ impl Primary {
                 continue;
             }
             let seq = self.next_seq();
-            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false, false));
+            self.send(worker, |line| outgoing::disconnect(line, seq, Some(0), false, None));
         }
     }
 }

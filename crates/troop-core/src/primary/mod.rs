@@ -219,8 +219,8 @@ impl Primary {
                 self.limited(now, worker, &key);
                 Ok(())
             }
-            Incoming::Troop(TroopMessage::Signals(signals)) => {
-                self.handles_signals(worker, signals);
+            Incoming::Troop(TroopMessage::Raises) => {
+                self.raises(worker);
                 Ok(())
             }
             _ => Ok(()),

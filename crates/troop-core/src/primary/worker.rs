@@ -136,8 +136,9 @@ pub(super) struct Worker {
     pub(super) moves_offered: bool,
     /// Number of connections that it may still offer to return although it is not to leave.
     pub(super) may_offer: u32,
-    /// Whether it has reported for which signals its program has handlers.
-    pub(super) has_told_signals: bool,
+    /// The stop signal that its program gets from troop's script, and within which time, once it has
+    /// been told to leave.
+    pub(super) stop: Option<(i32, Duration)>,
     /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
     /// Whether it is held: it gets no connections of clients yet.
@@ -211,7 +212,7 @@ impl Worker {
             moving: None,
             moves_offered: false,
             may_offer: 0,
-            has_told_signals: false,
+            stop: None,
             last_taken: Time(0),
             held: false,
             cut_off: false,

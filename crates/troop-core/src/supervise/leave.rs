@@ -1,6 +1,7 @@
 //! Draining workers: single ones for a successor, all of them for a pause or a stop.
 
-use crate::event::SignalSet;
+use std::time::Duration;
+
 use crate::id::WorkerId;
 
 use super::{
@@ -145,20 +146,19 @@ impl Supervisor {
         self.leaving.push(leaving);
     }
 
-    /// Records that a draining worker was sent the stop signal instead of a message.
+    /// Records that a draining worker was sent the stop signal instead of a message, or says that it
+    /// sends that to itself; which decides only which signal it gets next.
     pub fn signalled(&mut self, worker: WorkerId) {
+        self.due.set(None);
         let mut leaving = self.leaving.iter_mut();
         leaving.find(|l| l.worker == worker).into_iter().for_each(Leaving::signalled);
     }
 
-    /// Handles a worker's report of the signals for which its program has handlers, after it was told
-    /// to finish. What it reports decides only whether it gets the stop signal now or later.
-    pub fn handles_signals(&mut self, worker: WorkerId, signals: SignalSet) {
-        self.due.set(None);
-        let mut leaving = self.leaving.iter_mut().filter(|leaving| leaving.worker == worker);
-        if leaving.any(|leaving| leaving.handles(signals)) {
-            self.orders.push_back(Order::Terminate(worker));
-        }
+    /// Returns the stop signal of a draining worker, and the time within which it gets that once it
+    /// has hardly anything to finish. An embedding program signals its workers itself.
+    #[must_use]
+    pub fn stop_signal(&self, now: Time, worker: WorkerId) -> Option<(i32, Duration)> {
+        self.leaving.iter().find(|leaving| leaving.worker == worker)?.stop_signal(now)
     }
 
     /// Sets the signals that end a worker, which are `SIGTERM` otherwise.

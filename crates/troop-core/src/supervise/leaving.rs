@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Config, Order, Progress, SlotWorker};
-use crate::event::{ExitHow, SignalSet};
+use crate::event::ExitHow;
 use crate::id::{Time, WorkerId};
 
 /// Time between a worker's disconnect and the stop signal, if its process does not end.
@@ -96,24 +96,19 @@ impl Leaving {
 
     /// It was sent the stop signal.
     pub(super) fn signalled(&mut self) {
-        self.signalled = Signalled::Stop;
+        if self.signalled == Signalled::No {
+            self.signalled = Signalled::Stop;
+        }
     }
 
     pub(super) fn set_signals(&mut self, signals: EndSignals) {
         self.ends_by = signals;
     }
 
-    /// Its program has handlers for these signals. Returns whether it gets the stop signal at once.
-    pub(super) fn handles(&mut self, signals: SignalSet) -> bool {
-        // An embedding program signals its workers itself.
-        let is_due = self.last_signal_at.is_some()
-            && !self.killed
-            && self.signalled == Signalled::No
-            && signals.contains(self.ends_by.stop);
-        if is_due {
-            self.signalled = Signalled::Stop;
-        }
-        is_due
+    /// Its stop signal, and the time until it should have that.
+    pub(super) fn stop_signal(&self, now: Time) -> Option<(i32, Duration)> {
+        let last = self.last_signal_at?;
+        Some((self.ends_by.stop, EXIT_TIMEOUT.min(last.since(now) / 2)))
     }
 
     /// Whether it was ended by the signal that it was sent because its grace period was ending.

@@ -26,8 +26,8 @@ pub enum Order {
     Admit(WorkerId),
     /// Disconnect a worker, by a message on its channel.
     Disconnect(WorkerId),
-    /// Send the stop signal to a worker without Node's protocol, to one whose program has a handler
-    /// for it, or to one that does not end after it disconnected.
+    /// Send the stop signal to a worker without Node's protocol, or to one that does not end after
+    /// it disconnected.
     Terminate(WorkerId),
     /// Send the kill signal, if there is one, to a worker that has not ended since the stop signal
     /// and will be killed soon.

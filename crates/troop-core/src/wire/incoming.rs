@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use memchr::memchr2_iter;
 use serde_json::value::RawValue;
 
-use crate::event::{AddressType, SignalSet, Violation};
+use crate::event::{AddressType, Violation};
 use crate::wire::frame::FrameError;
 use fields::{Text, address_type, amount, backlog, port, present, truthy};
 
@@ -132,9 +132,9 @@ pub enum TroopMessage<'a> {
         /// Its listener, by the key of the primary's answer.
         key: Cow<'a, str>,
     },
-    /// The signals for which the program of a Node worker with that script has handlers; sent when
-    /// the worker is disconnected.
-    Signals(SignalSet),
+    /// The program of a Node worker with that script has a handler for the stop signal that
+    /// `disconnect` named, and the script sends it.
+    Raises,
     /// The primary requests the return of connections that were not taken.
     Recall(Vec<u64>),
     /// The primary sets the minimum interval between two [`Load`](TroopMessage::Load)s, in
@@ -441,8 +441,6 @@ struct Fields<'a> {
     every: Option<u32>,
     #[serde(default, deserialize_with = "amount")]
     count: Option<u32>,
-    #[serde(default)]
-    signals: Option<Vec<u64>>,
 }
 
 impl<'a> Fields<'a> {
@@ -538,9 +536,7 @@ impl<'a> Fields<'a> {
                 key: self.key.ok_or_else(|| missing("key"))?.0,
                 count: self.count.unwrap_or(0),
             },
-            Some("signals") => TroopMessage::Signals(
-                self.signals.ok_or_else(|| missing("signals"))?.into_iter().collect(),
-            ),
+            Some("raises") => TroopMessage::Raises,
             Some("recall") => TroopMessage::Recall(self.seqs.ok_or_else(|| missing("seqs"))?),
             Some("report") => {
                 TroopMessage::Report(self.every.ok_or_else(|| missing("every"))?.into())

@@ -216,14 +216,14 @@ pub fn rebalance(out: &mut Vec<u8>, key: &str, count: u32) {
 
 /// The primary asks a worker to finish. For troop workers: over how many milliseconds they should
 /// close connections that stay open, and whether the primary gives those between two requests to
-/// other workers ([`move_connection`]). For troop's script in others: whether the program gets a
-/// signal at once for which it has a handler.
+/// other workers ([`move_connection`]). For troop's script in others: the signal that the program
+/// gets if it has a handler for it, when its requests are answered or after so many milliseconds.
 pub fn disconnect(
     out: &mut Vec<u8>,
     seq: u64,
     drain_spread: Option<u64>,
     moves: bool,
-    signals: bool,
+    stop: Option<(i32, u64)>,
 ) {
     put(out, format_args!("{{\"cmd\":\"NODE_CLUSTER\",\"act\":\"disconnect\",\"seq\":{seq}"));
     if let Some(ms) = drain_spread {
@@ -232,8 +232,8 @@ pub fn disconnect(
     if moves {
         out.extend_from_slice(b",\"moves\":true");
     }
-    if signals {
-        out.extend_from_slice(b",\"reportSignals\":true");
+    if let Some((signal, ms)) = stop {
+        put(out, format_args!(",\"stopSignal\":{signal},\"stopWithin\":{ms}"));
     }
     out.extend_from_slice(b"}\n");
 }

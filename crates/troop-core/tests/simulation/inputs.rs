@@ -39,7 +39,7 @@ pub enum Input {
     Moves { worker: usize },
     Moved { worker: usize },
     Counted { worker: usize, open: u32 },
-    Signals { worker: usize },
+    Raises { worker: usize },
     Blocked { worker: usize, blocked: bool },
     Disconnect { worker: usize, keep: bool },
     Goodbye { worker: usize },
@@ -76,7 +76,7 @@ pub fn input() -> impl Strategy<Value = Input> {
         3 => worker.clone().prop_map(|worker| Input::Moves { worker }),
         2 => worker.clone().prop_map(|worker| Input::Moved { worker }),
         6 => (worker.clone(), 0..60u32).prop_map(|(worker, open)| Input::Counted { worker, open }),
-        1 => worker.clone().prop_map(|worker| Input::Signals { worker }),
+        1 => worker.clone().prop_map(|worker| Input::Raises { worker }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, listener)| Input::Close { worker, listener }),
         3 => (worker.clone(), any::<bool>()).prop_map(|(worker, blocked)| Input::Blocked { worker, blocked }),
         1 => (worker.clone(), any::<bool>()).prop_map(|(worker, keep)| Input::Disconnect { worker, keep }),
@@ -261,7 +261,7 @@ impl Simulation {
             | Input::Moves { worker }
             | Input::Moved { worker }
             | Input::Counted { worker, .. }
-            | Input::Signals { worker }
+            | Input::Raises { worker }
             | Input::Blocked { worker, .. }
             | Input::Disconnect { worker, .. }
             | Input::Goodbye { worker }
@@ -289,6 +289,7 @@ impl Simulation {
             }
             Input::ChannelClosed { by_worker, .. } => self.close_channel(id, by_worker),
             Input::Disconnect { keep, .. } => {
+                self.primary.stops_by(id, 15, Duration::from_secs(2));
                 let told =
                     self.primary.disconnect(id, keep, keep.then_some(Duration::from_secs(3)));
                 if let Some(state) = self.workers.get_mut(&id).filter(|_| told) {
@@ -356,8 +357,8 @@ impl Simulation {
                 }
             }
             Input::Moved { .. } => self.say(id, r#"{"cmd":"NODE_TROOP","act":"moved"}"#),
-            Input::Signals { .. } => {
-                self.say(id, r#"{"cmd":"NODE_TROOP","act":"signals","signals":[15]}"#);
+            Input::Raises { .. } => {
+                self.say(id, r#"{"cmd":"NODE_TROOP","act":"raises"}"#);
             }
             Input::Listening { port, .. } => {
                 let listeners = &self.listeners;

@@ -400,7 +400,7 @@ impl Simulation {
                 Action::Notify(Notice::ListenerClosed { dropped, .. }) => {
                     self.closed.push(dropped);
                 }
-                Action::Handles { worker, .. } => prop_assert!(
+                Action::Raises { worker } => prop_assert!(
                     self.workers.get(&worker).is_none_or(|state| state.told_to_leave),
                     "{worker} is not to finish"
                 ),

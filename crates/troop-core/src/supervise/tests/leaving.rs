@@ -1,7 +1,6 @@
 //! The signals that workers get before they are killed.
 
 use super::*;
-use crate::event::SignalSet;
 
 #[test]
 fn a_worker_gets_a_signal_that_its_program_can_handle_before_it_is_killed_however_short_the_grace()
@@ -33,37 +32,26 @@ fn a_worker_gets_a_signal_that_its_program_can_handle_before_it_is_killed_howeve
 }
 
 #[test]
-fn a_worker_whose_program_handles_the_stop_signal_gets_it_once_and_at_once() {
-    let term: SignalSet = [15].into_iter().collect();
-    let with = |ends_by: EndSignals, handled: SignalSet| {
+fn a_worker_that_sends_itself_the_stop_signal_gets_it_once() {
+    let with = |is_reported: bool| {
         let mut w = Simulation::new(1);
+        let ends_by = EndSignals { stop: 2, kill: None };
         w.supervisor.ends_by(WorkerId(1), ends_by);
         w.up(1);
-        // Before it is to finish, a report has no effect.
-        w.supervisor.handles_signals(WorkerId(1), handled);
+        // Before it is to finish, there is none, and a report has no effect.
+        assert_eq!(w.supervisor.stop_signal(w.now, WorkerId(1)), None);
+        w.supervisor.signalled(WorkerId(1));
         w.supervisor.stop(w.now);
-        (0..2).for_each(|_| w.supervisor.handles_signals(WorkerId(1), handled));
         w.carry_out();
+        assert_eq!(w.supervisor.stop_signal(w.now, WorkerId(1)), Some((2, 2 * SECOND)));
+        (0..2).filter(|_| is_reported).for_each(|_| w.supervisor.signalled(WorkerId(1)));
         w.disconnect(1);
-        w.pass(Duration::from_millis(1));
+        w.pass(27 * SECOND);
         w.asked
     };
-    let (disconnect, terminate) = (Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(1)));
-    let both = [disconnect, terminate];
-    assert_eq!(with(EndSignals::default(), term), both);
-    let int = EndSignals { stop: 2, kill: None };
-    assert_eq!(with(int, term), both[..1]);
-    assert_eq!(with(int, [2, 0, u64::MAX].into_iter().collect()), both);
-    assert_eq!(with(EndSignals::default(), SignalSet::default()), both[..1]);
-    // Nor does a second one follow when its channel is closed.
-    let mut w = Simulation::new(1);
-    w.up(1);
-    w.supervisor.stop(w.now);
-    w.supervisor.handles_signals(WorkerId(1), term);
-    w.disconnect(1);
-    w.carry_out();
-    w.pass(27 * SECOND);
-    assert_eq!(w.asked, both);
+    let both = [Order::Disconnect(WorkerId(1)), Order::Terminate(WorkerId(1))];
+    assert_eq!(with(false), both);
+    assert_eq!(with(true), both[..1]);
 }
 
 #[test]

@@ -118,7 +118,7 @@ impl Driver {
             Action::Count { worker } => self.count(worker),
             // The cluster makes signals of them.
             Action::Kill { worker, .. } => self.workers.kill(worker, 9),
-            Action::Handles { .. } => {}
+            Action::Raises { .. } => {}
             Action::HandleSettled { worker, ticket, delivered } => {
                 let core = &mut self.cluster.primary;
                 self.channels.handle_settled(self.now, core, worker, ticket, delivered)

@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use troop_core::{Time, WorkerId};
 use troop_core::event::ExitHow;
+use troop_core::{Time, WorkerId};
 use troop_sys::process::{self, Exit};
 use troop_sys::tree::ProcessTree;
 use troop_sys::{diag, socket};
