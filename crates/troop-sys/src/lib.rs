@@ -6,6 +6,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod aside;
 pub mod diag;
 pub mod environment;
 pub mod fdpass;
@@ -18,6 +19,7 @@ pub mod notify;
 pub mod options;
 pub mod own_code;
 pub mod poll;
+mod proc_file;
 pub mod process;
 pub mod safe_path;
 pub mod sandbox;
@@ -28,3 +30,5 @@ pub mod tree;
 pub mod unblock;
 pub mod unix;
 pub mod within;
+
+pub use aside::LeftBehind;

@@ -1,17 +1,15 @@
 //! The check itself. It allocates nothing after [`Memory::new`], because it runs in a process that
 //! was forked by one with several threads, whose allocator may be locked there for ever.
 
-use std::ffi::CStr;
-use std::fmt::{self, Write as _};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, OFlags, RawDir};
+use rustix::fs::{CWD, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::Waits;
+use crate::proc_file::{Path, number, words};
 
 /// Maximum number of sockets that are looked for.
 pub const MAX_SOCKETS: usize = 64;
@@ -111,59 +109,6 @@ pub(super) fn waits_with(memory: &mut Memory, pid: u32, sockets: &[u64]) -> Resu
         Some(found) if own == Waits::Perhaps => found,
         found => own.max(found.unwrap_or(Waits::No)),
     })
-}
-
-/// A path below `/proc`, in memory of its own.
-struct Path {
-    bytes: [u8; 96],
-    length: usize,
-}
-
-impl fmt::Write for Path {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        // The last byte stays 0.
-        let rest = self.bytes.len() - 1 - self.length;
-        let text = text.as_bytes().get(..rest.min(text.len())).unwrap_or_default();
-        self.bytes[self.length..self.length + text.len()].copy_from_slice(text);
-        self.length += text.len();
-        Ok(())
-    }
-}
-
-impl Path {
-    fn new(text: fmt::Arguments<'_>) -> Path {
-        let mut path = Path { bytes: [0; 96], length: 0 };
-        let _ = path.write_fmt(text);
-        path
-    }
-
-    fn as_c_str(&self) -> &CStr {
-        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
-    }
-
-    fn open(&self, flags: OFlags) -> Result<OwnedFd, Errno> {
-        rustix::fs::openat(CWD, self.as_c_str(), flags | OFlags::CLOEXEC, Mode::empty())
-    }
-
-    /// Reads the file, or as much of it as there is room for.
-    fn read<'a>(&self, buffer: &'a mut [u8]) -> Result<&'a [u8], Errno> {
-        let file = self.open(OFlags::RDONLY)?;
-        let mut length = 0;
-        loop {
-            match rustix::io::read(&file, &mut buffer[length..])? {
-                0 => return Ok(&buffer[..length]),
-                more => length += more,
-            }
-        }
-    }
-}
-
-fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
-    std::str::from_utf8(text).ok()?.parse().ok()
-}
-
-fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
 /// One check, which ends in time.

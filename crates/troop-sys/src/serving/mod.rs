@@ -8,7 +8,7 @@ mod check;
 mod process;
 
 pub use check::{MAX_SOCKETS, waits};
-pub use process::{Checker, LeftBehind};
+pub use process::Checker;
 
 /// Whether a process waits for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -84,7 +84,7 @@ pub(crate) enum Command {
     HealthChecked(WorkerId, Result<(), String>),
     ServingChecked(WorkerId, Waits),
     /// A thread has searched for processes that workers have left behind.
-    StraysFound(u64, std::io::Result<Found>),
+    StraysFound(std::io::Result<Found>),
     /// Hands a worker a connection as if from this listener, or from its first one.
     Inject(WorkerId, Option<Pattern>, ConnectionEnds, oneshot::Sender<Result<Injected, String>>),
     /// Ends the cluster, gracefully or at once; the answer is how it ended.

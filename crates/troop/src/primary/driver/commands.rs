@@ -162,7 +162,7 @@ impl Driver {
             Command::DisconnectAll(done) => self.disconnect_all(done),
             Command::Reload(reload, reply) => self.reload(*reload, Some(Reply::Reload(reply))),
             Command::Pause(reply) => self.request(Request::Pause, Reply::Done(reply)),
-            Command::StraysFound(searcher, found) => self.strays_found(searcher, found),
+            Command::StraysFound(found) => self.strays_found(found),
             Command::ServingChecked(worker, waits) => {
                 self.cluster.serving_checked(self.now, worker, waits);
             }

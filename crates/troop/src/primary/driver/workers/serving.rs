@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use troop_core::WorkerId;
 use troop_core::cluster::serving::Waits;
-use troop_sys::serving::{self, Checker, LeftBehind};
+use troop_sys::LeftBehind;
+use troop_sys::serving::{self, Checker};
 
 use crate::primary::wake::{Command, DriverHandle};
 

@@ -1,13 +1,15 @@
-//! What ended workers leave behind outside of their process groups: processes that are found by the
-//! token in their environment (`KillMode::Tree`), in a thread of its own.
+//! What ended workers leave behind: processes of their group, and with `KillMode::Tree` those that
+//! have the token in their environment. Another process searches, because the kernel may never
+//! answer what it asks.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use troop_core::Time;
-use troop_sys::tree::{self, Found, ProcessTree, Search};
+use troop_sys::LeftBehind;
+use troop_sys::tree::{Found, MAX_TREES, ProcessTree, Search, Searcher};
 
 use super::orphans::{KILL, KILL_DELAY, TERMINATE};
 use crate::error::Error;
@@ -19,10 +21,14 @@ use crate::primary::wake::{Command, DriverHandle};
 const INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time of one search.
 const MAX_TIME: Duration = Duration::from_secs(1);
-/// Maximum time until the thread answers: reading an environment may block for ever.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of threads that do not answer. Beyond it nothing is searched for.
-const MAX_STUCK: usize = 4;
+/// Time within which the searching process answers: reading an environment may block for ever.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum number of processes that are left behind. Beyond it nothing is searched for.
+const MAX_LEFT_BEHIND: usize = 4;
+/// Time that a killed process has to end.
+const KILL_TIMEOUT: Duration = Duration::from_millis(100);
+/// The searching process ends after this time without a search.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The tree of one ended worker.
 struct Strays {
@@ -45,32 +51,65 @@ impl Strays {
     }
 }
 
-/// A thread that searches. It ends when this is dropped.
-struct Searcher {
-    orders: mpsc::Sender<Vec<Search>>,
-    number: u64,
-}
+/// A thread that has another process search. It ends when this is dropped.
+struct SearchThread(mpsc::Sender<Vec<Search>>);
 
-impl Searcher {
-    fn start(driver: DriverHandle, number: u64) -> io::Result<Searcher> {
+impl SearchThread {
+    fn start(driver: DriverHandle) -> io::Result<SearchThread> {
         let (sender, orders) = mpsc::channel::<Vec<Search>>();
+        let mut searches = Searches { searcher: None, left_behind: Vec::new() };
         let work = move || {
-            for searches in orders {
-                let found = tree::search(&searches, MAX_TIME);
-                if driver.send(Command::StraysFound(number, found)).is_err() {
-                    return;
+            loop {
+                match orders.recv_timeout(IDLE_TIMEOUT) {
+                    Ok(order) => {
+                        let found = searches.search(&order);
+                        if driver.send(Command::StraysFound(found)).is_err() {
+                            return searches.end_searcher();
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => searches.end_searcher(),
+                    Err(RecvTimeoutError::Disconnected) => return searches.end_searcher(),
                 }
             }
         };
         let thread = std::thread::Builder::new().name("troop-strays".into());
         thread.stack_size(256 * 1024).spawn(work)?;
-        Ok(Searcher { orders: sender, number })
+        Ok(SearchThread(sender))
+    }
+}
+
+/// What the thread has.
+struct Searches {
+    searcher: Option<Searcher>,
+    left_behind: Vec<LeftBehind>,
+}
+
+impl Searches {
+    fn search(&mut self, order: &[Search]) -> io::Result<Found> {
+        self.left_behind.retain_mut(|process| !process.is_gone());
+        if self.left_behind.len() >= MAX_LEFT_BEHIND {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let searcher = match self.searcher.take() {
+            Some(searcher) => searcher,
+            None => Searcher::start()?,
+        };
+        let found = searcher.search(order, MAX_TIME, ANSWER_TIMEOUT);
+        self.searcher = Some(searcher);
+        if found.is_err() {
+            self.end_searcher();
+        }
+        found
+    }
+
+    fn end_searcher(&mut self) {
+        let left = self.searcher.take().and_then(|searcher| searcher.leave(KILL_TIMEOUT));
+        self.left_behind.extend(left);
     }
 }
 
 /// A search that is not answered yet.
 struct UnderWay {
-    since: Time,
     /// The number of trees; they are the first ones.
     trees: usize,
     /// When those were to be killed that are killed by this search.
@@ -81,12 +120,9 @@ struct UnderWay {
 #[derive(Default)]
 pub(super) struct AllStrays {
     of_workers: Vec<Strays>,
-    searcher: Option<Searcher>,
-    started: u64,
+    thread: Option<SearchThread>,
     under_way: Option<UnderWay>,
     search_at: Option<Time>,
-    /// Number of threads that have not answered in time.
-    stuck: usize,
 }
 
 impl AllStrays {
@@ -95,88 +131,65 @@ impl AllStrays {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        match &self.under_way {
-            Some(under_way) => Some(under_way.since + TIMEOUT),
-            None => self.search_at,
-        }
+        self.search_at.filter(|_| self.under_way.is_none())
     }
 
     /// A worker has been reaped: what it has started is to end too.
     pub(super) fn end(&mut self, now: Time, tree: Option<ProcessTree>) {
-        if let Some(tree) = tree.filter(|_| self.stuck < MAX_STUCK) {
+        if let Some(tree) = tree {
             self.of_workers.push(Strays { tree, is_asked: false, kill_at: now + KILL_DELAY });
             self.search_at = Some(now);
         }
     }
 
-    /// Begins a search that is due, or gives up one that is not answered.
+    /// Begins a search that is due.
     fn tick(&mut self, now: Time, driver: &DriverHandle) -> io::Result<()> {
         if self.next_deadline().is_none_or(|at| at > now) {
             return Ok(());
         }
-        if self.under_way.is_some() {
-            self.stuck += 1;
-            self.give_up();
-            return Err(io::ErrorKind::TimedOut.into());
-        }
         self.search_at = None;
         let begun = self.begin(now, driver);
         if begun.is_err() {
-            self.give_up();
+            self.of_workers.clear();
         }
         begun
     }
 
     fn begin(&mut self, now: Time, driver: &DriverHandle) -> io::Result<()> {
-        let searcher = match &self.searcher {
-            Some(searcher) => searcher,
-            None => {
-                self.started += 1;
-                self.searcher.insert(Searcher::start(driver.clone(), self.started)?)
-            }
+        let thread = match &self.thread {
+            Some(thread) => thread,
+            None => self.thread.insert(SearchThread::start(driver.clone())?),
         };
-        let searches = self.of_workers.iter().map(|strays| strays.search(now)).collect();
-        searcher.orders.send(searches).map_err(|_| io::ErrorKind::BrokenPipe)?;
-        self.under_way = Some(UnderWay { since: now, trees: self.of_workers.len(), kills: now });
-        Ok(())
+        let first = self.of_workers.iter().take(MAX_TREES);
+        let searches: Vec<_> = first.map(|strays| strays.search(now)).collect();
+        self.under_way = Some(UnderWay { trees: searches.len(), kills: now });
+        thread.0.send(searches).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    /// Searches no more for what has been left behind so far.
-    fn give_up(&mut self) {
-        self.of_workers.clear();
-        (self.searcher, self.under_way, self.search_at) = (None, None, None);
-    }
-
-    /// A thread has answered.
-    fn found(&mut self, now: Time, number: u64, found: io::Result<Found>) -> io::Result<()> {
-        if self.searcher.as_ref().is_none_or(|searcher| searcher.number != number) {
-            // It was given up before.
-            self.stuck = self.stuck.saturating_sub(1);
-            return Ok(());
-        }
+    /// A search has ended.
+    fn found(&mut self, now: Time, found: io::Result<Found>) -> io::Result<()> {
         let Some(under_way) = self.under_way.take() else { return Ok(()) };
-        let found = match found {
-            Ok(found) => found,
-            Err(e) => {
-                self.give_up();
-                return Err(e);
-            }
+        let (found, result) = match found {
+            Ok(found) => (Some(found), Ok(())),
+            // Those are not looked for any more.
+            Err(e) => (None, Err(e)),
         };
         let mut at = 0;
         self.of_workers.retain_mut(|strays| {
-            let is_gone = found.is_complete && found.counts.get(at) == Some(&0);
-            let was_searched = at < under_way.trees;
+            let number = at;
             at += 1;
-            if !was_searched {
+            if number >= under_way.trees {
                 return true;
             }
+            let Some(found) = &found else { return false };
+            let is_gone = found.is_complete && found.counts.get(number) == Some(&0);
             strays.is_asked = true;
             // Killed processes may take a moment to end, and have started others.
             !is_gone && (under_way.kills < strays.kill_at || now < strays.kill_at + KILL_DELAY)
         });
         let is_new = self.of_workers.iter().any(|strays| !strays.is_asked);
         self.search_at = (!self.is_empty()).then(|| if is_new { now } else { now + INTERVAL });
-        Ok(())
+        result
     }
 }
 
@@ -186,12 +199,8 @@ impl Driver {
         self.report_strays(result);
     }
 
-    pub(in crate::primary::driver) fn strays_found(
-        &mut self,
-        searcher: u64,
-        found: io::Result<Found>,
-    ) {
-        let result = self.workers.strays.found(self.now, searcher, found);
+    pub(in crate::primary::driver) fn strays_found(&mut self, found: io::Result<Found>) {
+        let result = self.workers.strays.found(self.now, found);
         self.report_strays(result);
     }
 

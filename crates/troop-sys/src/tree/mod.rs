@@ -1,20 +1,20 @@
 //! Processes that descend from another one: found by its process group, or wherever they are now by
 //! a token in their environment (`proc_pid_environ(5)`).
 
-use std::fmt::{self, Write as _};
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+mod search;
 
-use crate::process;
+use std::fmt::{self, Write as _};
+use std::io;
+use std::time::Duration;
+
+use crate::aside::{Aside, LeftBehind};
+use search::{Memory, Stat};
 
 /// The variable with the token.
 pub const VARIABLE: &str = "TROOP_TREE";
 
-/// Maximum length of an environment that is read, in bytes. The kernel's maximum is 6 MiB, unless
-/// stacks are not limited.
-const MAX_ENVIRONMENT: u64 = 8 * 1024 * 1024;
+/// Maximum number of trees that are looked for in one search.
+pub const MAX_TREES: usize = 400;
 
 /// A random text, which no other process tree has.
 #[derive(Clone, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl ProcessTree {
         leads_group: bool,
         uid: u32,
     ) -> io::Result<ProcessTree> {
-        let stat = Stat::of(child).ok_or(io::ErrorKind::NotFound)?;
+        let stat = Stat::of(&mut [0; 1024], child).ok_or(io::ErrorKind::NotFound)?;
         let entry = token.map(|token| format!("{VARIABLE}={}", token.0));
         Ok(ProcessTree { entry, leads_group, leader: child, uid, since: stat.start })
     }
@@ -111,116 +111,58 @@ pub struct Found {
     pub is_complete: bool,
 }
 
-/// Counts the running processes of trees, and sends them a signal: those that are in the group or
-/// have the token, run as the tree's user, and were started after its first process, so that it is neither another one
-/// with its number nor one of another user who has copied the token. Those of other users are left
-/// alone, whatever they have inherited.
-///
-/// Walks all processes, and reads the environments of some, which their user can delay for ever:
-/// call it in a thread of its own. After `limit` it returns what it has found so far.
-///
-/// # Errors
-/// If there is no `/proc`.
-pub fn search(searches: &[Search], limit: Duration) -> io::Result<Found> {
-    let until = Instant::now() + limit;
-    let mut found = Found { counts: vec![0; searches.len()], is_complete: true };
-    let first = searches.iter().map(|search| search.tree.since).min().unwrap_or(u64::MAX);
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        if Instant::now() > until {
-            found.is_complete = false;
-            break;
-        }
-        let is_candidate = Stat::of(pid).is_some_and(|stat| !stat.is_dead && stat.start >= first);
-        if is_candidate && pid != std::process::id() {
-            check(pid, searches, &mut found.counts);
-        }
-    }
-    Ok(found)
-}
+/// A process that searches: the kernel may wait for the processes whose environments it reads, and
+/// cannot be interrupted meanwhile. It ends with the thread that has started it.
+#[derive(Debug)]
+pub struct Searcher(Aside);
 
-/// Checks one process, which may end meanwhile.
-fn check(pid: u32, searches: &[Search], counts: &mut [usize]) -> Option<()> {
-    let held = process::pidfd(pid).ok()?;
-    let stat = Stat::of(pid)?;
-    let uid = uid(pid)?;
-    let is_possible = |tree: &ProcessTree| tree.uid == uid && tree.since <= stat.start;
-    if !searches.iter().any(|search| is_possible(&search.tree)) {
-        return None;
+impl Searcher {
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// Those of `socketpair(2)` and `clone(2)`.
+    pub fn start() -> io::Result<Searcher> {
+        Ok(Searcher(Aside::start(c"troop-strays", Memory::new(), search::answer)?))
     }
-    let is_member = |search: &Search| {
-        let tree = &search.tree;
-        is_possible(tree) && tree.leads_group && stat.group == tree.leader
-    };
-    let at = match searches.iter().position(is_member) {
-        Some(at) => at,
-        None if searches.iter().any(|search| search.tree.has_token()) => {
-            let mut environment = Vec::new();
-            let file = File::open(format!("/proc/{pid}/environ")).ok()?;
-            file.take(MAX_ENVIRONMENT).read_to_end(&mut environment).ok()?;
-            searches.iter().position(|search| {
-                let mut entries = environment.split(|byte| *byte == 0);
-                let own = search.tree.entry.as_deref().map(str::as_bytes);
-                is_possible(&search.tree)
-                    && own.is_some()
-                    && entries.any(|entry| Some(entry) == own)
-            })?
-        }
-        None => return None,
-    };
-    // It has had its number since it was held, so everything was read of this process.
-    if process::has_ended(held.as_fd()) {
-        return None;
+
+    /// Counts the running processes of trees, and sends them a signal: those that are in the group
+    /// or have the token, run as the tree's user, and were started after its first process, so that
+    /// it is neither another one with its number nor one of another user who has copied the token.
+    /// Those of other users are left alone, whatever they have inherited. Trees beyond the first
+    /// [`MAX_TREES`] are not looked for.
+    ///
+    /// Walks all processes, for `limit` at most. Blocks for `timeout` at most.
+    ///
+    /// # Errors
+    /// `TimedOut` if there was no answer, after which it must be [left](Searcher::leave); `NotFound`
+    /// if there is no `/proc`; others if the searching process has ended.
+    pub fn search(
+        &self,
+        searches: &[Search],
+        limit: Duration,
+        timeout: Duration,
+    ) -> io::Result<Found> {
+        let searches = &searches[..searches.len().min(MAX_TREES)];
+        let mut answer = vec![0; search::ANSWER];
+        let length = self.0.ask(&search::request(searches, limit), &mut answer, timeout)?;
+        search::found(&answer[..length], searches.len()).ok_or(io::ErrorKind::NotFound.into())
     }
-    counts[at] += 1;
-    let search = &searches[at];
-    if let Some(signal) = search.signal
-        && !(search.spares_group && stat.group == search.tree.leader)
-    {
-        let _ = process::signal(held.as_fd(), signal);
-    }
-    Some(())
-}
 
-/// Returns the user that a process runs as; `None` if its real and its effective one differ.
-fn uid(pid: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let mut ids = line.split_whitespace().map(str::parse::<u32>);
-    let (real, effective) = (ids.next()?.ok()?, ids.next()?.ok()?);
-    (real == effective).then_some(real)
-}
-
-/// What `proc_pid_stat(5)` says of a process.
-struct Stat {
-    is_dead: bool,
-    group: u32,
-    /// In clock ticks since the system has started.
-    start: u64,
-}
-
-impl Stat {
-    fn of(pid: u32) -> Option<Stat> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The process name may contain anything and ends at the last parenthesis.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |field: usize| fields.get(field)?.parse::<u64>().ok();
-        Some(Stat {
-            is_dead: matches!(fields.first(), Some(&("Z" | "X"))),
-            group: number(2)?.try_into().ok()?,
-            start: number(19)?,
-        })
+    /// Kills it. Returns what is left of it, if it does not end within this time.
+    #[must_use]
+    pub fn leave(self, timeout: Duration) -> Option<LeftBehind> {
+        self.0.leave(timeout)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
     use std::os::unix::process::CommandExt as _;
     use std::process::{Child, Command};
 
     use super::*;
+    use crate::process;
 
     struct Killed(Child);
 
@@ -238,13 +180,20 @@ mod tests {
         Killed(command.spawn().unwrap())
     }
 
+    fn search_for(limit: Duration, searches: &[Search]) -> Found {
+        let searcher = Searcher::start().unwrap();
+        let found = searcher.search(searches, limit, Duration::from_secs(90)).unwrap();
+        assert!(searcher.leave(Duration::from_secs(60)).is_none());
+        found
+    }
+
     fn count(tree: &ProcessTree, signal: Option<i32>) -> usize {
         let search = Search { tree: tree.clone(), signal, spares_group: false };
         search_one(search)
     }
 
     fn search_one(one: Search) -> usize {
-        let found = search(&[one], Duration::from_secs(60)).unwrap();
+        let found = search_for(Duration::from_secs(60), &[one]);
         assert!(found.is_complete);
         found.counts[0]
     }
@@ -255,7 +204,7 @@ mod tests {
         assert_ne!(token, Token::random().unwrap());
         // One that is older than the tree.
         let _older = sleep(|command| command.env(VARIABLE, token.as_str()));
-        let ticks = || Stat::of(std::process::id()).unwrap().start;
+        let ticks = || Stat::of(&mut [0; 1024], std::process::id()).unwrap().start;
         let first = sleep(|command| command.env(VARIABLE, token.as_str()).process_group(0));
         let mut tree = ProcessTree::of(first.0.id(), Some(&token), false, own).unwrap();
         assert!(tree.since >= ticks());
@@ -266,6 +215,8 @@ mod tests {
         let before = count(&tree, None);
         assert!((1..=2).contains(&before));
         let _foreign = sleep(|command| command.env(VARIABLE, "another"));
+        let _longer = sleep(|command| command.env(VARIABLE, format!("{}0", token.as_str())));
+        let _other = sleep(|command| command.env("X", format!("{VARIABLE}={}", token.as_str())));
         assert_eq!(count(&tree, None), before);
         let another = ProcessTree { uid: own + 1, ..tree.clone() };
         assert_eq!(count(&another, Some(9)), 0);
@@ -280,7 +231,36 @@ mod tests {
         assert_eq!(search_one(spared), before + 1);
         assert!(!second.0.wait().unwrap().success());
         assert!(!process::has_ended(process::pidfd(first.0.id()).unwrap().as_fd()));
-        assert!(!search(&[], Duration::ZERO).unwrap().is_complete, "the time is over");
+        assert!(!search_for(Duration::ZERO, &[]).is_complete, "the time is over");
+    }
+
+    #[test]
+    fn a_token_is_found_wherever_it_is_in_an_environment() {
+        let (token, own) = (Token::random().unwrap(), rustix::process::getuid().as_raw());
+        let entry = format!("{VARIABLE}={}", token.as_str());
+        let root = sleep(|command| command.env(VARIABLE, token.as_str()));
+        let tree = ProcessTree::of(root.0.id(), Some(&token), false, own).unwrap();
+        // Around the end of what is read at a time.
+        let lengths = (0..=entry.len() + 2).map(|more| 64 * 1024 - 3 - more);
+        let _all: Vec<Killed> = lengths
+            .map(|length| {
+                sleep(|command| {
+                    let command = command.env_clear().env("PATH", "/usr/bin:/bin");
+                    command.env("A", "x".repeat(length)).env(VARIABLE, token.as_str())
+                })
+            })
+            .collect();
+        assert_eq!(count(&tree, None), 1 + entry.len() + 3);
+    }
+
+    #[test]
+    fn more_trees_than_one_search_takes_are_cut() {
+        let own = rustix::process::getuid().as_raw();
+        let leader = sleep(|command| command.process_group(0));
+        let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
+        let search = Search { tree, signal: None, spares_group: false };
+        let found = search_for(Duration::from_secs(60), &vec![search; MAX_TREES + 1]);
+        assert_eq!((found.counts.len(), found.counts[0]), (MAX_TREES, 1));
     }
 
     #[test]
