@@ -238,6 +238,8 @@ mod tests {
     fn it_ends_with_the_thread_that_started_it() {
         let pid = std::thread::spawn(|| {
             let aside = adder();
+            // So it has come so far that it sees the end.
+            aside.ask(&[1], &mut [0], TIMEOUT).unwrap();
             let pid = aside.child.pid;
             std::mem::forget(aside);
             pid
