@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use troop::activation::{ActivationSocket, InheritedSocket};
+use troop::embed::Adoption;
 use troop::policy::{AutoLimits, Rebalanced};
 use troop::setup::{Output, Source};
 use troop::supervise::{
@@ -249,14 +251,81 @@ fn a_weight_that_nothing_goes_by_is_refused() {
     let cluster = Cluster::builder().setup(fixture()).start_in_thread(|_| ()).unwrap();
     let events = cluster.events();
     let result = runtime.block_on(cluster.fork(Fork::new().weight(5)));
-    let Err(Error::Settings(text)) = &result else { panic!("it is ignored: {result:?}") };
-    assert!(text.contains("Fork::weight has no effect"), "{text}");
+    has_no_effect(&result, "Fork::weight", "set Builder::scheduling");
+    let worker = runtime.block_on(cluster.fork(Fork::new())).unwrap();
+    let changed = runtime.block_on(worker.set_weight(5));
+    has_no_effect(&changed, "WorkerHandle::set_weight", "Cluster::set_scheduling");
+    let adopt = |weight| {
+        let mut process = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+        let (channel, _worker) = Adoption::channel().unwrap();
+        let adoption = Adoption::new(process.id(), channel).unwrap();
+        let adopted = cluster.adopt_blocking(adoption.weight(weight));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        adopted
+    };
+    has_no_effect(&adopt(5), "Adoption::weight", "such as Scheduling::Weighted");
     // One listener is enough.
     let port = "8000".parse().unwrap();
     runtime.block_on(cluster.set_scheduling(Some(port), Scheduling::Weighted)).unwrap();
+    runtime.block_on(worker.set_weight(50)).unwrap();
+    assert_eq!(worker_weights(&runtime, &cluster), [50]);
+    runtime.block_on(worker.kill(libc::SIGKILL)).unwrap();
     let worker = runtime.block_on(cluster.fork(Fork::new().weight(5))).unwrap();
     runtime.block_on(worker.kill(libc::SIGKILL)).unwrap();
+    adopt(5).unwrap();
     end(cluster, events);
+}
+
+#[test]
+fn a_weight_of_an_activated_worker_is_refused_where_nothing_goes_by_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let own = || ActivationSocket::bind_steered("127.0.0.1:0", 1).unwrap();
+    let shared = || ActivationSocket::bind("127.0.0.1:0").unwrap();
+    let program = || Setup::new().program("/bin/sleep").args(["1000"]);
+    let start = |socket, supervised: bool| {
+        let builder = Cluster::builder().setup(program()).activation([socket]);
+        let builder = if supervised { builder.workers(1) } else { builder };
+        builder.start_in_thread(|_| ()).unwrap()
+    };
+    for (socket, why) in [(shared(), "bind_steered"), (own(), "Builder::weights")] {
+        let cluster = start(socket, false);
+        let events = cluster.events();
+        let forked = runtime.block_on(cluster.fork(Fork::new().weight(5)));
+        has_no_effect(&forked, "Fork::weight", why);
+        let worker = runtime.block_on(cluster.fork(Fork::new())).unwrap();
+        let changed = runtime.block_on(worker.set_weight(5));
+        has_no_effect(&changed, "WorkerHandle::set_weight", why);
+        runtime.block_on(worker.kill(libc::SIGKILL)).unwrap();
+        end(cluster, events);
+    }
+    for (socket, is_weighted) in [(shared(), false), (own(), true)] {
+        let cluster = start(socket, true);
+        let mut events = cluster.events();
+        while cluster.workers().is_empty() {
+            events.blocking_recv(TEST_TIMEOUT).unwrap();
+        }
+        let worker = cluster.workers().remove(0);
+        let changed = runtime.block_on(worker.set_weight(5));
+        if is_weighted {
+            changed.unwrap();
+            assert_eq!(worker_weights(&runtime, &cluster), [5]);
+        } else {
+            has_no_effect(&changed, "WorkerHandle::set_weight", "bind_steered");
+        }
+        end(cluster, events);
+    }
+}
+
+fn has_no_effect<T: std::fmt::Debug>(result: &troop::Result<T>, setting: &str, advice: &str) {
+    let Err(Error::Settings(text)) = result else { panic!("it is ignored: {result:?}") };
+    let begin = format!("{setting} has no effect ");
+    assert!(text.starts_with(&begin) && text.contains(advice), "{text}");
+}
+
+fn worker_weights(runtime: &tokio::runtime::Runtime, cluster: &Cluster) -> Vec<u32> {
+    let snapshot = runtime.block_on(cluster.snapshot()).unwrap();
+    snapshot.workers.iter().map(|worker| worker.weight).collect()
 }
 
 #[test]

@@ -23,7 +23,7 @@ const MAX_ACCEPT_GRACE: Duration = Duration::from_secs(2);
 pub struct Participant {
     /// Its slot.
     pub slot: u32,
-    /// The weight of its slot.
+    /// Its weight.
     pub weight: u32,
     /// Whether it is ready.
     pub ready: bool,

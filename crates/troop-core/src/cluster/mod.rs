@@ -34,7 +34,7 @@ use serving::{ServingChecks, Waits};
 
 use crate::event::{Address, ExitHow, Notice};
 use crate::id::{Time, WorkerId};
-use crate::primary::{self, DEFAULT_WEIGHT, Primary, Successors};
+use crate::primary::{self, Primary, Successors, WorkerStatus};
 use crate::supervise::{EndSignals, Progress, Restart, RestartPolicy, Slot, Supervisor};
 
 /// Options of a cluster besides those of its primary and supervisor.
@@ -501,16 +501,24 @@ impl Cluster {
         }
     }
 
+    /// Changes a worker's weight. Returns false if there is no such worker.
+    pub fn set_weight(&mut self, now: Time, worker: WorkerId, weight: u32) -> bool {
+        let is_known = self.primary.set_weight(now, worker, weight);
+        if self.shares.is_active() {
+            self.update_shares(now, None);
+        }
+        is_known
+    }
+
     /// Updates the shares of activated sockets, if they have changed. `without` is a worker that is
     /// leaving.
     fn update_shares(&mut self, now: Time, without: Option<WorkerId>) {
         let Some(supervisor) = &self.supervisor else { return };
-        let weights = &self.options.weights;
         let participants = self.primary.workers().filter_map(|(worker, status)| {
             let (ready, _) = supervisor.standing(now, worker)?;
             let takes_part = Some(worker) != without && supervisor.leaves_by(worker).is_none();
-            let weight = weights.get(status.slot as usize).copied().unwrap_or(DEFAULT_WEIGHT);
-            takes_part.then_some(Participant { slot: status.slot, weight, ready })
+            let WorkerStatus { slot, weight, .. } = status;
+            takes_part.then_some(Participant { slot, weight, ready })
         });
         if let Some(shares) = self.shares.update(self.activation_slots, participants) {
             self.pending.push_back(Action::SetShares { shares: shares.to_vec() });

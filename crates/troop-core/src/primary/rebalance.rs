@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::listener::Listener;
 use super::membership::{ListenerMembership, QueuedConnection};
 use super::worker::Worker;
-use super::{Primary, WorkerId};
+use super::{DEFAULT_WEIGHT, Primary, WorkerId};
 use crate::event::Violation;
 use crate::id::{ConnId, ListenerId, Time};
 use crate::policy::Connection;
@@ -203,18 +203,18 @@ impl Primary {
 
     /// Returns how many connections it has asked for.
     fn even_out_listener(&mut self, id: ListenerId) -> u32 {
+        let Some(listener) = self.listeners.get(&id) else { return 0 };
+        let (key, is_weighted) = (listener.key.clone(), listener.chosen.is_weighted());
+        let weight = |state: &Worker| if is_weighted { state.weight } else { DEFAULT_WEIGHT };
         let counts: Vec<(WorkerId, u32, u32)> = self
             .workers
             .iter()
             .filter(|(_, state)| takes_part(state, id))
             .filter_map(|(worker, state)| {
-                Some((*worker, state.membership(id)?.share.counted?, state.weight))
+                Some((*worker, state.membership(id)?.share.counted?, weight(state)))
             })
             .collect();
         let plan = even_shares(&counts);
-        let Some(key) = self.listeners.get(&id).map(|listener| listener.key.clone()) else {
-            return 0;
-        };
         let mut asked = 0;
         for ((worker, ..), (excess, lack)) in counts.iter().zip(plan) {
             let Some(state) = self.workers.get_mut(worker) else { continue };

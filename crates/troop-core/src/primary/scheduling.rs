@@ -53,7 +53,10 @@ impl Primary {
     #[must_use]
     pub fn has_weights(&self) -> bool {
         let Config { scheduling, listeners, .. } = &self.config;
-        scheduling.is_weighted() || listeners.iter().any(|(_, one)| one.is_weighted())
+        scheduling.is_weighted()
+            || listeners.iter().any(|(_, one)| one.is_weighted())
+            // An open listener may keep its scheduling until it is opened again.
+            || self.listeners.values().any(|listener| listener.scheduling.is_weighted())
     }
 
     /// Returns the effective scheduling of a listener.

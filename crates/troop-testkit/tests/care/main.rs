@@ -440,6 +440,16 @@ async fn a_rust_server_that_uses_listenfd_is_served_on_one_socket_and_on_its_own
             !steered || workers.iter().all(|pid| served.contains(pid)),
             "{served:?} of {workers:?}"
         );
+        // One without weight gets none, as soon as that was set.
+        if steered {
+            let worker = troop.cluster.workers().remove(0);
+            worker.set_weight(0).await.unwrap();
+            let served: Vec<u32> =
+                tokio::task::spawn_blocking(move || (0..40).map(|_| served_by()).collect())
+                    .await
+                    .unwrap();
+            assert!(!served.contains(&worker.pid()), "{served:?}");
+        }
         // Connections that arrive while no worker runs wait for the next one.
         for worker in troop.cluster.workers() {
             worker.kill(9).await.unwrap();

@@ -35,7 +35,8 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Io`] if its process or its channel cannot be watched, [`Error::Settings`] if there
-    /// has been a worker with its number, [`Error::ClusterOver`].
+    /// has been a worker with its number or its [weight](Adoption::weight) has no effect,
+    /// [`Error::ClusterOver`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<WorkerHandle> {
         self.driver_handle().ask(|done| Command::Adopt(Box::new(adoption), done)).await?
     }

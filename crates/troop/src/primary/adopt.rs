@@ -121,7 +121,9 @@ impl Adoption {
         self
     }
 
-    /// Sets the worker's weight; see [`Fork::weight`](crate::Fork::weight).
+    /// Sets the worker's weight; see [`Fork::weight`](crate::Fork::weight). The adoption fails where
+    /// no listener's scheduling goes by weights, and with
+    /// [`Builder::activation`](crate::Builder::activation).
     pub fn weight(mut self, weight: u32) -> Adoption {
         self.weight = Some(weight);
         self

@@ -197,8 +197,8 @@ impl Builder {
     }
 
     /// Sets the [weights](crate::Fork::weight) of supervised workers by slot. Slots beyond the list
-    /// have 100. An error unless a scheduling goes by weights
-    /// ([`Scheduling::is_weighted`]).
+    /// have 100. An error unless a scheduling goes by weights ([`Scheduling::is_weighted`]) or, with
+    /// [`Builder::activation`], a socket is [steered](ActivationSocket::bind_steered).
     pub fn weights(mut self, weights: impl Into<Vec<u32>>) -> Builder {
         self.weights = weights.into();
         self
@@ -295,7 +295,7 @@ impl Builder {
 
     /// Sets for which listeners idle HTTP/1 connections move from workers with more than their share
     /// to workers with fewer: when a worker has joined, and from time to time while connections come.
-    /// A worker's share goes by its weight. The connections are those of `troop::serve`, and of
+    /// A worker's share goes by its weight where the policy does. The connections are those of `troop::serve`, and of
     /// Node's HTTP servers with [`Setup::preload`](crate::setup::Setup::preload). Nothing moves where
     /// the policy is `sticky`, `shared` or a program's own. Default: [`Rebalanced::All`].
     pub fn rebalance(mut self, listeners: Rebalanced) -> Builder {

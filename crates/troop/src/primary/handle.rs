@@ -245,10 +245,15 @@ impl WorkerHandle {
         self.shared.signals.load(Ordering::Relaxed) != 0
     }
 
-    /// Changes the worker's weight; see [`Fork::weight`](crate::Fork::weight).
+    /// Changes the worker's weight; see [`Fork::weight`](crate::Fork::weight). A supervised worker's
+    /// successor has the weight of its slot again ([`Builder::weights`](crate::Builder::weights)).
     ///
     /// # Errors
-    /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended.
+    /// [`Error::NoWorker`](crate::Error::NoWorker) if it has ended;
+    /// [`Error::Settings`](crate::Error::Settings) where nothing goes by its weight: no listener's
+    /// scheduling does ([`Scheduling::is_weighted`](crate::Scheduling::is_weighted)), or, with
+    /// [`Builder::activation`](crate::Builder::activation), no socket is
+    /// [steered](crate::activation::ActivationSocket::bind_steered) or the worker is not supervised.
     pub async fn set_weight(&self, weight: u32) -> Result<()> {
         self.shared.driver_handle.ask(|done| Command::SetWeight(self.id(), weight, done)).await?
     }

@@ -209,7 +209,8 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::Spawn`] with the real cause; [`Error::Settings`], also for a [`Fork::weight`] where
-    /// no listener's scheduling goes by weights; [`Error::ClusterOver`].
+    /// no listener's scheduling goes by weights, or with [`Builder::activation`];
+    /// [`Error::ClusterOver`].
     pub async fn fork(&self, fork: Fork) -> Result<WorkerHandle> {
         nesting::may_be_embedded()?;
         self.inner.driver_handle.ask(|done| Command::Fork(fork, done)).await?

@@ -184,6 +184,20 @@ fn connections_go_from_workers_with_many_to_a_new_one() {
 }
 
 #[test]
+fn weights_count_where_the_policy_goes_by_them() {
+    for (here, asked) in [("weighted", 15), ("round-robin", 10)] {
+        let scheduling = [("80", here), ("81", "weighted")];
+        let listeners = scheduling.map(|(at, name)| (at.parse().unwrap(), name.parse().unwrap()));
+        let mut cluster =
+            Cluster::of(Config { listeners: listeners.to_vec(), ..Config::default() }, 2);
+        let [a, b] = [WorkerId(1), WorkerId(2)];
+        cluster.primary.set_weight(cluster.now, b, 300);
+        cluster.pass(JOIN_DELAY);
+        assert_eq!(cluster.round(&[(a, 20), (b, 0)]), [(a, asked)], "{here}");
+    }
+}
+
+#[test]
 fn a_connection_that_is_returned_too_late_stays_where_it_is() {
     let mut cluster = Cluster::start("round-robin", 2);
     cluster.pass(JOIN_DELAY);

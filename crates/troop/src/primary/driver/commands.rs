@@ -153,8 +153,7 @@ impl Driver {
             Command::KeepListeners(keep) => self.cluster.primary.set_keep_listeners(keep),
             Command::Answer(ticket, worker) => self.answered(ticket, worker),
             Command::SetWeight(worker, weight, done) => {
-                let known = self.cluster.primary.set_weight(self.now, worker, weight);
-                let result = if known { Ok(()) } else { Err(Error::NoWorker(worker)) };
+                let result = self.set_weight(worker, weight);
                 // The kernel knows it before the program does.
                 self.inbox.answer_later(move |_| drop(done.send(result)));
             }

@@ -19,6 +19,9 @@ use crate::primary::relay::Relay;
 impl Driver {
     pub(in crate::primary::driver) fn adopt(&mut self, adoption: Adoption) -> Result<WorkerHandle> {
         let Adoption { pid, pidfd, channel, relay, advanced, id, weight, start } = adoption;
+        if weight.is_some() {
+            self.may_fork_with_weight("Adoption::weight")?;
+        }
         let slot = self.slot_of_adopted(start)?;
         let id = match id {
             Some(id) if self.cluster.primary.name(id) => id,

@@ -18,7 +18,6 @@ use troop_sys::poll::Interest;
 use troop_sys::process;
 
 use super::{Process, end_signals};
-use crate::activation::ActivationSocket;
 use crate::channel::Mailbox;
 use crate::closer::Closer;
 use crate::error::{Error, Result};
@@ -31,9 +30,6 @@ use crate::primary::output::Tail;
 use crate::primary::spawn::{self, Spawned, Start};
 use crate::primary::wake::{Command, DriverHandle, Wake};
 use crate::setup::Setup;
-
-/// The error of a fork with a weight that nothing goes by.
-const NO_WEIGHTS: &str = "Fork::weight has no effect under round robin, auto and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted";
 
 /// What a worker says when it is there.
 const ONLINE: &[u8] = br#"{"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -209,8 +205,9 @@ impl Driver {
         fork: Fork,
         done: oneshot::Sender<Result<WorkerHandle>>,
     ) {
-        if fork.weight.is_some() && !self.has_weights() {
-            let error = Error::Settings(NO_WEIGHTS.into());
+        if fork.weight.is_some()
+            && let Err(error) = self.may_fork_with_weight("Fork::weight")
+        {
             if let Err(Err(e)) = done.send(Err(error)) {
                 self.events.push(Event::Error { worker: None, error: Arc::new(e) });
             }
@@ -219,14 +216,6 @@ impl Driver {
         let by = For::Program(self.workers.setup.clone(), done);
         self.workers.forks.waiting.push_back(Wanted { fork, by, leaves: false });
         self.start_next();
-    }
-
-    /// Whether workers' weights have an effect.
-    fn has_weights(&self) -> bool {
-        match &self.workers.setup.cluster.activation {
-            Some(sockets) => sockets.iter().any(ActivationSocket::is_steered),
-            None => self.cluster.primary.has_weights(),
-        }
     }
 
     pub(in crate::primary::driver) fn fork_for_slot(&mut self, slot: Slot, weight: u32) {

@@ -1,7 +1,8 @@
 //! The workers' processes: started ([`forks`]), or asked for ([`embedded`]) and taken over from
 //! others ([`adopt`]), measured
 //! ([`measure`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
-//! they leave behind ([`orphans`], [`strays`]), and how far they are trusted with paths ([`paths`]).
+//! they leave behind ([`orphans`], [`strays`]), and how far they are trusted with paths ([`paths`]);
+//! whether their weights count ([`weights`]).
 
 mod adopt;
 mod embedded;
@@ -13,6 +14,7 @@ mod paths;
 mod ready;
 mod serving;
 mod strays;
+mod weights;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
