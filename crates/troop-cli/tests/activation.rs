@@ -196,6 +196,57 @@ fn a_release_that_fails_or_hangs_before_it_serves_replaces_nobody() {
     }
 }
 
+/// A server that waits by `select`. The worker that finds the file `once` takes it away, and waits
+/// by `epoll` until its first connection.
+const SELECTS: &str = r"
+import os, select, signal, socket
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+listener = socket.socket(fileno=3)
+listener.setblocking(False)
+try:
+    os.remove('once')
+    epoll = select.epoll()
+    epoll.register(listener, select.EPOLLIN)
+    epoll.poll()
+except FileNotFoundError:
+    pass
+while True:
+    select.select([listener], [], [])
+    try:
+        client, _ = listener.accept()
+    except BlockingIOError:
+        continue
+    client.recv(1000)
+    client.sendall(b'HTTP/1.0 200 OK\r\n\r\nfine')
+    client.close()
+";
+
+#[test]
+fn a_worker_that_waits_otherwise_once_prevents_no_reload() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let home = Home::with(&[("server.py", SELECTS)]);
+    let set = ["--set", "ready_timeout=5", "--set", "min_ready_time=0"];
+    let start = ["start", "python3", "-i", "2", "-b", "127.0.0.1:0", "-n", "web"];
+    home.fine(&[&start, &set[..], &["--", "server.py"]].concat());
+    // Both serve. The successor of one is seen to wait for connections, which is more certain.
+    let once = home.path().join("once");
+    std::fs::write(&once, "").unwrap();
+    let workers = || home.show("web")["workers"].as_array().unwrap().clone();
+    let first = workers()[0]["pid"].as_u64().unwrap();
+    let first = rustix::process::Pid::from_raw(i32::try_from(first).unwrap()).unwrap();
+    rustix::process::kill_process(first, Signal::KILL).unwrap();
+    wait_until("its successor", || {
+        !once.exists() && workers().iter().filter(|worker| worker["ready"] == true).count() == 2
+    });
+    for _ in 0..2 {
+        let out = home.fine(&["reload", "web"]);
+        assert!(out.contains("2 workers replaced"), "{out}");
+    }
+    home.fine(&["stop", "web"]);
+}
+
 #[test]
 fn addresses_that_cannot_be_bound_are_reported_at_once() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
