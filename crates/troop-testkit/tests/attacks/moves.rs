@@ -1,14 +1,17 @@
 //! Sockets that a worker passes off as connections which it gives back.
 
 use std::net::TcpListener;
-
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+use tokio::net::TcpStream;
 use troop::event::{Consequence, Violation};
-use troop::{Cluster, Event, Setup};
-use troop_testkit::{TEST_TIMEOUT, Troop, ask, node_program};
+use troop::policy::Question;
+use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle, WorkerId};
+use troop_testkit::{TEST_TIMEOUT, Troop, ask, node_program, wait_until};
 
-use super::scene::{ONLINE, Scene};
+use super::scene::{ONLINE, Scene, alone};
 use super::support;
 
 /// The listener of the scene's honest worker.
@@ -142,7 +145,7 @@ async fn a_connection_that_is_given_back_over_and_over_is_passed_on_once() {
     let mut troop = Troop::start(Cluster::builder().setup(setup));
     let one = troop.fork().await;
     let port = troop.listening(&one).await;
-    let mut client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.readable().await.unwrap();
     let other = troop.fork().await;
     troop.listening(&other).await;
@@ -171,4 +174,95 @@ async fn a_connection_that_is_given_back_over_and_over_is_passed_on_once() {
         tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut text).await.unwrap();
     }
     assert_eq!(text, "connected\nconnected\n");
+}
+
+/// A program that chooses the worker of each connection: the first one, until it is to keep the
+/// questions.
+#[derive(Clone, Default)]
+struct Chooser(Arc<Mutex<Option<Vec<Question>>>>);
+
+impl Chooser {
+    fn scheduling(&self) -> Scheduling {
+        let chooser = self.clone();
+        Scheduling::callback(10 * TEST_TIMEOUT, move |question| {
+            match &mut *chooser.0.lock().unwrap() {
+                Some(kept) => kept.push(question),
+                None => question.assign(WorkerId(1)),
+            }
+        })
+    }
+
+    fn keep(&self) {
+        *self.0.lock().unwrap() = Some(Vec::new());
+    }
+
+    fn kept(&self) -> usize {
+        self.0.lock().unwrap().as_ref().map_or(0, Vec::len)
+    }
+
+    fn answer(&self) {
+        drop(self.0.lock().unwrap().take());
+    }
+}
+
+/// A cluster whose program keeps all questions from now on, with a second worker and a first one
+/// that has so many connections and gives all of them back when it is to leave.
+async fn with_connections(
+    chooser: &Chooser,
+    count: usize,
+) -> (Troop, WorkerHandle, u16, Vec<TcpStream>) {
+    let setup = Setup::new().script(node_program("returns_all.js"));
+    let builder = Cluster::builder().setup(setup).scheduling(chooser.scheduling());
+    let mut troop = Troop::start(builder);
+    let one = troop.fork().await;
+    let port = troop.listening(&one).await;
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        client.readable().await.unwrap();
+        clients.push(client);
+    }
+    let other = troop.fork().await;
+    troop.listening(&other).await;
+    chooser.keep();
+    (troop, one, port, clients)
+}
+
+/// Each connection that is taken back is one more question to the program, of which there are 1024
+/// at most. New clients would wait for those of the worker.
+#[tokio::test(flavor = "multi_thread")]
+async fn returned_connections_leave_half_of_the_questions_to_new_clients() {
+    let chooser = Chooser::default();
+    let (mut troop, one, port, _clients) = with_connections(&chooser, 1100).await;
+    one.disconnect().unwrap();
+    assert_eq!(troop.message(&one).await, "done");
+    assert_eq!(chooser.kept(), 512);
+    let client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    wait_until("the question about a new client", || chooser.kept() == 513);
+    // The second worker gets all of them, in turn.
+    chooser.answer();
+    client.readable().await.unwrap();
+    one.kill(9).await.unwrap();
+}
+
+/// The last descriptors are those that restarts need.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_returned_connections_are_taken_while_descriptors_are_scarce() {
+    const LIMIT: u64 = 1000;
+    const LEFT: usize = 24;
+    if !alone("moves::no_returned_connections_are_taken_while_descriptors_are_scarce") {
+        return;
+    }
+    let limit = Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let chooser = Chooser::default();
+    let (mut troop, one, _, _clients) = with_connections(&chooser, 4 * LEFT).await;
+    let mut others: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    others.truncate(others.len() - LEFT);
+    one.disconnect().unwrap();
+    assert_eq!(troop.message(&one).await, "done");
+    // The first one shows that there are few.
+    assert_eq!(chooser.kept(), 1);
+    troop.fork().await.kill(9).await.unwrap();
+    one.kill(9).await.unwrap();
 }
