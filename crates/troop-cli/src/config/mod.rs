@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGKILL, SIGSTOP};
 use troop::Scheduling;
 use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
@@ -179,13 +180,31 @@ impl App {
         if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
             return Err(".nice: it must be a number from -20 to 19".into());
         }
-        for (name, signal) in [
-            ("report_signal", &self.report_signal),
-            ("stop_signal", &self.stop_signal),
-            ("kill_signal", &self.kill_signal),
+        for (name, signal, advice) in [
+            (
+                "report_signal",
+                &self.report_signal,
+                "choose one that makes the program write a report, such as SIGUSR2",
+            ),
+            (
+                "stop_signal",
+                &self.stop_signal,
+                "choose one that asks workers to finish, such as SIGTERM; `grace` limits their time, after which they get SIGKILL",
+            ),
+            (
+                "kill_signal",
+                &self.kill_signal,
+                "leave it out, as workers get SIGKILL anyway when `grace` is over, or choose another one, such as SIGQUIT",
+            ),
         ] {
             if let Some(signal) = signal {
-                names::signal(signal).map_err(|e| format!(".{name}: {signal:?}: {e}"))?;
+                let number =
+                    names::signal(signal).map_err(|e| format!(".{name}: {signal:?}: {e}"))?;
+                if [SIGKILL, SIGSTOP].contains(&number) {
+                    return Err(format!(
+                        ".{name}: {signal:?}: no program can handle this signal; {advice}"
+                    ));
+                }
             }
         }
         self.cpu_sets().map_err(|e| format!(".cpus: {e}"))?;

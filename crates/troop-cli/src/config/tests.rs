@@ -105,6 +105,22 @@ fn errors_name_the_line_and_the_option() {
             "[app.web]\nprogram = \"x\"\nreport_signal = \"SIGNOT\"",
             &["app.web.report_signal", "SIGNOT"],
         ),
+        (
+            "[app.web]\nprogram = \"x\"\nstop_signal = \"SIGKILL\"",
+            &["app.web.stop_signal", "no program can handle", "such as SIGTERM", "grace"],
+        ),
+        (
+            "[app.web]\nprogram = \"x\"\nstop_signal = \"19\"",
+            &["app.web.stop_signal", "no program can handle"],
+        ),
+        (
+            "[app.web]\nprogram = \"x\"\nkill_signal = \"KILL\"",
+            &["app.web.kill_signal", "leave it out"],
+        ),
+        (
+            "[app.web]\nprogram = \"x\"\nreport_signal = \"STOP\"",
+            &["app.web.report_signal", "SIGUSR2"],
+        ),
         ("[app.web]\nworkers = 1", &["missing field `program`"]),
         (
             "[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }",

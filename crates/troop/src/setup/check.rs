@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use signal_hook::consts::{SIGKILL, SIGSTOP};
+
 use super::{InspectPort, Setup, Stdio};
 use crate::error::{Error, Result};
 
@@ -35,7 +37,40 @@ impl Setup {
             let reason = format!("on {}, which is not called node", program.display());
             return refuse("inspect_port", reason);
         }
+        self.check_signals()?;
         self.check_streams()
+    }
+
+    /// Refuses signals that no program can handle: they ask nobody for anything.
+    fn check_signals(&self) -> Result<()> {
+        let signals = [
+            (
+                "report_signal",
+                self.report_signal,
+                "choose one that makes the program write a report, such as SIGUSR2",
+            ),
+            (
+                "stop_signal",
+                self.stop_signal,
+                "choose one that asks workers to finish, such as SIGTERM; Builder::grace limits their time, after which they get SIGKILL",
+            ),
+            (
+                "kill_signal",
+                self.kill_signal,
+                "leave it out, as workers get SIGKILL anyway when Builder::grace is over, or choose another one, such as SIGQUIT",
+            ),
+        ];
+        for (setting, signal, advice) in signals {
+            let name = match signal {
+                Some(SIGKILL) => "SIGKILL",
+                Some(SIGSTOP) => "SIGSTOP",
+                _ => continue,
+            };
+            return Err(Error::Settings(format!(
+                "Setup::{setting} cannot be {name}: no program can handle it; {advice}"
+            )));
+        }
+        Ok(())
     }
 
     fn check_streams(&self) -> Result<()> {
@@ -69,7 +104,7 @@ mod tests {
     #[test]
     fn a_setting_without_effect_is_named_and_what_to_do() {
         let sandbox = Sandbox { write: Some(Vec::new()), ..Sandbox::default() };
-        let cases: [(Setup, &str); 8] = [
+        let cases: [(Setup, &str); 11] = [
             (Setup::new().slot_variable("N"), "Fork::env"),
             (Setup::new().cpus([vec![0], vec![1]]), "one entry"),
             (Setup::new().inspect_port(InspectPort::Fixed(9000)), "not called node"),
@@ -77,6 +112,9 @@ mod tests {
             (Setup::new().stdout(Stdio::Capture), "Stdio::Null"),
             (Setup::new().stdout(Stdio::Collect), "Builder::output"),
             (Setup::new().stderr(Stdio::Collect), "Builder::output"),
+            (Setup::new().stop_signal(SIGKILL), "such as SIGTERM"),
+            (Setup::new().stop_signal(SIGSTOP), "SIGSTOP: no program can handle it"),
+            (Setup::new().kill_signal(SIGKILL), "leave it out"),
             (Setup::new().sandbox(sandbox).no_new_privileges(false), "no_new_privileges"),
         ];
         for (setup, advice) in cases {

@@ -405,15 +405,16 @@ impl Setup {
     /// message, others if their process does not end within 2 s after they have disconnected, or
     /// when the grace period is about to end: a quarter of it before, but 1 to 2 s, and at most half
     /// of it. A Node worker with troop's script ([`Setup::preload`]) whose program has a handler for
-    /// the signal gets it as soon as it is disconnected. Default: `SIGTERM`.
+    /// the signal gets it as soon as it is disconnected. An error if no program can handle the signal.
+    /// Default: `SIGTERM`.
     pub fn stop_signal(mut self, signal: i32) -> Setup {
         self.stop_signal = Some(signal);
         self
     }
 
     /// Sets a signal for workers that have not ended when the grace period is about to end (as with
-    /// [`Setup::stop_signal`]), although they were sent the stop signal before; `SIGKILL` follows.
-    /// Default: none.
+    /// [`Setup::stop_signal`]), although they were sent the stop signal before; `SIGKILL` follows,
+    /// so that it is an error here. Default: none.
     pub fn kill_signal(mut self, signal: i32) -> Setup {
         self.kill_signal = Some(signal);
         self
