@@ -182,8 +182,12 @@ fn a_release_that_fails_or_hangs_before_it_serves_replaces_nobody() {
         is_served();
         // Both are older than the minimum uptime of one second by then.
         let fails = "setTimeout(() => process.exit(7), 1500); return";
+        // Node waits in `epoll`, but not for connections.
         let hangs = "setInterval(() => {}, 1000); return";
-        for (before, reason) in [(fails, "exit code 7"), (hangs, "not ready")] {
+        for (before, reason) in [
+            (fails, "exit code 7"),
+            (hangs, "not ready after 3 s (it does not wait for connections"),
+        ] {
             std::fs::write(home.path().join("server.js"), server(before)).unwrap();
             let (code, out, err) = home.troop(&["reload", "web"]);
             assert!(code == 1 && err.contains(reason), "{code} {out}{err}");
@@ -244,6 +248,25 @@ fn a_worker_that_waits_otherwise_once_prevents_no_reload() {
         let out = home.fine(&["reload", "web"]);
         assert!(out.contains("2 workers replaced"), "{out}");
     }
+    home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn a_release_that_waits_otherwise_than_the_last_one_is_told_what_to_do() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let accepts = "import socket\ns = socket.socket(fileno=3)\nwhile True: s.accept()[0].close()";
+    let home = Home::with(&[("server.py", accepts)]);
+    let set = ["--set", "ready_timeout=6", "--set", "min_ready_time=0"];
+    let start = ["start", "python3", "-i", "1", "-b", "127.0.0.1:0", "-n", "web"];
+    home.fine(&[&start, &set[..], &["--", "server.py"]].concat());
+    std::fs::write(home.path().join("server.py"), SELECTS).unwrap();
+    let (code, out, err) = home.troop(&["reload", "web"]);
+    let advice = ["it waits in select", "restart the app", "ready = \"notify\""];
+    assert!(code == 1 && advice.iter().all(|part| err.contains(part)), "{code} {out}{err}");
+    home.fine(&["restart", "web"]);
+    home.fine(&["reload", "web"]);
     home.fine(&["stop", "web"]);
 }
 

@@ -49,6 +49,6 @@ pub use crate::primary::{
     RestartPolicy, WhenFailed,
 };
 pub use troop_core::supervise::{
-    Afterwards, Cause, GiveUp, NotReady, Outcome, Progress, RecycleFailed, ReloadFailed, Reloaded,
-    ReplaceFailure, Restart,
+    Afterwards, Cause, GiveUp, NotReady, NotServing, Outcome, Progress, RecycleFailed,
+    ReloadFailed, Reloaded, ReplaceFailure, Restart,
 };

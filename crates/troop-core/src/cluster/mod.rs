@@ -498,6 +498,8 @@ impl Cluster {
         let is_old_enough = supervisor.is_past_min_uptime(now, worker);
         if self.serving.checked(worker, waits, is_old_enough) {
             supervisor.listening(now, worker);
+        } else if let Some(seen) = self.serving.not_serving(worker, waits) {
+            supervisor.does_not_serve(worker, seen);
         }
     }
 

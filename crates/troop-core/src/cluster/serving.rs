@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Time, WorkerId};
-use crate::supervise::ACTIVATED_READY_AGE;
+use crate::supervise::{ACTIVATED_READY_AGE, NotServing};
 use crate::worker_map::WorkerMap;
 
 /// Interval between checks of a worker, from the result of one to the next.
@@ -113,6 +113,18 @@ impl ServingChecks {
         others.peek().is_some() && others.all(|(_, was_seen)| *was_seen)
     }
 
+    /// Returns why a worker is not taken for ready, given what a check has just seen. A worker that
+    /// waits for something may be about other work at the next check.
+    #[must_use]
+    pub fn not_serving(&self, worker: WorkerId, waits: Waits) -> Option<NotServing> {
+        let check = self.starting.get(&worker).filter(|check| !check.is_ready)?;
+        match waits {
+            _ if check.seen >= PERHAPS_CHECKS => Some(NotServing::WaitsOtherwise),
+            Waits::No => Some(NotServing::DoesNotWait),
+            _ => None,
+        }
+    }
+
     /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.starting.remove(&worker);
@@ -159,8 +171,13 @@ mod tests {
         assert!(!checks.checked(ONE, Waits::Yes, true), "it was known before");
         // From then on that is what it takes.
         checks.started(Time(10_000), TWO);
+        assert!(!checks.checked(TWO, Waits::No, true));
+        assert_eq!(checks.not_serving(TWO, Waits::No), Some(NotServing::DoesNotWait));
         assert!(!(0..100).any(|_| checks.checked(TWO, Waits::Perhaps, true)));
+        let seen = checks.not_serving(TWO, Waits::Perhaps);
+        assert_eq!(seen, Some(NotServing::WaitsOtherwise));
         assert!(checks.checked(TWO, Waits::Yes, true));
+        assert_eq!(checks.not_serving(TWO, Waits::Yes), None);
     }
 
     /// A worker alone decides nothing for the others.

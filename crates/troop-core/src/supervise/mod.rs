@@ -34,7 +34,8 @@ pub use leaving::EndSignals;
 use leaving::Leaving;
 use operation::Waiting;
 pub use operation::{
-    Answer, NotReady, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request, Ticket,
+    Answer, NotReady, NotServing, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request,
+    Ticket,
 };
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
 use restart::Restarts;
@@ -50,6 +51,8 @@ struct SlotWorker {
     has_ipc: bool,
     /// The time since which it listens.
     listening: Option<Time>,
+    /// What it was seen to do instead, with activated sockets.
+    not_serving: Option<NotServing>,
     /// The time at which it reported that it is ready.
     notified: Option<Time>,
     /// The time at which it closed its channel; it is not ready from then on.
@@ -259,6 +262,7 @@ impl Supervisor {
             online: None,
             has_ipc: false,
             listening: None,
+            not_serving: None,
             notified: None,
             gone: None,
             served: false,
@@ -441,7 +445,8 @@ impl Supervisor {
     /// Handles a worker whose server listens.
     pub fn listening(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| {
-            member.listening = member.listening.or(Some(now))
+            member.listening = member.listening.or(Some(now));
+            member.not_serving = None;
         });
     }
 

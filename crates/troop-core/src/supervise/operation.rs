@@ -95,6 +95,8 @@ pub enum ReplaceFailure {
         worker: Option<WorkerId>,
         /// The timeout.
         within: Duration,
+        /// What it was seen to do, if it has activated sockets.
+        seen: Option<NotServing>,
     },
     /// Neither the new worker nor any other one listens on an address of the old workers.
     NotListening {
@@ -112,6 +114,30 @@ pub enum ReplaceFailure {
     },
     /// All workers are being ended, because the cluster pauses or gives up.
     Ending,
+}
+
+/// What a worker with activated sockets, which is not ready, was last seen to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum NotServing {
+    /// It waits in `select`, `poll` or `io_uring`, whose descriptors the system does not show, and
+    /// all other workers that serve were seen to wait in `accept` or `epoll_wait`.
+    WaitsOtherwise,
+    /// It does not wait for connections.
+    DoesNotWait,
+}
+
+impl fmt::Display for NotServing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotServing::WaitsOtherwise => {
+                "it waits in select, poll or io_uring, whose descriptors cannot be seen, while the workers before it waited for connections in accept or epoll: if it serves, restart the app instead of reloading it, or have it send READY=1 (ready = \"notify\")"
+            }
+            NotServing::DoesNotWait => {
+                "it does not wait for connections on the sockets that it was given"
+            }
+        })
+    }
 }
 
 impl ReplaceFailure {
@@ -132,8 +158,9 @@ impl fmt::Display for ReplaceFailure {
             ReplaceFailure::NotStarted { reason } => {
                 write!(f, "the new worker could not be started: {reason}")
             }
-            ReplaceFailure::NotReady { within, .. } => {
-                write!(f, "the new worker was not ready after {} s", within.as_secs())
+            ReplaceFailure::NotReady { within, seen, .. } => {
+                write!(f, "the new worker was not ready after {} s", within.as_secs())?;
+                seen.map_or(Ok(()), |seen| write!(f, " ({seen})"))
             }
             ReplaceFailure::NotListening { reason, .. } => f.write_str(reason),
             ReplaceFailure::Unreachable { addresses } => {
@@ -363,6 +390,17 @@ impl Until {
 }
 
 impl Supervisor {
+    /// Sets what a worker with activated sockets, which does not serve yet, was seen to do.
+    pub fn does_not_serve(&mut self, worker: WorkerId, seen: NotServing) {
+        let members = self
+            .slots
+            .iter_mut()
+            .flat_map(|state| state.current.iter_mut().chain(&mut state.successor));
+        members
+            .filter(|member| member.worker == worker)
+            .for_each(|member| member.not_serving = Some(seen));
+    }
+
     /// Begins an operation. [`Order::Answer`] with this ticket has its result.
     pub fn request(&mut self, now: Time, ticket: Ticket, request: Request) {
         self.due.set(None);

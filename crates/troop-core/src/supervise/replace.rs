@@ -214,7 +214,8 @@ impl Supervisor {
                     let new = if is_beside { state.successor } else { state.current };
                     let worker = new.map(|member| member.worker);
                     let within = self.round_policy().ready_timeout;
-                    self.fail_round(now, ReplaceFailure::NotReady { worker, within });
+                    let seen = new.and_then(|member| member.not_serving);
+                    self.fail_round(now, ReplaceFailure::NotReady { worker, within, seen });
                     self.fill(now);
                     return;
                 }

@@ -156,7 +156,8 @@ fn a_reload_that_is_all_or_none_replaces_nobody_before_the_last_is_ready() {
     w.up(10);
     w.pass(6 * SECOND);
     let (_, reason) = failed(&w, reload);
-    let late = ReplaceFailure::NotReady { worker: Some(WorkerId(11)), within: 5 * SECOND };
+    let late =
+        ReplaceFailure::NotReady { worker: Some(WorkerId(11)), within: 5 * SECOND, seen: None };
     assert_eq!(reason, Some(&late));
     for worker in 10..=12 {
         w.exit(worker, 0);

@@ -64,7 +64,8 @@ fn a_reload_whose_workers_are_never_ready_says_so() {
     let mut w = with_ready(1);
     let reload = w.request(Request::Reload(vec![]));
     w.pass(31 * SECOND);
-    let reason = ReplaceFailure::NotReady { worker: Some(WorkerId(2)), within: 30 * SECOND };
+    let reason =
+        ReplaceFailure::NotReady { worker: Some(WorkerId(2)), within: 30 * SECOND, seen: None };
     let failed = ReloadFailed::Failed { reason, replaced: 0, then: Afterwards::KeepsRunning };
     assert_eq!(w.answer(reload), Some(&Answer::Reload(Err(failed))));
 }
