@@ -114,12 +114,15 @@ impl ResolvedApp {
         preflight::check_length(self).map_err(Error::Settings)?;
         let app = &self.app;
         let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
-        let mut setup = program::setup(&self.program, &app.node_args, args)?
-            .discard_earlier()
-            // Ctrl-C must reach the primary alone, which then drains the workers.
-            .own_process_group(true)
-            .stdin(Stdio::Null)
-            .slot_variable("NODE_APP_INSTANCE");
+        let search = self.env.get(OsStr::new("PATH")).cloned().or_else(|| std::env::var_os("PATH"));
+        let cwd = self.cwd.as_deref();
+        let mut setup =
+            program::setup(&self.program, &app.node_args, args, cwd, search.as_deref())?
+                .discard_earlier()
+                // Ctrl-C must reach the primary alone, which then drains the workers.
+                .own_process_group(true)
+                .stdin(Stdio::Null)
+                .slot_variable("NODE_APP_INSTANCE");
         setup = match (app.silent, self.collects()) {
             (true, _) => setup.stdout(Stdio::Null).stderr(Stdio::Capture),
             (false, true) => setup.stdout(Stdio::Collect).stderr(Stdio::Collect),

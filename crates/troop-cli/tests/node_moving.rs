@@ -81,6 +81,38 @@ fn idle_connections_outlive_their_worker() {
 }
 
 #[test]
+fn so_they_do_where_the_first_line_of_a_program_names_node() {
+    let home = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = home.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let hello = std::fs::read_to_string(node("hello.js")).unwrap();
+    let server = write("server", &format!("#!/usr/bin/env node\n{hello}"));
+    std::os::unix::fs::symlink(&server, home.path().join("link")).unwrap();
+    let start = |program: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(["run", "--log", "json", "-w", "1", "-n", "web", "--set", "min_ready_time=0"]);
+        command.arg(program);
+        start(command)
+    };
+    for program in [server, home.path().join("link")] {
+        let mut app = start(&program);
+        let port = app.listening(1);
+        assert!(outlives(&mut app, port), "{program:?}: {:?}", app.seen);
+    }
+    let environment = home.path().join("environment");
+    let other =
+        format!("#!/bin/sh\nenv > {}.new\nmv {0}.new {0}\nexec sleep 60\n", environment.display());
+    let _app = start(&write("other", &other));
+    troop_testkit::wait_until("the program of another language", || environment.exists());
+    let seen = std::fs::read_to_string(environment).unwrap();
+    assert!(!seen.contains("TROOP_NODE_OPTIONS"), "{seen}");
+}
+
+#[test]
 fn one_switch_leaves_them_to_node() {
     let mut app = run(&["--set", "min_ready_time=0", "--move-connections", "false"], "hello.js");
     let port = app.listening(1);

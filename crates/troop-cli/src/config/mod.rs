@@ -387,6 +387,7 @@ impl App {
         if !self.node_args.is_empty()
             && !crate::program::is_script(&program)
             && !program.ends_with("node")
+            && crate::program::first_line(&program).is_none()
         {
             problems.push(format!(
                 "node_args are for scripts that run under node, and {} is none",
