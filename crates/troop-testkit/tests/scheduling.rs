@@ -104,6 +104,32 @@ async fn open_connections_of_an_unmodified_node_worker_are_estimated_by_its_desc
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_event_of_an_exit_says_no_estimate_of_open_connections() {
+    let builder = Cluster::builder()
+        .scheduling("least-connections".parse().unwrap())
+        .setup(js("hold(0, '127.0.0.1')"))
+        .workers(1)
+        .grace(Duration::from_millis(200));
+    let mut troop = Troop::start(builder);
+    let (worker, port) = troop
+        .until("listening", |event| match event {
+            Event::Listening { worker, address, .. } => {
+                Some((worker.clone(), u16::try_from(address.port?).ok()?))
+            }
+            _ => None,
+        })
+        .await;
+    let _held = (open(port), open(port));
+    has_open(&worker, 2).await;
+    drop(troop.cluster.stop());
+    let text = troop
+        .until("exit", |event| matches!(event, Event::Exit { .. }).then(|| event.to_string()))
+        .await;
+    // Only the worker knows which of them are closed.
+    assert!(text.contains("was ended by troop: signal SIG") && !text.contains(" open"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_load_that_a_program_reports_counts_like_connections() {
     for (scheduling, setup) in [
         ("least-connections", fixture(["busy", "127.0.0.1:0"])),

@@ -241,9 +241,9 @@ impl Event {
             {
                 write!(f, "worker {} was ended by troop: {how}", w.id())?;
                 match w.open_at_last() {
-                    0 => Ok(()),
-                    1 => f.write_str(", with 1 connection open"),
-                    open => write!(f, ", with {open} connections open"),
+                    None | Some(0) => Ok(()),
+                    Some(1) => f.write_str(", with 1 connection open"),
+                    Some(open) => write!(f, ", with {open} connections open"),
                 }
             }
             Event::Exit { worker: w, exit: how }

@@ -74,6 +74,9 @@ pub struct WorkerStatus {
     pub slot: u32,
     /// Its weight, for policies that use weights.
     pub weight: u32,
+    /// Whether it reports its open connections; otherwise [`WorkerStats::open`] is an estimate, of
+    /// which closed connections may still be a part.
+    pub reports_open: bool,
     /// Its counters.
     pub stats: WorkerStats,
 }
@@ -300,6 +303,7 @@ impl Worker {
             in_table: self.in_table,
             slot: self.slot,
             weight: self.weight,
+            reports_open: self.reports,
             stats: WorkerStats {
                 handed: self.handed,
                 taken: self.taken,

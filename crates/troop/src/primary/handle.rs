@@ -101,9 +101,11 @@ impl WorkerHandle {
         *lock(&self.shared.status)
     }
 
-    /// Returns the number of open connections that was known last, without asking the primary.
-    pub(crate) fn open_at_last(&self) -> u32 {
-        self.status().stats.open
+    /// Returns the number of open connections that the worker reported last, without asking the
+    /// primary. `None` if it reports none.
+    pub(crate) fn open_at_last(&self) -> Option<u32> {
+        let status = self.status();
+        status.reports_open.then_some(status.stats.open)
     }
 
     /// Returns the worker's state: Node's `worker.state`.
