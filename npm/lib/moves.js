@@ -451,27 +451,60 @@ function watch() {
     return process.eventNames().find((name) => Object.hasOwn(signals, name) && signals[name] === number && process.listenerCount(name) > ending);
   }
 
-  /** Whether something is unanswered. Of servers that are not of `http` nobody knows it, so each of their connections counts. */
-  function hasRequests() {
+  /**
+   * Whether something is unanswered, or a connection that cannot move is still to end. Of servers that are not of `http` nobody knows it, so each
+   * of their connections counts.
+   */
+  function isBusy() {
     for (const server of others) if (server._connections > 0) return true;
     for (const server of servers.keys()) {
-      const idle = new Set(parsersOf(server, 'idle'));
+      const idle = leaving?.spread > 0 ? new Set() : new Set(parsersOf(server, 'idle'));
       for (const { socket } of parsersOf(server)) {
-        if (socket && !socket.destroyed && (socket._httpMessage || (socket.bytesRead > 0 && !idle.has(socket.parser) && !arrived.has(socket)))) return true;
+        if (socket && !socket.destroyed && (socket._httpMessage || (socket.bytesRead > 0 && !idle.has(socket.parser)))) return true;
       }
     }
     return false;
   }
 
-  /** Sends this process its stop signal when requests are answered, if the program has a handler for it. */
+  /** Has a server that Node closes for the disconnect call back when the program closes it too, instead of reporting that it is closed. */
+  function allowClose(server) {
+    const { close } = server;
+    if (typeof close !== 'function') return;
+    let isEnded = false;
+    server.once('close', () => { isEnded = true; });
+    Object.defineProperty(server, 'close', {
+      value(callback) {
+        if (server.listening) return close.call(server, callback);
+        delete server.close;
+        if (server.close !== close) server.close = close;
+        if (typeof callback === 'function') {
+          if (isEnded) process.nextTick(callback);
+          else server.once('close', callback);
+        }
+        server.closeIdleConnections?.();
+        return server;
+      },
+      writable: true,
+      configurable: true,
+      enumerable: false,
+    });
+  }
+
+  /** Sends this process its stop signal when requests are answered and idle connections have ended, if the program has a handler for it. */
   function stop(number, within) {
     const name = handled(number);
     if (!name) return;
     tell('raises');
+    [...servers.keys(), ...others].forEach(allowClose);
+    if (leaving?.spread > 0) {
+      // What cannot move ends before, after an answer that announces it where one comes.
+      leaving.spread = Math.min(leaving.spread, within * 0.9);
+      leaving.ending = new WeakSet();
+    }
     const until = Date.now() + within;
     // The timers keep the process, so that handlers run even if nothing else does.
     const timer = setInterval(() => {
-      if (Date.now() < until && hasRequests()) return;
+      if (Date.now() < until && isBusy()) return;
       clearInterval(timer);
       process.kill(process.pid, name);
       setTimeout(() => {}, MAX_SIGNAL_TIME);

@@ -56,6 +56,34 @@ fn a_program_finds_its_sockets_as_systemd_and_einhorn_give_them() {
     assert_eq!(troop.end().0, Some(0));
 }
 
+/// They hold the sockets, which would stay bound. The change of user takes away the signal that ends
+/// them with the primary.
+#[test]
+fn workers_that_are_starting_as_another_user_end_with_a_primary_that_is_killed() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root starts workers as another user");
+        return;
+    }
+    // No other process has such an argument.
+    let own = std::process::id();
+    for round in 0..30 {
+        let time = format!("1000.{own}{round:02}");
+        let args = ["-w", "4", "-b", "127.0.0.1:0", "--user", "nobody", "sleep", &time];
+        let troop = run(args.map(str::to_owned));
+        let running = || {
+            let all = std::fs::read_dir("/proc").unwrap().flatten();
+            let commands =
+                all.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+            commands
+                .filter(|command| command.windows(time.len()).any(|part| part == time.as_bytes()))
+        };
+        // Itself and the first of its workers, which has not become another user yet.
+        wait_until("a worker", || running().nth(1 + round % 4).is_some());
+        troop.signal(Signal::KILL);
+        wait_until("the end of all workers", || running().next().is_none());
+    }
+}
+
 #[test]
 fn workers_are_replaced_and_killed_and_no_connection_is_lost() {
     let mut troop = activated(&["-w", "2", "-b", "127.0.0.1:0"], &[]);

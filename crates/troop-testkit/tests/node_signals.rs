@@ -12,6 +12,7 @@ use troop::event::ExitHow;
 use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::http::{answer, kept, open, read_answer};
+use troop_testkit::kept::Crowd;
 use troop_testkit::{Troop, at_once, node_program};
 
 /// The code of an exit that comes before troop would send the signal.
@@ -21,7 +22,7 @@ const EARLY: ExitHow = ExitHow::Code(7);
 const SERVER: &str = "
     process.on('internalMessage', ({ act }) => { if (act === 'disconnect') { globalThis.since = Date.now(); tell('leaving'); } });
     const exit = () => process.exit(Date.now() - globalThis.since < 1900 ? 7 : 8);
-    http.createServer((q, s) => q.on('end', () => s.end(`${me}\\n`)).resume()).listen(0, '127.0.0.1');";
+    const server = http.createServer((q, s) => q.on('end', () => s.end(`${me}\\n`)).resume()).listen(0, '127.0.0.1');";
 
 fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../npm/lib/moves.js")
@@ -98,6 +99,47 @@ async fn a_handler_that_exits_cuts_no_request_that_is_answered_in_time() {
     }
     assert!(stop.await.unwrap().unwrap().is_graceful());
     assert_eq!(troop.exit(&worker).await, EARLY);
+}
+
+/// Node has closed it already, of which the program knows nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_may_close_its_server() {
+    for grace in [2, 60].map(Duration::from_secs) {
+        let program = "process.once('SIGTERM', () => server.close((e) => e ? process.exit(9) : exit())); setInterval(() => {}, 1000);";
+        let mut troop = Troop::start(server(program, grace, |setup| setup));
+        let (worker, port) = listening(&mut troop).await;
+        let _idle = kept(port, 3).await;
+        let stop = tokio::spawn({
+            let cluster = troop.cluster.clone();
+            async move { cluster.stop().await }
+        });
+        assert_eq!(troop.exit(&worker).await, EARLY);
+        assert!(stop.await.unwrap().unwrap().is_graceful());
+    }
+}
+
+/// The program's own listener keeps them where they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_cannot_move_end_after_an_announcement_before_a_handler_exits() {
+    let program = "server.on('connection', () => {}); process.on('SIGTERM', exit);";
+    let builder = server(program, Duration::from_secs(60), |setup| setup);
+    let mut troop = Troop::start(builder.workers(2).drain_spread(Duration::from_secs(10)));
+    let (_, port) = listening(&mut troop).await;
+    troop.cluster.ready().await.unwrap();
+    let crowd = Crowd::start(port, "");
+    for _ in 0..2 {
+        crowd.all_served().await;
+        let old = troop.cluster.workers();
+        troop.cluster.reload().await.unwrap();
+        for worker in old {
+            troop.exit(&worker).await;
+        }
+    }
+    crowd.all_served().await;
+    let noticed = crowd.noticed();
+    assert!(noticed.failed.is_empty() && noticed.closed.is_empty(), "{noticed:#?}");
+    assert!(noticed.announced > 0, "{noticed:?}");
+    crowd.stop().await;
 }
 
 /// One that lasts does not keep it from its end.

@@ -18,6 +18,8 @@ pub(super) struct Plan {
     /// Buffer for the child's process id as NUL-terminated text: 21 bytes.
     pub(super) pid_text: *mut u8,
     pub(super) death_signal: c_int,
+    /// The process that starts it.
+    pub(super) parent: libc::pid_t,
     pub(super) uid: i64,
     pub(super) gid: i64,
     pub(super) groups: *const u32,
@@ -128,6 +130,10 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         // After the change of user, which clears it (`PR_SET_PDEATHSIG`).
         if plan.death_signal != 0 {
             libc::prctl(libc::PR_SET_PDEATHSIG, plan.death_signal);
+            // The parent may have ended before that.
+            if libc::getppid() != plan.parent {
+                libc::_exit(127);
+            }
         }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);

@@ -231,6 +231,7 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         fds_len: fds.len(),
         pid_text,
         death_signal: command.death_signal,
+        parent: rustix::process::getpid().as_raw_nonzero().get(),
         uid: command.uid.map_or(-1, i64::from),
         gid: command.gid.map_or(-1, i64::from),
         groups: command.groups.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
