@@ -94,6 +94,16 @@ impl Primary {
         next
     }
 
+    /// Whether a worker that was told to leave may not have read it yet, and accepts connections by
+    /// itself as before.
+    #[must_use]
+    pub fn may_still_accept(&self) -> bool {
+        self.workers.values().any(|state| {
+            let is_unread = state.told_to_leave && !state.has_closed && state.connected;
+            is_unread && !state.former_listeners.is_empty()
+        })
+    }
+
     /// Has a worker be told with `disconnect` by which signal it is stopped: troop's script in a Node
     /// worker sends it to a program that has a handler for it, when its requests are answered, but
     /// within this time. Call before [`Primary::disconnect`].

@@ -232,7 +232,7 @@ impl Driver {
         self.check_descriptors();
         self.watch_again();
         self.tick_listener_checks();
-        self.listeners.tick_abandoned(self.now);
+        self.tick_abandoned();
         self.closing.tick(self.now);
         self.complete_answers();
         self.kill_late();

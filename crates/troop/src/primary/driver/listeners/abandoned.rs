@@ -3,7 +3,7 @@
 //! Workers that had a listener go on accepting until they have drained. Whoever else has a copy, such
 //! as a process that a worker has started, does not: its clients would wait for ever. So the primary
 //! keeps its own copy, and shuts the socket down when the workers have ended, or when connections
-//! wait in it that nobody accepts.
+//! wait in it that nobody accepts, although all workers have closed their listeners.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use troop_core::Time;
 use troop_sys::socket;
 
 use super::Listeners;
+use crate::primary::driver::Driver;
 use crate::primary::listener::{Listener, Socket};
 
 /// Interval between checks for connections that wait.
@@ -52,9 +53,9 @@ impl AllAbandoned {
         }
     }
 
-    fn check(&mut self, now: Time) {
+    fn check(&mut self, now: Time, is_served: bool) {
         self.sockets.retain_mut(|socket| {
-            let is_awaited = socket::is_readable(socket.fd.as_fd());
+            let is_awaited = !is_served && socket::is_readable(socket.fd.as_fd());
             socket.awaited = if is_awaited { socket.awaited + 1 } else { 0 };
             let is_kept = socket.awaited < CHECKS;
             if !is_kept {
@@ -66,13 +67,17 @@ impl AllAbandoned {
     }
 }
 
-impl Listeners {
-    pub(in crate::primary::driver) fn tick_abandoned(&mut self, now: Time) {
-        if self.abandoned.check_at.is_some_and(|due| due <= now) {
-            self.abandoned.check(now);
+impl Driver {
+    pub(in crate::primary::driver) fn tick_abandoned(&mut self) {
+        if self.listeners.abandoned.check_at.is_some_and(|due| due <= self.now) {
+            // One that computes for long reads of its end later, and serves until then.
+            let is_served = self.cluster.primary.may_still_accept();
+            self.listeners.abandoned.check(self.now, is_served);
         }
     }
+}
 
+impl Listeners {
     /// Shuts down what is left, because no worker is.
     pub(in crate::primary::driver) fn shut_abandoned(&mut self) {
         self.abandoned.check_at = None;
