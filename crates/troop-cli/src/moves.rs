@@ -1,6 +1,7 @@
 //! The script that Node workers load before their program, by which idle connections outlive them.
 //!
-//! It is written to a directory of troop's own user, as a file that no other user can change. Node
+//! It is written to a directory of troop's own user, as a file that no other user can change or
+//! exchange: workers get its path, so this must hold for every directory on the way. Node
 //! loads it again in every thread that a program starts, so it must stay there for as long as the app
 //! runs: not in `XDG_RUNTIME_DIR`, which goes at a logout, but among the user's caches, or, if troop
 //! is root, in a directory where every user can open it by name.
@@ -62,7 +63,7 @@ pub(crate) fn add(setup: Setup) -> Setup {
 /// Removes what was laid for an app. What is among the user's caches stays: other apps use it too.
 pub(crate) fn remove(app: &str) {
     for path in [sockets::path(), public_path(std::env::var_os(RUNTIME_DIR).as_deref())] {
-        if let Ok(Some(directory)) = Directory::find(&path, Safety::Links) {
+        if let Ok(Some(directory)) = Directory::find(&path, Safety::Ancestors) {
             let _ = directory.remove(&file(app));
             let _ = directory.remove(&unfinished(app));
         }
@@ -135,15 +136,13 @@ fn lay(app: &str, is_public: bool) -> io::Result<PathBuf> {
     if let Some(written) = caches.and_then(|path| lay_in_cache(&path).ok()) {
         return Ok(written);
     }
-    write(&sockets::directory()?, &file(app), &unfinished(app))
+    let directory = Directory::open(sockets::directory()?.path(), Safety::Ancestors)?;
+    write(&directory, &file(app), &unfinished(app))
 }
 
 /// Writes it under a name that other versions of it do not have.
 fn lay_in_cache(path: &Path) -> io::Result<PathBuf> {
-    if let Some(caches) = path.parent() {
-        std::fs::create_dir_all(caches)?;
-    }
-    let directory = Directory::create(path, Safety::Links, 0o700)?;
+    let directory = Directory::create(path, Safety::Ancestors, 0o700)?;
     let found = directory.metadata();
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -168,7 +167,7 @@ fn write(directory: &Directory, name: &OsStr, unfinished: &OsStr) -> io::Result<
 /// A directory that others may enter, and not list or change.
 fn public_directory() -> io::Result<Directory> {
     let path = public_path(std::env::var_os(RUNTIME_DIR).as_deref());
-    let directory = Directory::create(&path, Safety::Links, 0o711)?;
+    let directory = Directory::create(&path, Safety::Ancestors, 0o711)?;
     let found = directory.metadata();
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
         return Err(io::Error::new(
@@ -217,5 +216,32 @@ mod tests {
         assert_eq!(lay_in_cache(&path).unwrap(), first);
         assert_eq!(std::fs::read_to_string(&first).unwrap(), SCRIPT);
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn it_is_not_where_another_user_could_exchange_it() {
+        use std::os::unix::fs::chown;
+        let home = tempfile::tempdir().unwrap();
+        let caches = home.path().join("caches");
+        std::fs::create_dir(&caches).unwrap();
+        let lay = || lay_in_cache(&caches.join("troop"));
+        let mode = |path: &Path, mode: u32| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert!(lay().is_ok());
+        mode(&caches, 0o777);
+        assert_eq!(lay().unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        mode(&caches, 0o1777);
+        assert!(lay().is_ok());
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        // As in a home that is `/tmp`.
+        mode(home.path(), 0o1777);
+        chown(&caches, Some(65_534), Some(65_534)).unwrap();
+        for theirs in [0o777, 0o1777, 0o755] {
+            mode(&caches, theirs);
+            assert_eq!(lay().unwrap_err().kind(), io::ErrorKind::PermissionDenied, "{theirs:o}");
+        }
     }
 }

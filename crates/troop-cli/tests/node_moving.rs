@@ -162,6 +162,25 @@ fn workers_start_without_it_where_node_may_not_read_it_which_is_said_once() {
 }
 
 #[test]
+fn workers_start_without_it_where_another_user_could_exchange_it_which_is_said_once() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let runtime = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    std::os::unix::fs::chown(runtime.path(), Some(65_534), Some(65_534)).unwrap();
+    let command = command(&["--set", "min_ready_time=0"], "hello.js");
+    let mut app = support::start_in(runtime.clone(), command);
+    let port = app.listening(1);
+    assert!(!outlives(&mut app, port));
+    assert!(!runtime.path().join("troop-node/web.cjs").exists());
+    app.signal(Signal::TERM);
+    let (code, lines) = app.end();
+    let said = lines.matches("do not move to other workers").count();
+    assert_eq!((code, said), (Some(0), 1), "{lines}");
+    assert!(lines.contains("it belongs to user 65534"), "{lines}");
+}
+
+#[test]
 fn workers_of_another_user_or_in_a_sandbox_load_it() {
     if !rustix::process::geteuid().is_root() {
         return;

@@ -66,7 +66,7 @@ impl Directory {
             Reached::Nothing => Ok(None),
             Reached::Other(_) => Err(io::ErrorKind::NotADirectory.into()),
             Reached::Directory(at, found) => {
-                if safety == Safety::Owners
+                if matches!(safety, Safety::Owners | Safety::Ancestors)
                     && let Some(who) = who_can_change(&found)
                 {
                     return Err(UnsafePath::error(

@@ -12,7 +12,9 @@
 //! - symbolic links are followed only in protected directories: `/var/run` leads to `/run`, but a
 //!   link in a worker's directory, or in `/tmp`, is an error;
 //! - with [`Safety::Owners`], each entry of an unprotected directory on the way must belong to a
-//!   trusted user, and the last directory must be protected.
+//!   trusted user, and the last directory must be protected;
+//! - with [`Safety::Ancestors`], unprotected directories on the way must also belong to a trusted
+//!   user and have the sticky bit, by which nobody else can exchange such entries later.
 
 mod directory;
 #[cfg(test)]
@@ -55,6 +57,9 @@ pub enum Safety {
     /// Require that only trusted users can change where the path leads, and the entries of its last
     /// directory.
     Owners,
+    /// Require that only trusted users can change where the path leads, now and later, so that it
+    /// can be given to another process as text.
+    Ancestors,
 }
 
 /// The error for a path that another user can redirect; the source of an [`io::Error`] of the kind
@@ -408,7 +413,16 @@ impl Walk<'_> {
             self.shown.join(name)
         };
         let is_trusted = |uid: u32| uid == 0 || uid == rustix::process::geteuid().as_raw();
-        if self.safety == Some(Safety::Owners)
+        if self.safety == Some(Safety::Ancestors)
+            && !(is_trusted(self.found.uid()) && self.found.mode() & 0o1000 != 0)
+            && let Some(who) = who_can_change(&self.found)
+        {
+            let reason = format!(
+                "others can exchange what is in it ({who}); it must be root's or your own, and sticky or of mode 755 or less"
+            );
+            return Err(UnsafePath::error(&self.shown, reason));
+        }
+        if matches!(self.safety, Some(Safety::Owners | Safety::Ancestors))
             && !is_trusted(found.uid())
             && let Some(who) = who_can_change(&self.found)
         {

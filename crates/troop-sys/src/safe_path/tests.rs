@@ -129,6 +129,40 @@ fn a_directory_that_others_can_change_or_exchange_is_rejected() {
 }
 
 #[test]
+fn a_path_that_others_could_change_later_is_rejected_as_text() {
+    let home = directory();
+    let at = |name: &str| home.path().join(name);
+    fs::create_dir_all(at("open/mine")).unwrap();
+    symlink("open/mine", at("link")).unwrap();
+    let opened = |name: &str| Directory::open(&at(name), Safety::Ancestors);
+    for (open, is_fine) in [(0o755, true), (0o1777, true), (0o777, false), (0o757, false)] {
+        mode(&at("open"), open);
+        for name in ["open/mine", "link"] {
+            assert_eq!(is_unsafe(&opened(name)), !is_fine, "{name} {open:o}");
+        }
+        let made = Directory::create(&at("open/made/deep"), Safety::Ancestors, 0o700);
+        assert_eq!(made.is_ok(), is_fine, "{open:o} {made:?}");
+        let _ = fs::remove_dir_all(at("open/made"));
+    }
+    mode(&at("open"), 0o1777);
+    assert!(is_unsafe(&opened("open")), "others could add to it");
+    if !is_root("a_path_that_others_could_change_later_is_rejected_as_text") {
+        return;
+    }
+    fs::create_dir(at("open/theirs")).unwrap();
+    fs::create_dir(at("open/theirs/mine")).unwrap();
+    for theirs in [0o755, 0o777, 0o1777] {
+        mode(&at("open/theirs"), theirs);
+        chown(at("open/theirs"), Some(STRANGER), Some(STRANGER)).unwrap();
+        assert!(is_unsafe(&opened("open/theirs/mine")), "{theirs:o}");
+    }
+    mode(&at("open"), 0o755);
+    assert!(is_unsafe(&opened("open/theirs/mine")), "its owner can exchange it");
+    chown(at("open/theirs"), Some(0), Some(0)).unwrap();
+    assert!(opened("open/theirs/mine").is_ok());
+}
+
+#[test]
 fn only_a_regular_file_with_one_name_is_appended_to() {
     let home = directory();
     let at = |name: &str| home.path().join(name);
