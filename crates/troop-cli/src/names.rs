@@ -32,8 +32,9 @@ pub(crate) fn app(text: &str) -> Result<String, String> {
     Err(APP_RULE.into())
 }
 
-/// Parses a signal: its number, or its name with or without `SIG`.
+/// Parses a signal: its number, or its name with or without `SIG`, in capitals or not.
 pub(crate) fn signal(text: &str) -> Result<i32, String> {
+    let text = text.to_ascii_uppercase();
     let plain = text.trim_start_matches("SIG");
     let known = |number: &i32| {
         troop::event::signal_name(*number)
@@ -45,5 +46,7 @@ pub(crate) fn signal(text: &str) -> Result<i32, String> {
         // The C library keeps 32 and 33 for itself, and they cannot be sent.
         .filter(|number| (1..32).contains(number) || (34..=64).contains(number))
         .or_else(|| (1..=64).find(known));
-    number.ok_or_else(|| "there is no such signal".into())
+    number.ok_or_else(|| {
+        "there is no such signal; it must be a name such as SIGTERM or USR2, or a number".into()
+    })
 }

@@ -292,6 +292,7 @@ pub(crate) enum Limited {
 /// A limit: a number, a size, "unlimited", or a pair of these, soft and hard.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[serde(expecting = "it must be a number, \"2G\", \"unlimited\", or a pair of these: [1024, 4096]")]
 pub(crate) enum Limit {
     Number(u64),
     Text(String),
@@ -301,6 +302,7 @@ pub(crate) enum Limit {
 /// The listeners whose connections are shared out anew.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
+#[serde(expecting = "it must be true, false, or addresses such as [\"8000\", \"udp:53\"]")]
 pub(crate) enum Rebalance {
     All(bool),
     Only(Vec<String>),
@@ -368,7 +370,7 @@ pub(crate) enum Failed {
 
 /// Restarts of workers that have ended.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { when = \"on-failure\" }")]
 pub(crate) struct Restart {
     /// When to restart a worker that has ended. Default: always.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -404,7 +406,7 @@ pub(crate) struct Restart {
 
 /// Recycling: when to replace healthy workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { memory = \"300M\" }")]
 pub(crate) struct Recycle {
     /// Resident memory above which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -422,7 +424,7 @@ pub(crate) struct Recycle {
 
 /// Limits of a worker and its children.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { memory = \"512M\" }")]
 pub(crate) struct Cgroup {
     /// Memory; a worker that exceeds it is killed.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -451,7 +453,7 @@ pub(crate) struct Cgroup {
 /// Restrictions of workers. A path includes everything below it; relative paths start at the working
 /// directory of the workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { write = [\"data\"] }")]
 pub(crate) struct Sandbox {
     /// Paths that can be read and executed, including the program and its libraries. Default:
     /// everything.
@@ -490,7 +492,7 @@ pub(crate) enum Denied {
 
 /// A health check: one of `http`, `tcp` and `command`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { http = \"/health\" }")]
 pub(crate) struct Health {
     /// Path that must answer with a status from 200 to 399.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -542,7 +544,7 @@ pub(crate) enum Form {
 
 /// Output of the workers.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { to = \"files\" }")]
 pub(crate) struct Output {
     /// Destination. Default: terminal; in the background (`troop start`) files.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -572,7 +574,7 @@ pub(crate) struct Output {
 
 /// Files whose changes cause a reload.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { paths = [\"src\"] }")]
 pub(crate) struct Watch {
     /// Files and directories to watch, relative to the working directory of the workers. Default:
     /// that directory.

@@ -103,7 +103,7 @@ fn errors_name_the_line_and_the_option() {
         ("[app.web]\nprogram = \"x\"\nlimits = { files = \"many\" }", &["app.web.limits", "files"]),
         (
             "[app.web]\nprogram = \"x\"\nreport_signal = \"SIGNOT\"",
-            &["app.web.report_signal", "SIGNOT"],
+            &["app.web.report_signal", "SIGNOT", "such as SIGTERM"],
         ),
         (
             "[app.web]\nprogram = \"x\"\nstop_signal = \"SIGKILL\"",
@@ -121,6 +121,19 @@ fn errors_name_the_line_and_the_option() {
             "[app.web]\nprogram = \"x\"\nreport_signal = \"STOP\"",
             &["app.web.report_signal", "SIGUSR2"],
         ),
+        (
+            "[app.web]\nprogram = \"x\"\nrebalance = \"yes\"",
+            &["line 3", "true, false, or addresses such as"],
+        ),
+        ("[app.web]\nprogram = \"x\"\nlimits = { files = true }", &["line 3", "a number, \"2G\""]),
+        (
+            "[app.web]\nprogram = \"x\"\nhealth = \"/x\"",
+            &["line 3", "expected a table such as { http = \"/health\" }"],
+        ),
+        (
+            "[app.web]\nprogram = \"x\"\nwatch = true",
+            &["line 3", "expected a table such as { paths = [\"src\"] }"],
+        ),
         ("[app.web]\nworkers = 1", &["missing field `program`"]),
         (
             "[app.web]\nprogram = \"x\"\nlisteners = { \"1.2.3.4.5:x\" = \"p2c\" }",
@@ -136,6 +149,14 @@ fn errors_name_the_line_and_the_option() {
         for part in parts {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+}
+
+#[test]
+fn signals_may_be_written_in_small_letters() {
+    for name in ["SIGUSR2", "USR2", "sigusr2", "usr2", "Sigusr2", "12"] {
+        assert_eq!(crate::names::signal(name), Ok(12), "{name}");
+        parse(&format!("[app.web]\nprogram = \"x\"\nstop_signal = \"{name}\"")).unwrap();
     }
 }
 
