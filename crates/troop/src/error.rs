@@ -65,6 +65,17 @@ pub enum Error {
         "process {0} does not end by SIGKILL, because it waits for a device or a file system that does not answer (state D in ps); it is left behind"
     )]
     Unkillable(u32),
+    /// Processes that an ended worker has left behind may still run: they do not end by `SIGKILL` in
+    /// time, start others faster than those are found, or are among too many to check all.
+    #[error(
+        "at least {count} processes that process {leader} left behind may still run: they did not all end by SIGKILL in time; end those of process group {leader} and with its TROOP_TREE in /proc/PID/environ, or give workers control groups, which end as a whole"
+    )]
+    Survivors {
+        /// The process id of the worker.
+        leader: u32,
+        /// Number of processes that were seen.
+        count: usize,
+    },
     /// Files that workers of other users have sent are not closed yet, because their file systems do
     /// not answer. Until they do, such workers can send no sockets either.
     #[error(

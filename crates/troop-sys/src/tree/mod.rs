@@ -84,6 +84,12 @@ impl ProcessTree {
         Ok(ProcessTree { entry, leads_group, leader: child, uid, since: stat.start })
     }
 
+    /// Returns the number of its first process.
+    #[must_use]
+    pub fn leader(&self) -> u32 {
+        self.leader
+    }
+
     /// Whether processes that have left the group are found, too.
     #[must_use]
     pub fn has_token(&self) -> bool {
@@ -107,8 +113,8 @@ pub struct Search {
 pub struct Found {
     /// The number of processes of each tree.
     pub counts: Vec<usize>,
-    /// Whether all processes were checked in time.
-    pub is_complete: bool,
+    /// The number of the last process that was checked, if there was no time for all.
+    pub stopped_after: Option<u32>,
 }
 
 /// A process that searches: the kernel may wait for the processes whose environments it reads, and
@@ -129,9 +135,11 @@ impl Searcher {
     /// or have the token, run as the tree's user, and were started after its first process, so that
     /// it is neither another one with its number nor one of another user who has copied the token.
     /// Those of other users are left alone, whatever they have inherited. Trees beyond the first
-    /// [`MAX_TREES`] are not looked for.
+    /// [`MAX_TREES`] are not looked for. Where one of a group is found, the signal goes to the whole
+    /// group.
     ///
-    /// Walks all processes, for `limit` at most. Blocks for `timeout` at most.
+    /// Walks all processes with numbers above `after`, in their order, for `limit` at most; one is
+    /// checked in any case. Blocks for `timeout` at most.
     ///
     /// # Errors
     /// `TimedOut` if there was no answer, after which it must be [left](Searcher::leave); `NotFound`
@@ -139,12 +147,13 @@ impl Searcher {
     pub fn search(
         &self,
         searches: &[Search],
+        after: u32,
         limit: Duration,
         timeout: Duration,
     ) -> io::Result<Found> {
         let searches = &searches[..searches.len().min(MAX_TREES)];
         let mut answer = vec![0; search::ANSWER];
-        let length = self.0.ask(&search::request(searches, limit), &mut answer, timeout)?;
+        let length = self.0.ask(&search::request(searches, after, limit), &mut answer, timeout)?;
         search::found(&answer[..length], searches.len()).ok_or(io::ErrorKind::NotFound.into())
     }
 
@@ -182,7 +191,7 @@ mod tests {
 
     fn search_for(limit: Duration, searches: &[Search]) -> Found {
         let searcher = Searcher::start().unwrap();
-        let found = searcher.search(searches, limit, Duration::from_secs(90)).unwrap();
+        let found = searcher.search(searches, 0, limit, Duration::from_secs(90)).unwrap();
         assert!(searcher.leave(Duration::from_secs(60)).is_none());
         found
     }
@@ -194,7 +203,7 @@ mod tests {
 
     fn search_one(one: Search) -> usize {
         let found = search_for(Duration::from_secs(60), &[one]);
-        assert!(found.is_complete);
+        assert_eq!(found.stopped_after, None);
         found.counts[0]
     }
 
@@ -231,7 +240,7 @@ mod tests {
         assert_eq!(search_one(spared), before + 1);
         assert!(!second.0.wait().unwrap().success());
         assert!(!process::has_ended(process::pidfd(first.0.id()).unwrap().as_fd()));
-        assert!(!search_for(Duration::ZERO, &[]).is_complete, "the time is over");
+        assert!(search_for(Duration::ZERO, &[]).stopped_after.is_some(), "the time is over");
     }
 
     #[test]
@@ -277,5 +286,51 @@ mod tests {
         assert_eq!(count(&another, Some(9)), 0);
         assert_eq!(count(&tree, Some(9)), 2);
         assert!(!member.0.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_search_without_time_goes_on_where_it_stopped() {
+        let (token, own) = (Token::random().unwrap(), rustix::process::getuid().as_raw());
+        let all: Vec<_> =
+            (0..3).map(|_| sleep(|command| command.env(VARIABLE, token.as_str()))).collect();
+        let tree = ProcessTree::of(all[0].0.id(), Some(&token), false, own).unwrap();
+        let searches = [Search { tree, signal: None, spares_group: false }];
+        let searcher = Searcher::start().unwrap();
+        let (mut after, mut count) = (0, 0);
+        loop {
+            let timeout = Duration::from_secs(60);
+            let found = searcher.search(&searches, after, Duration::ZERO, timeout).unwrap();
+            count += found.counts[0];
+            let Some(last) = found.stopped_after else { break };
+            assert!(last > after, "it gets on");
+            after = last;
+        }
+        assert_eq!(count, all.len());
+        assert!(searcher.leave(Duration::from_secs(60)).is_none());
+    }
+
+    #[test]
+    fn a_group_of_which_one_process_is_found_gets_the_signal_at_once() {
+        let own = rustix::process::getuid().as_raw();
+        let leader = sleep(|command| command.process_group(0));
+        let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
+        let group = i32::try_from(leader.0.id()).unwrap();
+        let mut members: Vec<_> =
+            (0..5).map(|_| sleep(|command| command.process_group(group))).collect();
+        let search = |signal| Search { tree: tree.clone(), signal, spares_group: false };
+        let searcher = Searcher::start().unwrap();
+        // The leader is the first that is checked, and the only one: there is no time for others.
+        let after = leader.0.id() - 1;
+        let timeout = Duration::from_secs(60);
+        let found = searcher.search(&[search(Some(9))], after, Duration::ZERO, timeout).unwrap();
+        assert_eq!((found.counts[0], found.stopped_after), (1, Some(leader.0.id())));
+        let deadline = std::time::Instant::now() + timeout;
+        for member in &mut members {
+            while member.0.try_wait().unwrap().is_none() {
+                assert!(std::time::Instant::now() < deadline, "it has not got the signal");
+                std::thread::yield_now();
+            }
+        }
+        assert!(searcher.leave(Duration::from_secs(60)).is_none());
     }
 }

@@ -19,8 +19,9 @@ const MAX_ENVIRONMENT: usize = 8 * 1024 * 1024;
 const CHUNK: usize = 64 * 1024;
 /// Maximum length of an entry with a token.
 const MAX_ENTRY: usize = 48;
-/// Length of what comes before the trees of a request, and before the counts of an answer.
-const HEAD: usize = 4;
+/// Length of what comes before the trees of a request: the limit and where to begin; and before the
+/// counts of an answer: how it ended and where.
+const HEAD: usize = 8;
 /// Length of a tree in a request.
 const TREE: usize = MAX_ENTRY + 24;
 /// Maximum length of an answer.
@@ -54,6 +55,8 @@ impl Memory {
 /// One tree of a request.
 #[derive(Clone, Copy)]
 struct Sought {
+    /// Whether its group was sent the signal in this search.
+    is_group_signalled: bool,
     entry: [u8; MAX_ENTRY],
     /// 0 without a token.
     entry_length: u8,
@@ -73,6 +76,7 @@ impl Sought {
         let length = text.len().min(MAX_ENTRY);
         bytes[..length].copy_from_slice(&text[..length]);
         Sought {
+            is_group_signalled: false,
             entry: bytes,
             entry_length: u8::try_from(length).unwrap_or(0),
             leads_group: *leads_group,
@@ -102,6 +106,7 @@ impl Sought {
         let (uid, rest) = rest.split_first_chunk::<4>()?;
         let (since, _) = rest.split_first_chunk::<8>()?;
         Some(Sought {
+            is_group_signalled: false,
             entry: *entry,
             entry_length: flags[0],
             leads_group: flags[1] != 0,
@@ -124,74 +129,87 @@ impl Sought {
 }
 
 /// Writes a request.
-pub(super) fn request(searches: &[Search], limit: Duration) -> Vec<u8> {
+pub(super) fn request(searches: &[Search], after: u32, limit: Duration) -> Vec<u8> {
     let limit = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-    let mut request = limit.to_ne_bytes().to_vec();
+    let mut request = [limit.to_ne_bytes(), after.to_ne_bytes()].concat();
     searches.iter().for_each(|search| Sought::new(search).write(&mut request));
     request
 }
 
 /// Reads an answer; `None` if there is no `/proc`.
 pub(super) fn found(answer: &[u8], trees: usize) -> Option<Found> {
-    let (head, counts) = answer.split_at_checked(HEAD)?;
+    let (state, rest) = answer.split_first_chunk::<4>()?;
+    let (last, counts) = rest.split_first_chunk::<4>()?;
     let counts = counts.chunks_exact(4).take(trees);
     let counts = counts.map(|count| count.try_into().map_or(0, u32::from_ne_bytes) as usize);
-    let is_complete = head[0] == COMPLETE;
-    (head[0] != FAILED).then(|| Found { counts: counts.collect(), is_complete })
+    let stopped_after = (state[0] != COMPLETE).then(|| u32::from_ne_bytes(*last));
+    (state[0] != FAILED).then(|| Found { counts: counts.collect(), stopped_after })
 }
 
 /// Searches in the other process.
 pub(super) fn answer(memory: &mut Memory, request: &[u8], answer: &mut [u8]) -> usize {
     let Memory { directory, chunk, trees, counts } = memory;
-    let (limit, rest) = request.split_at(request.len().min(HEAD));
+    let (head, rest) = request.split_at(request.len().min(HEAD));
+    let (limit, after) = head.split_at(head.len().min(4));
     let limit = limit.try_into().map_or(0, u32::from_ne_bytes);
+    let after = after.try_into().map_or(0, u32::from_ne_bytes);
     trees.clear();
     trees.extend(rest.chunks_exact(TREE).filter_map(Sought::read).take(MAX_TREES));
     counts.clear();
     counts.extend(trees.iter().map(|_| 0));
     let until = Instant::now() + Duration::from_millis(u64::from(limit));
-    answer[..HEAD].fill(0);
-    answer[0] = match search(directory, chunk, trees, counts, until) {
-        None => FAILED,
-        Some(false) => INCOMPLETE,
-        Some(true) => COMPLETE,
+    let (state, last) = match search(directory, chunk, trees, counts, after, until) {
+        None => (FAILED, 0),
+        Some(Some(last)) => (INCOMPLETE, last),
+        Some(None) => (COMPLETE, 0),
     };
+    answer[..HEAD].fill(0);
+    answer[0] = state;
+    answer[4..HEAD].copy_from_slice(&last.to_ne_bytes());
     for (place, count) in answer[HEAD..].chunks_exact_mut(4).zip(&*counts) {
         place.copy_from_slice(&count.to_ne_bytes());
     }
     HEAD + 4 * counts.len()
 }
 
-/// Walks all processes. Returns whether there was time for all; `None` if there is no `/proc`.
+/// Walks the processes with numbers above `after`, which the kernel lists in their order. Returns the
+/// last one that was checked if there was no time for all; `None` if there is no `/proc`.
 fn search(
     directory: &mut [MaybeUninit<u8>],
     chunk: &mut [u8],
-    trees: &[Sought],
+    trees: &mut [Sought],
     counts: &mut [u32],
+    after: u32,
     until: Instant,
-) -> Option<bool> {
+) -> Option<Option<u32>> {
     let all = Path::new(format_args!("/proc")).open(OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
     let own = std::process::id();
     let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
     let first = trees.iter().map(|tree| tree.since).min().unwrap_or(u64::MAX);
     let mut names = RawDir::new(all, directory);
+    let mut last = after;
     while let Some(entry) = names.next() {
-        let Ok(entry) = entry else { return Some(false) };
+        let Ok(entry) = entry else { return Some(Some(last)) };
         let Some(pid) = number::<u32>(entry.file_name().to_bytes()) else { continue };
-        if Instant::now() > until {
-            return Some(false);
+        if pid <= after {
+            continue;
         }
+        // One process is checked at least, so that searches which are continued get on.
+        if last != after && Instant::now() > until {
+            return Some(Some(last));
+        }
+        last = pid;
         let is_other = pid != own && i32::try_from(pid) != Ok(parent);
         let stat = Stat::of(chunk, pid).filter(|stat| !stat.is_dead && stat.start >= first);
         if is_other && stat.is_some() {
             check(chunk, pid, trees, counts);
         }
     }
-    Some(true)
+    Some(None)
 }
 
 /// Checks one process, which may end meanwhile.
-fn check(chunk: &mut [u8], pid: u32, trees: &[Sought], counts: &mut [u32]) -> Option<()> {
+fn check(chunk: &mut [u8], pid: u32, trees: &mut [Sought], counts: &mut [u32]) -> Option<()> {
     let number = rustix::process::Pid::from_raw(pid.try_into().ok()?)?;
     let held = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
     let stat = Stat::of(chunk, pid)?;
@@ -215,9 +233,17 @@ fn check(chunk: &mut [u8], pid: u32, trees: &[Sought], counts: &mut [u32]) -> Op
         return None;
     }
     counts[at] += 1;
-    let tree = &trees[at];
-    if tree.signal != 0 && !(tree.spares_group && stat.group == tree.leader) {
-        let _ = process::signal(held.as_fd(), tree.signal);
+    let tree = &mut trees[at];
+    if tree.signal == 0 {
+        return Some(());
+    }
+    if !tree.leads_group || stat.group != tree.leader {
+        let is_spared = tree.spares_group && stat.group == tree.leader;
+        let _ = (!is_spared).then(|| process::signal(held.as_fd(), tree.signal));
+    } else if !tree.spares_group && !tree.is_group_signalled {
+        // All of the group at once, as the others may be many. This one is in it and has not ended,
+        // so the group's number was not reused.
+        tree.is_group_signalled = process::signal_group(tree.leader, tree.signal).is_ok();
     }
     Some(())
 }

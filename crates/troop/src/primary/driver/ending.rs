@@ -144,9 +144,12 @@ impl Driver {
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.is_settled()
-            && (self.ending.outcome.is_some()
-                || (self.ending.kill_at.is_some() && self.workers.is_empty()))
+        self.is_settled() && self.waits_for_leftovers()
+    }
+
+    /// Whether all workers have ended for good.
+    pub(super) fn waits_for_leftovers(&self) -> bool {
+        self.ending.outcome.is_some() || (self.ending.kill_at.is_some() && self.workers.is_empty())
     }
 
     /// Has clients refused that come when no worker is left, also where a process that a worker has

@@ -97,6 +97,7 @@ impl Checks {
                     if self.waiting.is_empty() {
                         self.end_checker();
                     }
+                    self.reap();
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     self.end_checker();
@@ -141,9 +142,14 @@ impl Checks {
         })
     }
 
+    /// Reaps those that were left behind and have ended since.
+    fn reap(&mut self) {
+        self.left_behind.retain_mut(|process| !process.is_gone());
+    }
+
     /// Returns what was seen; `None` if there was no answer.
     fn check(&mut self, request: &Serving) -> Option<Waits> {
-        self.left_behind.retain_mut(|process| !process.is_gone());
+        self.reap();
         if self.left_behind.len() >= MAX_LEFT_BEHIND {
             return Some(Waits::Hidden);
         }

@@ -2,23 +2,23 @@
 //! have the token in their environment. Another process searches, because the kernel may never
 //! answer what it asks.
 
+mod passes;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use troop_core::Time;
 use troop_sys::LeftBehind;
-use troop_sys::tree::{Found, MAX_TREES, ProcessTree, Search, Searcher};
+use troop_sys::tree::{Found, ProcessTree, Searcher};
 
-use super::orphans::{KILL, KILL_DELAY, TERMINATE};
 use crate::error::Error;
 use crate::event::Event;
 use crate::primary::driver::Driver;
 use crate::primary::wake::{Command, DriverHandle};
+use passes::{Order, Passes};
 
-/// Interval between searches while some of them run.
-const INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time of one search.
 const MAX_TIME: Duration = Duration::from_secs(1);
 /// Time within which the searching process answers: reading an environment may block for ever.
@@ -30,48 +30,13 @@ const KILL_TIMEOUT: Duration = Duration::from_millis(100);
 /// The searching process ends after this time without a search.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The tree of one ended worker.
-struct Strays {
-    tree: ProcessTree,
-    /// Whether they were sent `SIGTERM`.
-    is_asked: bool,
-    kill_at: Time,
-}
-
-impl Strays {
-    /// The next search, and the signal that goes with it.
-    fn search(&self, now: Time) -> Search {
-        let signal = match self.is_asked {
-            _ if self.kill_at <= now => Some(KILL),
-            false => Some(TERMINATE),
-            true => None,
-        };
-        // The worker's process group was sent it already.
-        Search { tree: self.tree.clone(), signal, spares_group: signal == Some(TERMINATE) }
-    }
-}
-
 /// A thread that has another process search. It ends when this is dropped.
-struct SearchThread(mpsc::Sender<Vec<Search>>);
+struct SearchThread(mpsc::Sender<Order>);
 
 impl SearchThread {
     fn start(driver: DriverHandle) -> io::Result<SearchThread> {
-        let (sender, orders) = mpsc::channel::<Vec<Search>>();
-        let mut searches = Searches { searcher: None, left_behind: Vec::new() };
-        let work = move || {
-            loop {
-                match orders.recv_timeout(IDLE_TIMEOUT) {
-                    Ok(order) => {
-                        let found = searches.search(&order);
-                        if driver.send(Command::StraysFound(found)).is_err() {
-                            return searches.end_searcher();
-                        }
-                    }
-                    Err(RecvTimeoutError::Timeout) => searches.end_searcher(),
-                    Err(RecvTimeoutError::Disconnected) => return searches.end_searcher(),
-                }
-            }
-        };
+        let (sender, orders) = mpsc::channel();
+        let work = move || Searches::new(MAX_TIME).run(&orders, &driver);
         let thread = std::thread::Builder::new().name("troop-strays".into());
         thread.stack_size(256 * 1024).spawn(work)?;
         Ok(SearchThread(sender))
@@ -80,13 +45,45 @@ impl SearchThread {
 
 /// What the thread has.
 struct Searches {
+    /// Maximum time of one search.
+    limit: Duration,
     searcher: Option<Searcher>,
     left_behind: Vec<LeftBehind>,
 }
 
 impl Searches {
-    fn search(&mut self, order: &[Search]) -> io::Result<Found> {
+    fn new(limit: Duration) -> Searches {
+        Searches { limit, searcher: None, left_behind: Vec::new() }
+    }
+
+    fn run(&mut self, orders: &Receiver<Order>, driver: &DriverHandle) {
+        loop {
+            match orders.recv_timeout(IDLE_TIMEOUT) {
+                Ok(order) => {
+                    let found = self.search(&order);
+                    if driver.send(Command::StraysFound(found)).is_err() {
+                        return self.end_searcher();
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.rest(),
+                Err(RecvTimeoutError::Disconnected) => return self.end_searcher(),
+            }
+        }
+    }
+
+    /// Ends what is not used.
+    fn rest(&mut self) {
+        self.end_searcher();
+        self.reap();
+    }
+
+    /// Reaps those that were left behind and have ended since.
+    fn reap(&mut self) {
         self.left_behind.retain_mut(|process| !process.is_gone());
+    }
+
+    fn search(&mut self, order: &Order) -> io::Result<Found> {
+        self.reap();
         if self.left_behind.len() >= MAX_LEFT_BEHIND {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -94,7 +91,7 @@ impl Searches {
             Some(searcher) => searcher,
             None => Searcher::start()?,
         };
-        let found = searcher.search(order, MAX_TIME, ANSWER_TIMEOUT);
+        let found = searcher.search(&order.searches, order.after, self.limit, ANSWER_TIMEOUT);
         self.searcher = Some(searcher);
         if found.is_err() {
             self.end_searcher();
@@ -108,106 +105,153 @@ impl Searches {
     }
 }
 
-/// A search that is not answered yet.
-struct UnderWay {
-    /// The number of trees; they are the first ones.
-    trees: usize,
-    /// When those were to be killed that are killed by this search.
-    kills: Time,
-}
-
 /// Those of all ended workers.
 #[derive(Default)]
 pub(super) struct AllStrays {
-    of_workers: Vec<Strays>,
+    passes: Passes,
     thread: Option<SearchThread>,
-    under_way: Option<UnderWay>,
-    search_at: Option<Time>,
 }
 
 impl AllStrays {
     pub(super) fn is_empty(&self) -> bool {
-        self.of_workers.is_empty()
+        self.passes.is_empty()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
-        self.search_at.filter(|_| self.under_way.is_none())
+        self.passes.next_deadline()
     }
 
     /// A worker has been reaped: what it has started is to end too.
     pub(super) fn end(&mut self, now: Time, tree: Option<ProcessTree>) {
         if let Some(tree) = tree {
-            self.of_workers.push(Strays { tree, is_asked: false, kill_at: now + KILL_DELAY });
-            self.search_at = Some(now);
+            self.passes.add(now, tree);
         }
     }
 
-    /// Begins a search that is due.
-    fn tick(&mut self, now: Time, driver: &DriverHandle) -> io::Result<()> {
-        if self.next_deadline().is_none_or(|at| at > now) {
-            return Ok(());
+    /// Begins the search that is due.
+    fn tick(&mut self, now: Time, is_ending: bool, driver: &DriverHandle) {
+        if let Some(order) = self.passes.next(now, is_ending)
+            && let Err(error) = self.begin(order, driver)
+        {
+            self.thread = None;
+            self.passes.failed(now, error);
         }
-        self.search_at = None;
-        let begun = self.begin(now, driver);
-        if begun.is_err() {
-            self.of_workers.clear();
-        }
-        begun
     }
 
-    fn begin(&mut self, now: Time, driver: &DriverHandle) -> io::Result<()> {
+    fn begin(&mut self, order: Order, driver: &DriverHandle) -> io::Result<()> {
         let thread = match &self.thread {
             Some(thread) => thread,
             None => self.thread.insert(SearchThread::start(driver.clone())?),
         };
-        let first = self.of_workers.iter().take(MAX_TREES);
-        let searches: Vec<_> = first.map(|strays| strays.search(now)).collect();
-        self.under_way = Some(UnderWay { trees: searches.len(), kills: now });
-        thread.0.send(searches).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    /// A search has ended.
-    fn found(&mut self, now: Time, found: io::Result<Found>) -> io::Result<()> {
-        let Some(under_way) = self.under_way.take() else { return Ok(()) };
-        let (found, result) = match found {
-            Ok(found) => (Some(found), Ok(())),
-            // Those are not looked for any more.
-            Err(e) => (None, Err(e)),
-        };
-        let mut at = 0;
-        self.of_workers.retain_mut(|strays| {
-            let number = at;
-            at += 1;
-            if number >= under_way.trees {
-                return true;
-            }
-            let Some(found) = &found else { return false };
-            let is_gone = found.is_complete && found.counts.get(number) == Some(&0);
-            strays.is_asked = true;
-            // Killed processes may take a moment to end, and have started others.
-            !is_gone && (under_way.kills < strays.kill_at || now < strays.kill_at + KILL_DELAY)
-        });
-        let is_new = self.of_workers.iter().any(|strays| !strays.is_asked);
-        self.search_at = (!self.is_empty()).then(|| if is_new { now } else { now + INTERVAL });
-        result
+        thread.0.send(order).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
 impl Driver {
     pub(in crate::primary::driver) fn tick_strays(&mut self) {
-        let result = self.workers.strays.tick(self.now, self.inbox.handle());
-        self.report_strays(result);
+        if self.workers.strays.passes.is_due(self.now) {
+            self.give_up_strays();
+            let is_ending = self.waits_for_leftovers();
+            self.workers.strays.tick(self.now, is_ending, self.inbox.handle());
+        }
     }
 
     pub(in crate::primary::driver) fn strays_found(&mut self, found: io::Result<Found>) {
-        let result = self.workers.strays.found(self.now, found);
-        self.report_strays(result);
+        let passes = &mut self.workers.strays.passes;
+        match found {
+            Ok(found) => passes.found(self.now, &found),
+            Err(error) => passes.failed(self.now, error),
+        }
+        self.give_up_strays();
     }
 
-    fn report_strays(&mut self, result: io::Result<()>) {
-        if let Err(source) = result {
-            let error = Error::Io { doing: "look for processes that workers left behind", source };
+    /// Reports processes that go on running.
+    fn give_up_strays(&mut self) {
+        let is_ending = self.waits_for_leftovers();
+        let (given_up, failure) = self.workers.strays.passes.give_up(self.now, is_ending);
+        let has_failed = failure.is_some();
+        let failure = failure.map(|source| Error::Io {
+            doing: "look for processes that workers left behind",
+            source,
+        });
+        let survivors = given_up
+            .into_iter()
+            .filter(|tree| tree.count > 0 || !has_failed)
+            .map(|tree| Error::Survivors { leader: tree.leader, count: tree.count });
+        for error in failure.into_iter().chain(survivors) {
             self.events.push(Event::Error { worker: None, error: Arc::new(error) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use troop_sys::tree::{Token, VARIABLE};
+
+    use super::*;
+
+    /// Processes that do not outlive the test.
+    struct Started(Vec<Child>);
+
+    impl Drop for Started {
+        fn drop(&mut self) {
+            for child in &mut self.0 {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+
+    /// As where so many processes run that there is never time for all.
+    #[test]
+    fn many_processes_end_though_each_search_checks_but_one() {
+        let token = Token::random().unwrap();
+        let start = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).env(VARIABLE, token.as_str()).process_group(0);
+            let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            child
+        };
+        let stubborn = (0..20).map(|_| start("trap '' TERM; echo; exec sleep 1000"));
+        let obedient = (0..20).map(|_| start("echo; exec sleep 1000"));
+        let mut started = Started(stubborn.chain(obedient).collect());
+        let uid = rustix::process::getuid().as_raw();
+        let tree = ProcessTree::of(started.0[0].id(), Some(&token), false, uid).unwrap();
+        let (mut passes, mut searches) = (Passes::default(), Searches::new(Duration::ZERO));
+        let mut now = Time(0);
+        passes.add(now, tree);
+        while let Some(at) = passes.next_deadline() {
+            now = now.max(at);
+            let order = passes.next(now, false).unwrap();
+            passes.found(now, &searches.search(&order).unwrap());
+            assert!(passes.give_up(now, false).0.is_empty());
+        }
+        for child in &mut started.0 {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_some_and(|status| !status.success()));
+        }
+    }
+
+    #[test]
+    fn processes_that_were_left_behind_are_reaped_without_a_search() {
+        let mut searches = Searches::new(MAX_TIME);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while searches.left_behind.is_empty() {
+            assert!(Instant::now() < deadline, "each has ended at once");
+            let left = Searcher::start().unwrap().leave(Duration::ZERO);
+            searches.left_behind.extend(left);
+        }
+        while !searches.left_behind.is_empty() {
+            assert!(Instant::now() < deadline, "it is a zombie");
+            searches.rest();
+            std::thread::yield_now();
         }
     }
 }
