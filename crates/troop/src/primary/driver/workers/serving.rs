@@ -93,12 +93,7 @@ impl Checks {
             });
             match requests.recv_timeout(timeout.min(IDLE_TIMEOUT)) {
                 Ok(request) => self.waiting.push(request),
-                Err(RecvTimeoutError::Timeout) => {
-                    if self.waiting.is_empty() {
-                        self.end_checker();
-                    }
-                    self.reap();
-                }
+                Err(RecvTimeoutError::Timeout) => self.rest(),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.end_checker();
                     return;
@@ -142,6 +137,14 @@ impl Checks {
         })
     }
 
+    /// Ends what is not used.
+    fn rest(&mut self) {
+        if self.waiting.is_empty() {
+            self.end_checker();
+        }
+        self.reap();
+    }
+
     /// Reaps those that were left behind and have ended since.
     fn reap(&mut self) {
         self.left_behind.retain_mut(|process| !process.is_gone());
@@ -181,5 +184,36 @@ impl Checks {
     fn end_checker(&mut self) {
         let left = self.checker.take().and_then(|checker| checker.leave(KILL_TIMEOUT));
         self.left_behind.extend(left);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::primary::wake::Wake;
+
+    #[test]
+    fn processes_that_were_left_behind_are_reaped_without_a_check() {
+        let driver = DriverHandle { sender: mpsc::channel().0, wake: Arc::new(Wake::new(None)) };
+        let mut checks = Checks {
+            driver,
+            waiting: Vec::new(),
+            costs: HashMap::new(),
+            checker: None,
+            left_behind: Vec::new(),
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while checks.left_behind.is_empty() {
+            assert!(Instant::now() < deadline, "each has ended at once");
+            let left = Checker::start().unwrap().leave(Duration::ZERO);
+            checks.left_behind.extend(left);
+        }
+        while !checks.left_behind.is_empty() {
+            assert!(Instant::now() < deadline, "it is a zombie");
+            checks.rest();
+            std::thread::yield_now();
+        }
     }
 }
