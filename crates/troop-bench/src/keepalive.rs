@@ -61,7 +61,9 @@ fn nginx(directory: &std::path::Path) -> Result<Racer> {
     // It does not say when it is ready, so the shell does.
     let mut command = Command::new("sh");
     let wait = "nginx -c \"$0\" & while ! (exec 3<>/dev/tcp/127.0.0.1/$1) 2>/dev/null; do sleep 0.05; kill -0 $! || exit 1; done; echo ready $1; wait";
-    command.env("PATH", format!("{}:/usr/sbin", std::env::var("PATH")?));
+    let program = crate::reloads::installed("nginx")?;
+    let directory = program.parent().unwrap_or(std::path::Path::new("/usr/sbin"));
+    command.env("PATH", format!("{}:{}", std::env::var("PATH")?, directory.display()));
     command.args([
         "-c",
         "exec bash -c \"$2\" \"$0\" \"$1\"",
@@ -124,7 +126,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ]);
     }
     table.print();
-    Ok(())
+    drop(racers);
+    crate::uneven::run(options)
 }
 
 fn app() -> Router {

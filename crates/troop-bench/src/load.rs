@@ -183,7 +183,7 @@ fn run_with(load: Load) -> Result<Outcome> {
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// Returns the length of a response with its head.
-fn length(answer: &[u8]) -> Option<usize> {
+pub(crate) fn length(answer: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(answer).ok()?;
     let head = text.find("\r\n\r\n")? + 4;
     let mut lines = text[..head].lines().map(str::to_ascii_lowercase);
@@ -194,6 +194,18 @@ fn length(answer: &[u8]) -> Option<usize> {
 
 /// Makes `count` requests over `clients` kept connections, one after the other on each.
 pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> Result<Outcome> {
+    keep_alive_with(address, clients, count, |_| REQUEST, |_, _| Ok(()))
+}
+
+/// As [`keep_alive`], with the request of each number, and a function that is called after each answer,
+/// with the number of answers and the last byte, by which the shares are counted.
+pub(crate) fn keep_alive_with(
+    address: SocketAddr,
+    clients: usize,
+    count: usize,
+    request: impl Fn(usize) -> &'static [u8],
+    mut answers: impl FnMut(usize, u8) -> Result<()>,
+) -> Result<Outcome> {
     let mut poller = Poller::new()?;
     let mut outcome = Outcome {
         took: Duration::ZERO,
@@ -212,8 +224,9 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
     let begin = Instant::now();
     let (mut asked, mut answered, mut whole) = (0, 0, None);
     for (stream, since, _) in &mut connections {
-        (*since, asked) = (Instant::now(), asked + 1);
-        rustix::io::write(&*stream, REQUEST)?;
+        *since = Instant::now();
+        rustix::io::write(&*stream, request(asked))?;
+        asked += 1;
     }
     let (mut ready, mut buffer) = (Vec::new(), [0; 4096]);
     while answered < count {
@@ -227,12 +240,13 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
         }
         for event in &ready {
             let (stream, since, got) = &mut connections[usize::try_from(event.token)?];
-            match rustix::io::read(&*stream, &mut buffer) {
+            let read = match rustix::io::read(&*stream, &mut buffer) {
                 Ok(0) => return Err("a connection was closed".into()),
-                Ok(n) => *got += n,
+                Ok(n) => n,
                 Err(Errno::AGAIN) => continue,
                 Err(e) => return Err(e.into()),
-            }
+            };
+            *got += read;
             // All answers have the same length.
             let whole = *whole
                 .get_or_insert(length(&buffer[..*got]).ok_or("the first answer is not whole")?);
@@ -240,12 +254,16 @@ pub(crate) fn keep_alive(address: SocketAddr, clients: usize, count: usize) -> R
                 continue;
             }
             answered += 1;
+            let mark = buffer[read - 1];
+            *outcome.shares.entry(mark).or_default() += 1;
             outcome.latencies.push(since.elapsed());
             *got = 0;
             if asked < count {
-                (*since, asked) = (Instant::now(), asked + 1);
-                rustix::io::write(&*stream, REQUEST)?;
+                *since = Instant::now();
+                rustix::io::write(&*stream, request(asked))?;
+                asked += 1;
             }
+            answers(answered, mark)?;
         }
     }
     outcome.took = begin.elapsed();

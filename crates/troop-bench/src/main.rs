@@ -25,8 +25,10 @@ mod memory;
 mod messages;
 mod peer;
 mod policies;
+mod reloads;
 mod spawn;
 mod table;
+mod uneven;
 
 use std::process::ExitCode;
 
@@ -36,12 +38,13 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 10] = [
+const SECTIONS: [Section; 11] = [
     ("connections", connections::run),
     ("policies", policies::run),
     ("balance", balance::run),
     ("crowd", crowd::run),
     ("keepalive", keepalive::run),
+    ("reloads", reloads::run),
     ("messages", messages::run),
     ("dropin", dropin::run),
     ("spawn", spawn::run),
@@ -119,6 +122,8 @@ fn act(arguments: &[&str]) -> Result<()> {
         ["hold"] => connections::hold(),
         ["holder", port, count] => crowd::holder(port.parse()?, count.parse()?),
         ["http", how] => keepalive::server(how),
+        ["uneven", how, load, mark @ ..] => uneven::server(how, load, mark.first().unwrap_or(&"")),
+        ["kept", port] => reloads::server(port),
         ["bare", kind, workers] => bare::primary(kind, workers.parse()?),
         ["bare-worker"] => bare::worker(),
         ["messages", test, count] => messages::primary(test, count.parse()?),

@@ -23,7 +23,7 @@ const IDLE_DELAY: Duration = Duration::from_secs(2);
 const LOG_TEST_DURATION: Duration = Duration::from_secs(5);
 
 /// A process manager with a separate home directory.
-trait Manager {
+pub(crate) trait Manager {
     /// Runs it with these arguments in its home.
     fn command(&self, arguments: &[&str]) -> Command;
 
@@ -40,7 +40,8 @@ trait Manager {
     fn end(&self);
 }
 
-fn run(mut command: Command) -> Result<()> {
+/// Runs a command to its end; one that fails is an error with the last line of what it has said.
+pub(crate) fn run(mut command: Command) -> Result<()> {
     let output =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).output()?;
     if output.status.success() {
@@ -129,13 +130,13 @@ impl Manager for Pm2 {
 }
 
 /// The program `troop` of this build.
-struct Troop {
+pub(crate) struct Troop {
     program: PathBuf,
     home: tempfile::TempDir,
 }
 
 impl Troop {
-    fn build() -> Result<Troop> {
+    pub(crate) fn build() -> Result<Troop> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut build = Command::new(cargo);
         build.args(["build", "--quiet", "--release", "-p", "troop-cli", "--manifest-path"]);
@@ -196,7 +197,7 @@ impl Manager for Troop {
 }
 
 /// Stops the manager on drop, also after a failure.
-struct Ends<'a>(&'a dyn Manager);
+pub(crate) struct Ends<'a>(pub(crate) &'a dyn Manager);
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
@@ -205,7 +206,7 @@ impl Drop for Ends<'_> {
 }
 
 /// Waits for a condition; returns how long that took.
-fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<Duration> {
     let begin = Instant::now();
     while !condition() {
         if begin.elapsed() > OPERATION_TIMEOUT {
@@ -236,8 +237,25 @@ fn request(port: u16) -> bool {
     answered().unwrap_or(false)
 }
 
-fn free_port() -> Result<u16> {
+pub(crate) fn free_port() -> Result<u16> {
     Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Returns the file through which this process and the programs that it measures talk.
+fn file(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("troop-bench-{}.{name}", std::process::id()))
+}
+
+/// Sets the port of `served.js`.
+pub(crate) fn write_port(port: u16) -> Result<()> {
+    Ok(std::fs::write(file("port"), port.to_string())?)
+}
+
+/// Removes the files of this process.
+pub(crate) fn remove_files() {
+    for name in ["port", "printed"] {
+        let _ = std::fs::remove_file(file(name));
+    }
 }
 
 /// The measurements of a manager.
@@ -275,10 +293,7 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
 
     // A server of four.
     let port = free_port()?;
-    std::fs::write(
-        std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())),
-        port.to_string(),
-    )?;
+    write_port(port)?;
     manager.start(&script("served.js"), 4)?;
     until("the server", || request(port))?;
     let pid = manager.pid()?;
@@ -342,8 +357,7 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     let pid = manager.pid()?;
     std::thread::sleep(IDLE_DELAY);
     let printed = || {
-        let file = std::env::temp_dir().join(format!("troop-bench-{}.printed", std::process::id()));
-        std::fs::read_to_string(file)
+        std::fs::read_to_string(file("printed"))
             .ok()
             .and_then(|text| text.trim().parse::<f64>().ok())
             .unwrap_or(0.0)
@@ -383,17 +397,10 @@ pub(crate) fn section(options: &Options) -> Result<()> {
         }
         measure(&Troop::build()?, false, &mut troop)?;
         let port = free_port()?;
-        std::fs::write(
-            std::env::temp_dir().join(format!("troop-bench-{}.port", std::process::id())),
-            port.to_string(),
-        )?;
+        write_port(port)?;
         troop.own_start.push(own_start(port)?);
     }
-    for name in ["port", "printed"] {
-        let _ = std::fs::remove_file(
-            std::env::temp_dir().join(format!("troop-bench-{}.{name}", std::process::id())),
-        );
-    }
+    remove_files();
     println!("## The program `troop` beside PM2\n");
     let mut table = Table::new(&["", "PM2", "troop", "/ PM2"]);
     let mut row = |name: &str, of: fn(&Measured) -> &Vec<f64>| {
