@@ -17,6 +17,8 @@ const MAX_DETACHED = 32;
 const RETRY_INTERVAL = 10;
 /** Milliseconds within which connections move that the primary has asked for although the worker stays. */
 const SHARE_TIMEOUT = 1000;
+/** Milliseconds in which a new connection may send its first request to a worker that no other one follows. */
+const MAX_SILENCE = 1000;
 /** Milliseconds between two checks whether requests are answered. */
 const CHECK_INTERVAL = 20;
 /** Milliseconds within which handlers of a signal begin. */
@@ -511,6 +513,13 @@ function watch() {
     }, CHECK_INTERVAL);
   }
 
+  /** Ends connections that never had a request, and would keep the process although no worker takes them. */
+  function endSilent() {
+    for (const server of servers.keys()) {
+      for (const { socket } of parsersOf(server)) if (socket?.bytesRead === 0 && !socket._httpMessage && !arrived.has(socket)) socket.destroy();
+    }
+  }
+
   // ---- the channel ----
 
   /** Emits 'disconnect' at the end of the channel while a sent socket is unacknowledged; Node does not, and the process would go on. */
@@ -537,6 +546,7 @@ function watch() {
       else if (act === 'rebalance') share(key, message.count);
     } else if (cmd === 'NODE_CLUSTER' && act === 'disconnect' && message.stopSignal) {
       stop(message.stopSignal, message.stopWithin);
+      setTimeout(endSilent, Math.max(leaving?.spread ?? 0, MAX_SILENCE)).unref();
     } else if (underWay?.isWritten && (cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK')) {
       settled(underWay, cmd === 'NODE_HANDLE_ACK');
     }

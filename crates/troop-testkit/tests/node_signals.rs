@@ -197,6 +197,19 @@ async fn idle_connections_move_before_a_handler_ends_the_program() {
     }
 }
 
+/// Node itself waits for its first request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_never_sends_anything_does_not_hold_up_a_stop() {
+    let mut troop = Troop::start(server("", Duration::from_secs(60), |setup| setup));
+    let (worker, port) = listening(&mut troop).await;
+    let mut silent = open(port).await;
+    // So the worker has that connection as well.
+    let _idle = kept(port, 1).await;
+    assert!(troop.cluster.stop().await.unwrap().is_graceful());
+    assert_eq!(troop.exit(&worker).await, ExitHow::Code(0));
+    assert_eq!(silent.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
 /// Its default action ends it shortly before `SIGKILL` would.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_the_last_stop_signal_ends_has_not_finished_in_time() {
