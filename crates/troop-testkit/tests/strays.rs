@@ -5,9 +5,10 @@ use std::net::TcpStream;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use troop::setup::KillMode;
 use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
-use troop_testkit::http::{ask, open};
+use troop_testkit::http::open;
 use troop_testkit::{Troop, at_once, get, is_running, node_program};
 
 /// Starts a process that has the listening socket, says its number, and serves.
@@ -100,28 +101,33 @@ async fn a_copy_of_a_shared_listener_keeps_no_client_waiting_after_the_end() {
 /// The worker accepts by itself, and reads late that it is to finish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_is_served_that_connected_while_the_worker_computed_before_a_stop() {
+    // Node 26 closes an HTTP connection on which nothing was read yet.
     const COMPUTES: &str = "
-        http.createServer((q, s) => {
-            if (q.url === '/computes') {
+        net.createServer((stream) => stream.on('data', (data) => {
+            if (String(data) === 'compute') {
                 tell('computes');
                 const end = Date.now() + 1500;
                 while (Date.now() < end);
             }
-            s.end('x');
-        }).listen(0, '127.0.0.1');";
+            stream.end('x');
+        })).listen(0, '127.0.0.1');";
     for scheduling in [Scheduling::Shared, "steered".parse().unwrap()] {
         let setup = Setup::new().script(node_program("run.js")).args([COMPUTES]);
         let builder = Cluster::builder().workers(1).scheduling(scheduling.clone()).setup(setup);
         let mut troop = Troop::start(builder);
         let (worker, port) = listening(&mut troop).await;
-        let computes = tokio::spawn(get(port, "/computes"));
+        let mut first = open(port).await;
+        first.write_all(b"compute").await.unwrap();
         troop.message(&worker).await;
-        let mut client = open(port).await;
+        let mut second = open(port).await;
         let cluster = troop.cluster.clone();
         let stop = tokio::spawn(async move { cluster.stop().await });
-        assert_eq!(ask(&mut client, "/").await.as_deref(), Some("x"), "{scheduling:?}");
-        drop(client);
-        assert!(computes.await.unwrap().is_ok());
+        second.write_all(b"answer").await.unwrap();
+        for mut stream in [first, second] {
+            let mut answer = String::new();
+            let read = stream.read_to_string(&mut answer).await;
+            assert!(read.is_ok() && answer == "x", "{scheduling:?}: {read:?}");
+        }
         assert!(stop.await.unwrap().unwrap().is_graceful());
     }
 }
