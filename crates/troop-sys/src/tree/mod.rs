@@ -284,7 +284,8 @@ mod tests {
         assert_eq!(count(&tree, None), 2);
         let another = ProcessTree { uid: own + 1, ..tree.clone() };
         assert_eq!(count(&another, Some(9)), 0);
-        assert_eq!(count(&tree, Some(9)), 2);
+        // The first one that is found has the whole group killed, so the other may be gone by then.
+        assert!((1..=2).contains(&count(&tree, Some(9))));
         assert!(!member.0.wait().unwrap().success());
     }
 
