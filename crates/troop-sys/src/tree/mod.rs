@@ -167,7 +167,7 @@ impl Searcher {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd as _;
-    use std::os::unix::process::CommandExt as _;
+    use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
     use std::process::{Child, Command};
 
     use super::*;
@@ -275,7 +275,7 @@ mod tests {
     #[test]
     fn processes_of_a_group_are_found_without_a_token() {
         let own = rustix::process::getuid().as_raw();
-        let leader = sleep(|command| command.process_group(0));
+        let mut leader = sleep(|command| command.process_group(0));
         let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
         assert_eq!(count(&tree, None), 1);
         let group = i32::try_from(leader.0.id()).unwrap();
@@ -286,7 +286,10 @@ mod tests {
         assert_eq!(count(&another, Some(9)), 0);
         // The first one that is found has the whole group killed, so the other may be gone by then.
         assert!((1..=2).contains(&count(&tree, Some(9))));
-        assert!(!member.0.wait().unwrap().success());
+        for ended in [&mut leader, &mut member] {
+            assert_eq!(ended.0.wait().unwrap().signal(), Some(9));
+        }
+        assert_eq!(count(&tree, None), 0);
     }
 
     #[test]
