@@ -133,6 +133,17 @@ impl Troop {
     }
 }
 
+/// Waits until the next worker listens, and returns it and its port.
+pub async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
+    let listens = |e: &Event| match e {
+        Event::Listening { worker, address, .. } => {
+            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
+        }
+        _ => None,
+    };
+    troop.until("listening", listens).await
+}
+
 /// Connects, optionally writes, and reads until the end.
 pub fn talk(address: impl Into<SocketAddr>, say: &str) -> std::io::Result<String> {
     let address = address.into();

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Setup, WorkerHandle};
 use troop_testkit::http::{
     Clients, answer, are_shared_out, ask, kept, open, read_answer, read_answers, send_together,
 };
-use troop_testkit::{TEST_TIMEOUT, Troop, at_once};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, listening};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Builder {
     let setup = Setup::new().program(env!("CARGO_BIN_EXE_troop-fixture")).args(args);
@@ -21,16 +21,6 @@ fn fixture<const N: usize>(args: [&str; N]) -> Builder {
 fn serving(kind: &str, directory: &tempfile::TempDir) -> Builder {
     let ended = directory.path().join("ended");
     fixture(["serve as", kind, "127.0.0.1:0", ended.to_str().unwrap()])
-}
-
-async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
-    let listens = |e: &Event| match e {
-        Event::Listening { worker, address, .. } => {
-            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
-        }
-        _ => None,
-    };
-    troop.until("listening", listens).await
 }
 
 async fn reload(troop: &mut Troop) {

@@ -13,7 +13,7 @@ use troop::supervise::Progress;
 use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
 use troop_testkit::http::{answer, kept, open, read_answer};
 use troop_testkit::kept::Crowd;
-use troop_testkit::{Troop, at_once, node_program};
+use troop_testkit::{Troop, at_once, listening, node_program};
 
 /// The worker's handler has ended it, and it was troop's script that sent the signal, not the primary,
 /// which does so only later.
@@ -43,16 +43,6 @@ fn server(more: &str, grace: Duration, change: impl FnOnce(Setup) -> Setup) -> B
         .drain_spread(Duration::ZERO)
         .grace(grace)
         .setup(change(setup))
-}
-
-async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
-    let listens = |e: &Event| match e {
-        Event::Listening { worker, address, .. } => {
-            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
-        }
-        _ => None,
-    };
-    troop.until("listening", listens).await
 }
 
 /// A request that is not answered before another byte is sent.

@@ -7,9 +7,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use troop::setup::KillMode;
-use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
+use troop::{Cluster, Scheduling, Setup, WorkerHandle};
 use troop_testkit::http::open;
-use troop_testkit::{Troop, at_once, get, is_running, node_program};
+use troop_testkit::{Troop, at_once, get, is_running, listening, node_program};
 
 /// Starts a process that has the listening socket, says its number, and serves.
 const SERVER: &str = "
@@ -50,16 +50,6 @@ fn server(scheduling: Scheduling, change: impl FnOnce(Setup) -> Setup) -> Troop 
     Troop::start(
         Cluster::builder().workers(1).replace(at_once()).scheduling(scheduling).setup(setup),
     )
-}
-
-async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
-    let listens = |e: &Event| match e {
-        Event::Listening { worker, address, .. } => {
-            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
-        }
-        _ => None,
-    };
-    troop.until("listening", listens).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use troop::{Builder, Cluster, Event, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Setup, WorkerHandle};
 use troop_testkit::http::{
     Clients, answer, are_shared_out, ask, kept, open, read_answer, read_answers, send_together,
 };
-use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program};
+use troop_testkit::{TEST_TIMEOUT, Troop, at_once, listening, node_program};
 
 /// Troop's script for Node workers.
 fn script() -> PathBuf {
@@ -28,16 +28,6 @@ fn program<const N: usize>(name: &str, args: [&str; N]) -> Builder {
 
 fn serving(kind: &str, options: &Value) -> Builder {
     program("moving.js", [kind, &options.to_string()])
-}
-
-async fn listening(troop: &mut Troop) -> (WorkerHandle, u16) {
-    let listens = |e: &Event| match e {
-        Event::Listening { worker, address, .. } => {
-            Some((worker.clone(), u16::try_from(address.port.unwrap_or(0)).unwrap_or(0)))
-        }
-        _ => None,
-    };
-    troop.until("listening", listens).await
 }
 
 fn name(worker: &WorkerHandle) -> String {
