@@ -1,4 +1,4 @@
-// An ordinary Express app: `npm install` in this folder, then `troop run express.js`.
+// An ordinary Express app: `npm install` in this folder, then `troop run -w auto express.js`.
 const express = require('express');
 
 const app = express();

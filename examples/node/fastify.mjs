@@ -1,4 +1,4 @@
-// An ordinary Fastify app: `npm install` in this folder, then `troop run fastify.mjs`.
+// An ordinary Fastify app: `npm install` in this folder, then `troop run -w auto fastify.mjs`.
 import Fastify from 'fastify';
 
 const app = Fastify();

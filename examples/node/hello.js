@@ -1,4 +1,4 @@
-// An ordinary Node server. `troop run examples/node/hello.js` makes it a cluster.
+// An ordinary Node server. `troop run -w auto examples/node/hello.js` makes it a cluster.
 const http = require('node:http');
 
 const port = Number(process.env.PORT ?? 8000);

@@ -1,4 +1,4 @@
-// An ordinary WebSocket server with `ws`: `npm install` in this folder, then `troop run websocket.js`.
+// An ordinary WebSocket server with `ws`: `npm install` in this folder, then `troop run -w auto websocket.js`.
 const { WebSocketServer } = require('ws');
 
 const server = new WebSocketServer({ port: Number(process.env.PORT ?? 8000) });

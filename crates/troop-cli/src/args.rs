@@ -1,6 +1,8 @@
 //! The command line: verbs, options and their help.
 
+mod lifecycle;
 mod pm2;
+mod pm2_verbs;
 mod run;
 
 use std::ffi::OsString;
@@ -10,13 +12,21 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Time};
 use crate::names;
+pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop};
+pub(crate) use pm2_verbs::{
+    Attach, EnvOf, Flush, Jlist, Kill, Pid, Ping, Prettylist, Reset, SendSignal,
+};
 use run::chosen;
-pub(crate) use run::{Chosen, Env, Foreground, Run};
+pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};
 
 /// One port, many processes, any language.
 #[derive(Debug, Parser)]
-#[command(name = "troop", version, about, max_term_width = 100)]
+#[command(name = "troop", version, about, max_term_width = 100, disable_version_flag = true)]
 pub(crate) struct Troop {
+    /// Print the version
+    #[arg(short = 'V', visible_short_alias = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -30,13 +40,13 @@ pub(crate) enum Command {
     /// A Rust program that is a cluster by itself (`troop::role`) is listed only if it runs under
     /// them: `troop run ./server`. CPU and MEMORY are sums over the primary and all workers, `total`
     /// with --json. MEMORY is resident memory (RSS), in which shared pages count for each process.
-    #[command(visible_aliases = ["list", "status"])]
+    #[command(visible_aliases = ["list", "status", "ps", "l"])]
     #[command(
         after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[] | {name, pid, total}'"
     )]
     Ls(Show),
     /// Show an app: its workers, what they listen on, what they use
-    #[command(visible_aliases = ["describe", "info"])]
+    #[command(visible_aliases = ["describe", "info"], alias = "desc")]
     #[command(
         after_help = "Examples:\n  troop show web                       all of it\n  troop show web:3                     one worker, by its number"
     )]
@@ -48,12 +58,26 @@ pub(crate) enum Command {
     Restart(Restart),
     Scale(Scale),
     Stop(Stop),
+    Delete(Delete),
+    Save(Save),
+    Resurrect(Resurrect),
     Policy(Policy),
     Signal(Signal),
     Send(Send),
     Check(Check),
     Init(Init),
     Startup(Startup),
+    Jlist(Jlist),
+    Prettylist(Prettylist),
+    Pid(Pid),
+    Env(EnvOf),
+    Flush(Flush),
+    Reset(Reset),
+    Ping(Ping),
+    Kill(Kill),
+    #[command(name = "sendSignal")]
+    SendSignal(SendSignal),
+    Attach(Attach),
     Completions(Completions),
     /// Write manual pages into a directory, one for each command
     Man(Man),
@@ -128,18 +152,20 @@ pub(crate) struct Init {
 
 /// Write systemd units, so that apps start at boot
 ///
-/// Each app becomes a service that systemd starts, reloads, watches and stops.
+/// Each app of a file becomes a service that systemd starts, reloads, watches and stops. Without a
+/// file, one service starts the apps that `troop save` has saved.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop startup                        all apps of troop.toml; system units for root, else user units
+  troop startup && troop save          without troop.toml: the apps that `troop start` has started
   troop startup web --print            print the unit")]
 pub(crate) struct Startup {
     /// The app [default: all apps of the file]
     pub(crate) app: Option<String>,
 
-    /// Read apps from this file
-    #[arg(short, long, value_name = "FILE", default_value = crate::config::DEFAULT_FILE)]
-    pub(crate) config: PathBuf,
+    /// Read apps from this file [default: troop.toml, if there is one]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Use the environment of this name in a PM2 file
     #[arg(long, value_name = "NAME")]
@@ -168,13 +194,19 @@ pub(crate) struct Startup {
   troop start server.js -i max --name web
   troop start server.js -- --port 8000   the program's own arguments follow `--`
   troop start                          all apps of the troop.toml in this directory
-  troop start ecosystem.config.js --env production
-  troop start web                      the app web of that file")]
+  troop start ecosystem.config.js --env production --only api
+  troop start web                      the app web of that file, or one that was stopped
+  troop start \"npm run dev\"            a whole command
+  troop start api.js jobs.js           several programs
+  troop start .                        the main file, or `npm start`, of the package.json here")]
 pub(crate) struct Start {
     #[command(flatten)]
     pub(crate) run: Run,
 
-    /// The program's arguments; after a file with several apps, the name of one
+    /// More programs or files; after a file with several apps, names of some
+    pub(crate) more: Vec<OsString>,
+
+    /// The program's arguments; after a file with several apps, names of some
     #[arg(last = true)]
     pub(crate) args: Vec<OsString>,
 
@@ -182,42 +214,68 @@ pub(crate) struct Start {
     #[arg(long)]
     pub(crate) no_wait: bool,
 
+    /// Run the app in the foreground, as `troop run` does
+    #[arg(long, visible_alias = "no-daemonize")]
+    pub(crate) no_daemon: bool,
+
+    /// Follow the output when the app is ready
+    #[arg(long, conflicts_with_all = ["no_wait", "no_daemon"])]
+    pub(crate) attach: bool,
+
+    /// Start an app that was stopped with the environment of this shell
+    #[arg(long)]
+    pub(crate) update_env: bool,
+
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// The arguments that mean the same, if those of this process do not.
+    #[arg(skip)]
+    pub(crate) typed: Option<Vec<OsString>>,
 }
 
-/// Stop an app and start it again, re-reading its configuration
-///
-/// Applies the options that a reload cannot change. Clients are refused or wait until the app is
-/// back; `troop reload` loses no connection.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  troop restart web                    apply all changes of its configuration
-  troop restart all")]
-pub(crate) struct Restart {
-    /// The app's name, or `all`; optional when there is only one
-    pub(crate) app: Option<String>,
-
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+impl Start {
+    /// Returns the command line that starts these apps of a file.
+    pub(crate) fn of_file(
+        file: &str,
+        apps: &[String],
+        chosen: &OfFile,
+        json: bool,
+    ) -> Result<Start, clap::Error> {
+        let mut typed: Vec<OsString> = ["start", "--config", file].map(OsString::from).into();
+        if let Some(name) = &chosen.env {
+            typed.extend(["--env".into(), name.into()]);
+        }
+        typed.extend(json.then(|| "--json".into()));
+        typed.extend(["--only".into(), apps.join(",").into()]);
+        let all = std::iter::once("troop".into()).chain(typed.iter().cloned());
+        let command = Troop::try_parse_from(all)?.command;
+        match command {
+            Command::Start(start) => Ok(Start { typed: Some(typed), ..start }),
+            _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
+        }
+    }
 }
 
 /// Show the output of an app's workers, and its events
 #[derive(Debug, Args)]
-#[command(visible_alias = "tail")]
+#[command(visible_alias = "tail", alias = "log")]
 #[command(after_help = "Examples:
-  troop logs web -f                    follow
-  troop logs web --lines 100 --err     the last 100 lines of standard error
-  troop logs all -f")]
+  troop logs                           all apps, and new lines as they are written
+  troop logs web --nostream            the last lines
+  troop logs web --lines 100 --err     the last 100 lines of standard error")]
 pub(crate) struct Logs {
-    /// The app's name, or `all`; optional when there is only one
+    /// The app's name, number, `/pattern/`, namespace or file [default: all apps]
     pub(crate) app: Option<String>,
 
-    /// Print new lines as they are written
+    /// Print new lines as they are written, which is the default for apps that run
     #[arg(short, long)]
     pub(crate) follow: bool,
+
+    /// Print only the lines that there are
+    #[arg(long, visible_alias = "no-stream", conflicts_with = "follow")]
+    pub(crate) nostream: bool,
 
     /// Number of lines to show
     #[arg(short = 'n', long, default_value_t = 15)]
@@ -273,32 +331,6 @@ pub(crate) struct Events {
     pub(crate) follow: bool,
 }
 
-/// Replace an app's workers without dropping connections
-///
-/// Re-reads the configuration, then replaces workers one by one: an old worker drains only after its
-/// successor is ready. If a new worker does not become ready, or does not listen on an address that
-/// the old ones share, the old workers stay and the reason is printed. Waits until the reload is
-/// done.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  troop reload web                     all workers
-  troop reload web:3                   one worker
-  troop reload web --allow-moved       the new workers may listen elsewhere
-
-Exit codes: 0 when all workers were replaced, 1 if not, 2 for an invalid configuration, 3 if there is no such app.")]
-pub(crate) struct Reload {
-    /// The app's name, or `all`, or one worker of it (`web:3`); optional when there is only one
-    pub(crate) app: Option<String>,
-
-    /// Let the new workers listen on other addresses; an address without a worker is closed
-    #[arg(long)]
-    pub(crate) allow_moved: bool,
-
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
 /// Change the number of workers
 ///
 /// Waits until the new workers are ready, and those that are too many have drained. If a new worker
@@ -334,30 +366,6 @@ pub(crate) struct Scale {
 pub(crate) enum To {
     Workers(usize),
     By(i64),
-}
-
-/// Stop an app; its workers finish the requests in progress
-#[derive(Debug, Args)]
-#[command(visible_alias = "delete", alias = "del")]
-#[command(after_help = "Examples:
-  troop stop web                       drain, at most for the grace period
-  troop stop web --quick               kill the workers
-  troop stop all")]
-pub(crate) struct Stop {
-    /// The app's name, or `all`; optional when there is only one
-    pub(crate) app: Option<String>,
-
-    /// Kill the workers instead of draining them
-    #[arg(long)]
-    pub(crate) quick: bool,
-
-    /// Do not wait until the app has ended
-    #[arg(long)]
-    pub(crate) no_wait: bool,
-
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// Change the scheduling of a running app, until it ends
@@ -450,6 +458,12 @@ pub(crate) struct Signal {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl From<SendSignal> for Signal {
+    fn from(typed: SendSignal) -> Signal {
+        Signal { app: typed.app, signal: typed.signal, worker: None, json: false }
+    }
 }
 
 fn to(text: &str) -> Result<To, String> {

@@ -29,11 +29,12 @@ const SIGUSR2: i32 = 12;
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// Variables of the primary that workers do not inherit.
-pub(crate) const OWN_VARIABLES: [&str; 6] = [
+pub(crate) const OWN_VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     crate::start::VARIABLE,
+    crate::start::RESUMED_VARIABLE,
     crate::restart::VARIABLE,
     "TROOP_POLICY",
 ];

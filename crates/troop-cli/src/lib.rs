@@ -4,11 +4,13 @@
 mod app;
 mod args;
 mod build;
+mod command;
 mod config;
 mod control;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
+mod launcher;
 mod log;
 mod logs;
 mod moves;
@@ -17,6 +19,7 @@ mod notify;
 mod preflight;
 mod print;
 mod program;
+mod records;
 mod resolve;
 mod restart;
 mod run;
@@ -34,14 +37,20 @@ use clap::{CommandFactory as _, Parser};
 
 use args::Command;
 use error::{CliError, RunError};
-use verbs::{check, init, man, operate, send, show, startup};
+use verbs::{
+    check, elsewhere, init, lifecycle, list, man, operate, pm2, save, send, show, startup,
+};
 
 /// Exit code for an app that does not run.
 const NO_APP: u8 = 3;
 
 /// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
-    let args::Troop { command } = args::Troop::try_parse().unwrap_or_else(|e| {
+    let args::Troop { command, .. } = args::Troop::try_parse().unwrap_or_else(|mut e| {
+        if let Some(answer) = elsewhere::answer(&mut e) {
+            log::line(&format!("troop: {answer}"));
+            std::process::exit(e.exit_code());
+        }
         let _ = e.print();
         let is_start = std::env::args().nth(1).is_some_and(|verb| verb == "start");
         if e.kind() == ErrorKind::UnknownArgument && is_start {
@@ -59,12 +68,20 @@ pub fn main() -> ExitCode {
         Command::Run(args) => return run(args.run, args.args),
         // The primary that `troop start` has spawned in the background.
         Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
-            args.run.unawaited = args.no_wait;
+            // How it was called the first time does not say who waits now.
+            let is_resumed = std::env::var_os(start::RESUMED_VARIABLE).is_some();
+            args.run.unawaited = args.no_wait && !is_resumed;
+            start::choose(&mut args, &start::chosen());
             return run(args.run, args.args);
         }
+        Command::Start(args) if args.no_daemon => return run(args.run, args.args),
         Command::Start(mut args) => {
             args.run.args = std::mem::take(&mut args.args);
-            start::start(&args)
+            match start::known(&args) {
+                Ok(Some(words)) => lifecycle::start_known(&words, &args),
+                Ok(None) => start::start(&args),
+                Err(e) => Err(e),
+            }
         }
         Command::Completions(args) => {
             // clap panics on a closed standard output, so the script is generated in memory.
@@ -78,13 +95,29 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::init(&args).map_err(CliError::Usage),
         Command::Startup(args) => startup::startup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
-        Command::Restart(args) => operate::restart(&args),
-        Command::Ls(args) => show::ls(&args),
+        Command::Restart(args) => lifecycle::restart(&args),
+        Command::Ls(args) => list::ls(&args),
         Command::Show(args) => show::show(&args),
         Command::Events(args) => show::events(&args),
-        Command::Reload(args) => operate::reload(&args),
+        Command::Reload(args) => lifecycle::reload(&args),
         Command::Scale(args) => operate::scale(&args),
-        Command::Stop(args) => operate::stop(&args),
+        Command::Stop(args) => lifecycle::stop(&args),
+        Command::Delete(args) => lifecycle::delete(&args),
+        Command::Save(args) => save::save(&args),
+        Command::Resurrect(args) => save::resurrect(&args),
+        Command::Jlist(_) => pm2::jlist(false),
+        Command::Prettylist(_) => pm2::jlist(true),
+        Command::Pid(args) => pm2::pid(&args),
+        Command::Env(args) => pm2::env(&args),
+        Command::Flush(args) => pm2::flush(&args),
+        Command::Reset(args) => pm2::reset(&args),
+        Command::Ping(_) => {
+            let _ = print::line("pong");
+            Ok(())
+        }
+        Command::Kill(_) => lifecycle::kill(),
+        Command::SendSignal(args) => operate::signal(&args.into()),
+        Command::Attach(args) => logs::show::attach(args.app, 0),
         Command::Policy(args) => operate::policy(&args),
         Command::Signal(args) => operate::signal(&args),
         Command::Send(args) => send::send(&args),

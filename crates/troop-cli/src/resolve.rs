@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde_json::Value;
 use troop::Scheduling;
 
-use crate::args::{Chosen, Env, Run};
-use crate::config::{self, App, Form, Health, Rebalance, To, Watch};
-use crate::{names, suggest};
+use crate::args::{Chosen, Env, LogOption, Run};
+use crate::config::{self, App, Form, Health, Rebalance, To, Watch, Workers};
+use crate::{command, names, suggest};
 
 /// An app whose options are all resolved.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub(crate) struct ResolvedApp {
     pub(crate) cwd: Option<PathBuf>,
     /// Whether it runs in the background.
     pub(crate) background: bool,
+    /// Whether it has one worker because nothing sets another number.
+    pub(crate) has_default_workers: bool,
 }
 
 /// The origin of a resolved app, to resolve it again at a reload.
@@ -44,15 +46,15 @@ pub(crate) struct Source {
 pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>, String> {
     Ok(match (&typed.config, &typed.program) {
         (Some(file), app) => Some((file.clone(), app.clone())),
-        (None, None) if Path::new(config::DEFAULT_FILE).exists() => {
-            Some((PathBuf::from(config::DEFAULT_FILE), None))
-        }
-        (None, None) => {
-            return Err(format!(
-                "nothing to run: name a program (`troop run server.js`), or create {} (`troop init`)",
-                config::DEFAULT_FILE
-            ));
-        }
+        (None, None) => match config::usual_file() {
+            Some(file) => Some((file, None)),
+            None => {
+                return Err(format!(
+                    "nothing to run: name a program (`troop run server.js`), or create {} (`troop init`)",
+                    config::DEFAULT_FILE
+                ));
+            }
+        },
         // `troop start ecosystem.config.js`, as with PM2.
         (None, Some(program))
             if config::format_of(Path::new(program)).is_some() && Path::new(program).is_file() =>
@@ -113,6 +115,7 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
             started_as.unwrap_or_default().to_owned()
         }
         Some(app) => app.to_string_lossy().into_owned(),
+        None if typed.only.len() == 1 => typed.only[0].clone(),
         None if apps.len() == 1 => apps.keys().next().cloned().unwrap_or_default(),
         None => {
             return Err(format!(
@@ -123,11 +126,16 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
         }
     };
     if !apps.contains_key(&name) {
-        let meant = suggest::app(&name, apps.keys().map(String::as_str));
-        return Err(format!("{} has no app {name:?}, but {}{meant}", file.display(), names()));
+        return Err(no_app(&file, &name, &apps.keys().cloned().collect::<Vec<_>>()));
     }
     let source = Source { typed, file: Some((file, name)), background };
     Ok((source.resolve()?, source))
+}
+
+/// Returns the error for an app that a file does not have.
+pub(crate) fn no_app(file: &Path, name: &str, names: &[String]) -> String {
+    let meant = suggest::app(name, names.iter().map(String::as_str));
+    format!("{} has no app {name:?}, but {}{meant}", file.display(), names.join(", "))
 }
 
 /// Whether `troop.toml` has an app of this name. An invalid file is an error, because the name
@@ -181,17 +189,21 @@ impl Source {
         let mut resolved = match &self.file {
             None => {
                 let typed_program = typed.program.clone().unwrap_or_default();
-                let default_name = names::of_program(Path::new(&typed_program));
-                let (program, mut args) = typed.pm2.command(typed_program, typed.args.clone());
+                let command = command::of(typed_program, typed.args.clone());
+                let default_name = names::of_program(&command.named_by);
+                let (program, mut args) = typed.pm2.command(command.program, command.args);
                 let shown = program.to_string_lossy().into_owned();
                 let mut app = App::new(shown.clone());
                 typed.apply_to(&mut app)?;
+                // A bot or a consumer of a queue must not run twice unless that was asked for.
+                let has_default_workers = app.workers.is_none();
+                app.workers.get_or_insert(Workers::Number(1));
                 args.extend(app.args.iter().map(OsString::from));
                 // The program may not be UTF-8, so it is converted to text only if an option
                 // changed it.
                 let program =
                     if app.program == shown { program } else { app.program.clone().into() };
-                let cwd = typed.cwd.clone().or_else(|| app.cwd.clone());
+                let cwd = typed.cwd.clone().or_else(|| app.cwd.clone()).or(command.cwd);
                 ResolvedApp {
                     name: None,
                     default_name,
@@ -201,6 +213,7 @@ impl Source {
                     env: BTreeMap::new(),
                     cwd,
                     background: self.background,
+                    has_default_workers,
                 }
             }
             Some((file, name)) => {
@@ -225,6 +238,7 @@ impl Source {
                     cwd: typed.cwd.clone().or_else(|| Some(app.directory(file))),
                     env: BTreeMap::new(),
                     background: self.background,
+                    has_default_workers: false,
                     app,
                 }
             }
@@ -287,17 +301,23 @@ impl Run {
         set(&mut app.grace, &self.grace);
         set(&mut app.move_connections, &self.move_connections);
         set(&mut app.rebalance, &self.rebalance.map(Rebalance::All));
-        set(&mut app.log, &self.log);
+        let (format, log) = match &self.log {
+            Some(LogOption::Format(format)) => (Some(*format), None),
+            Some(LogOption::File(file)) => (None, Some(file.clone())),
+            None => (None, None),
+        };
+        set(&mut app.log, &format);
         set(&mut app.user, &self.user);
         set(&mut app.group, &self.group);
         set(&mut app.ready, &self.ready);
         set(&mut app.recycle.memory, &self.max_memory);
         set(&mut app.recycle.age, &self.max_age);
         set(&mut app.restart.when, &self.restart);
+        set(&mut app.output.file, &log);
         set(&mut app.output.file, &self.output);
         set(&mut app.output.error_file, &self.error);
         set(&mut app.output.format, &self.format);
-        if self.output.is_some() || self.error.is_some() {
+        if self.output.is_some() || self.error.is_some() || log.is_some() {
             app.output.to = Some(To::Files);
         }
         if let Some(path) = &self.health {
@@ -349,7 +369,14 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
 
 impl ResolvedApp {
     pub(crate) fn workers(&self) -> usize {
-        self.app.workers.unwrap_or(config::Workers::Auto).count()
+        self.app.workers.unwrap_or(Workers::Auto).count()
+    }
+
+    /// Returns how to get more workers than the one that nobody has asked for, to append to the
+    /// report of a start.
+    pub(crate) fn workers_hint(&self) -> Option<&'static str> {
+        let is_worth_it = self.has_default_workers && troop::available_workers() > 1;
+        is_worth_it.then_some("-w auto for one per CPU")
     }
 
     pub(crate) fn grace(&self) -> Duration {

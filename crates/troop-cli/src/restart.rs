@@ -3,20 +3,39 @@
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
+use crate::records::Text;
+use crate::start;
+
 /// The variable by which a primary keeps its name when it executes itself again.
 pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
+
+/// Variables of a primary that a restart with another environment does not change.
+const KEPT_VARIABLES: [&str; 11] = [
+    start::VARIABLE,
+    start::RESUMED_VARIABLE,
+    "TROOP_RUNTIME_DIR",
+    "TROOP_STATE_DIR",
+    "TROOP_LOG_DIR",
+    "XDG_RUNTIME_DIR",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+];
 
 /// Whether the primary executes itself again after its workers have stopped.
 #[derive(Debug)]
 pub(crate) struct RestartRequest {
     requested: AtomicBool,
-    /// A signal has requested a stop, which overrides a restart.
+    env: Mutex<Option<Vec<(Text, Text)>>>,
+    /// A signal or `troop stop` has requested a stop, which overrides a restart.
     stop_requested: Arc<AtomicBool>,
 }
 
@@ -26,16 +45,33 @@ impl RestartRequest {
         for signal in [SIGTERM, SIGINT, SIGQUIT] {
             signal_hook::flag::register(signal, stop_requested.clone())?;
         }
-        Ok(RestartRequest { requested: AtomicBool::new(false), stop_requested })
+        Ok(RestartRequest {
+            requested: AtomicBool::new(false),
+            env: Mutex::new(None),
+            stop_requested,
+        })
     }
 
-    pub(crate) fn request(&self) {
+    /// Requests a restart, with another environment if one is given.
+    pub(crate) fn request(&self, env: Option<Vec<(Text, Text)>>) {
+        *self.env.lock().unwrap_or_else(PoisonError::into_inner) = env;
         self.requested.store(true, Ordering::Release);
+    }
+
+    /// Returns the environment that was requested.
+    pub(crate) fn take_env(&self) -> Option<Vec<(Text, Text)>> {
+        self.env.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Cancels a restart: `troop stop` came after it.
     pub(crate) fn cancel(&self) {
         self.requested.store(false, Ordering::Release);
+        self.stop_requested.store(true, Ordering::Release);
+    }
+
+    /// Whether the app ends because that was asked for.
+    pub(crate) fn is_stop_requested(&self) -> bool {
+        self.stop_requested.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_requested(&self) -> bool {
@@ -55,10 +91,24 @@ fn program() -> PathBuf {
 }
 
 /// Executes this program again with the same command line. Returns only on failure.
-pub(crate) fn exec_again(name: &str, fds: &[i32]) -> std::io::Error {
+pub(crate) fn exec_again(
+    name: &str,
+    fds: &[i32],
+    env: Option<Vec<(Text, Text)>>,
+) -> std::io::Error {
     InheritedSocket::leave_all();
     fds.iter().filter_map(|fd| InheritedSocket::at(*fd).ok()).for_each(|socket| socket.leave());
     let mut command = Command::new(program());
+    if let Some(env) = env {
+        command.env_clear().envs(env.iter().map(|(name, value)| (name.to_os(), value.to_os())));
+        // What the primary is, and where it is found, stays.
+        for kept in KEPT_VARIABLES {
+            match std::env::var_os(kept) {
+                Some(value) => command.env(kept, value),
+                None => command.env_remove(kept),
+            };
+        }
+    }
     command.arg0("troop").args(std::env::args_os().skip(1)).env(VARIABLE, name);
     command.exec()
 }

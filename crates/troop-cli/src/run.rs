@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use troop::supervise::Progress;
 use troop::{Error, Event, text};
@@ -22,14 +22,16 @@ use crate::logs::journal::Journal;
 use crate::logs::paths::{files, record, safety};
 use crate::logs::writer::{LogQueue, Sink};
 use crate::names;
-use crate::resolve::{self, ResolvedApp};
+use crate::records::Ending;
+use crate::records::keeper::Keeper;
+use crate::resolve::{self, ResolvedApp, Source};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{moves, notify, signals, watch};
+use crate::{launcher, moves, notify, signals, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
-    let started_as = std::env::var(start::VARIABLE).ok();
+    let started_as = std::env::var_os(start::VARIABLE).map(|_| start::chosen().app);
     // After `troop restart` no process waits for the report.
     let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
     let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
@@ -64,10 +66,8 @@ fn run_as(
     let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
     if !resolved.background {
         // `troop start` has printed them already.
-        source
-            .warnings(&resolved)
-            .iter()
-            .for_each(|warning| log::line(&format!("troop: {warning}")));
+        let warnings = source.warnings(&resolved).into_iter().chain(launcher::hint(&resolved));
+        warnings.for_each(|warning| log::line(&format!("troop: {warning}")));
     }
     if resolved.background
         && (resolved.workers() == 0
@@ -82,10 +82,10 @@ fn run_as(
     }
     let signals = signals::Signals::catch()
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    let wanted = resolved
-        .name
-        .clone()
-        .or_else(|| std::env::var(restart::VARIABLE).ok().filter(|name| names::is_app(name)));
+    let named_by = |variable| std::env::var(variable).ok().filter(|name| names::is_app(name));
+    let wanted = named_by(restart::VARIABLE)
+        .or_else(|| named_by(start::RESUMED_VARIABLE))
+        .or_else(|| resolved.name.clone());
     let claim = match claim(wanted.as_deref(), &resolved.default_name) {
         Ok(claim) => Some(claim),
         Err(ClaimError::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
@@ -103,6 +103,8 @@ fn run_as(
             None
         }
     };
+    let format = resolved.app.log.unwrap_or(LogFormat::Human);
+    let is_human = matches!(format, LogFormat::Human);
     let (claim, listener) = claim.unzip();
     if let Some(claim) = &claim {
         moves::begin(&claim.name);
@@ -115,6 +117,9 @@ fn run_as(
         .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());
     if wanted.is_none() && name != resolved.default_name && !resolved.background {
         log::line(&format!("troop: {}", also_runs(&resolved.default_name, &name)));
+    }
+    if let Some(hint) = resolved.workers_hint().filter(|_| !resolved.background && is_human) {
+        log::line(&format!("troop: 1 worker; {hint}"));
     }
     // Everything that can fail comes before the first file is created.
     if let Some(watch) = &resolved.app.watch {
@@ -143,7 +148,6 @@ fn run_as(
         log::send_lines_to(queue);
         moves::say_in_logs();
     }
-    let format = resolved.app.log.unwrap_or(LogFormat::Human);
     let mut log = match queue.clone().filter(|_| resolved.background) {
         Some(queue) => Log::to_logs(queue, format),
         None => Log::foreground(format),
@@ -156,13 +160,18 @@ fn run_as(
     }
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
+    let keeper = claim.as_ref().and_then(|_| keep(&name, &resolved, &source)).map(Arc::new);
+    let lock = claim.as_ref().and_then(|claim| claim.lock_file().ok());
+    let last_end = Arc::new(Mutex::new(None));
     let parts = Parts {
         name: name.clone(),
         resolved,
         source,
         queue: queue.clone(),
         restarting: restarting.clone(),
-        reporter,
+        reporter: reporter.clone(),
+        keeper: keeper.clone(),
+        lock,
     };
     builder = builder.on_start(move |cluster| {
         let serve = |app| async {
@@ -175,8 +184,14 @@ fn run_as(
         }
     });
     let mut last_failed = None;
+    let noted_end = last_end.clone();
     let result = builder
         .on_event(move |event| {
+            if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
+                && let Ok(mut last) = noted_end.lock()
+            {
+                *last = Some(how.to_string());
+            }
             match (&observed, event) {
                 (Some(reporter), Event::Exit { worker, exit: how, .. }) => {
                     if !how.is_success() {
@@ -204,11 +219,26 @@ fn run_as(
     if let Some(queue) = queue.filter(|_| result.is_ok()) {
         queue.finish();
     }
+    if let Some(keeper) = keeper.filter(|_| result.is_err() || !restarting.is_requested()) {
+        let last_end = last_end.lock().ok().and_then(|mut last| last.take());
+        let awaited = reporter.as_ref().filter(|reporter| reporter.is_awaited());
+        let is_stopped = restarting.is_stop_requested();
+        match &result {
+            Ok(()) if is_stopped => keeper.end(Ending::Stopped, None),
+            // `troop start` says that it has failed.
+            _ if awaited.is_some_and(|reporter| !reporter.has_started()) => {
+                let reason = result.as_ref().err().map(Error::chain).or(last_end);
+                keeper.take_back(reason.unwrap_or_else(|| "no worker became ready".into()));
+            }
+            Ok(()) => keeper.end(Ending::Finished, last_end),
+            Err(e) => keeper.end(Ending::Failed, Some(e.chain())),
+        }
+    }
     result?;
     if restarting.is_requested() {
         drop(claim);
         log::finish();
-        let e = restart::exec_again(&name, &fds);
+        let e = restart::exec_again(&name, &fds, restarting.take_env());
         return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())
@@ -225,6 +255,18 @@ fn claim(name: Option<&str>, usual: &str) -> Result<(Claim, UnixListener), Claim
     match name {
         Some(name) => sockets::claim(name, true),
         None => sockets::claim(usual, false),
+    }
+}
+
+/// Writes the record of an app. Without one it runs all the same.
+fn keep(name: &str, resolved: &ResolvedApp, source: &Source) -> Option<Keeper> {
+    match Keeper::begin(name, resolved, source) {
+        Ok(keeper) => Some(keeper),
+        Err(e) if resolved.background => {
+            log::line(&format!("troop: this app is not listed after its end: {e}"));
+            None
+        }
+        Err(_) => None,
     }
 }
 

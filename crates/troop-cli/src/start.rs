@@ -1,207 +1,174 @@
 //! `troop start`: spawns a primary in the background and waits until its workers are ready.
 
-use std::io::{BufRead as _, BufReader, Write as _};
+mod choice;
+mod reporter;
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::SIGINT;
-use troop::snapshot::{Phase, Snapshot};
-use troop::supervise::{NotReady, Progress};
-use troop::{Cluster, Event, WorkerHandle, text};
+use troop::text;
 
 use crate::args::{Env, Run, Start};
 use crate::config;
 use crate::control::protocol::Failure;
+use crate::control::targets;
 use crate::error::CliError;
+use crate::records::{Record, Text};
 use crate::resolve::{self, ResolvedApp};
-use crate::{log, print};
+use crate::{launcher, log, logs, print};
+pub(crate) use choice::{Choice, only};
+use reporter::is_address_in_use;
+pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
 
 /// The variable by which `troop start` makes the process that it spawns a background primary. Its
 /// value is the name of the app in the file.
 pub(crate) const VARIABLE: &str = "TROOP_STARTED_AS";
+/// The variable by which a primary gets the name of an app that is started again.
+pub(crate) const RESUMED_VARIABLE: &str = "TROOP_RESUMED_AS";
 /// Interval between checks whether Ctrl-C was pressed.
 const INTERRUPT_CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// The number of lines of a start that `--attach` shows.
+const ATTACHED_LINES: usize = 15;
 /// Time to wait beyond a worker's `ready_timeout`.
 pub(crate) const READY_MARGIN: Duration = Duration::from_secs(5);
 /// Time that a primary whose start has failed has to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a primary has to start a session of its own.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time to wait for the last lines of a worker.
-pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
-
-/// The report of a background primary to `troop start`: one line of JSON on standard output.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum StartupReport {
-    /// All workers are ready.
-    Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
-    /// Some workers are ready, and the app keeps running.
-    Partly { ready: usize, wanted: usize, reason: String },
-    /// The start has failed, and the primary ends.
-    Failed { reason: String, usage: bool },
-}
-
-/// Sends one [`StartupReport`] to the process that waits for this primary.
-#[derive(Debug, Default)]
-pub(crate) struct StartupReporter {
-    /// A process waits for the report.
-    awaited: bool,
-    told: Mutex<bool>,
-    /// How the last worker ended that is not restarted.
-    last_end: Mutex<Option<String>>,
-    /// The worker that has ended with a failure last.
-    last_failed: Mutex<Option<WorkerHandle>>,
-}
-
-impl StartupReporter {
-    /// Detaches this process from its terminal.
-    pub(crate) fn new(awaited: bool) -> StartupReporter {
-        // `setsid` fails only for the leader of a process group, which a spawned process is not.
-        let _ = rustix::process::setsid();
-        StartupReporter { awaited, ..StartupReporter::default() }
-    }
-
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.awaited
-    }
-
-    pub(crate) fn note_end(&self, how: String) {
-        if let Ok(mut last) = self.last_end.lock() {
-            *last = Some(how);
-        }
-    }
-
-    pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
-        if let Ok(mut last_failed) = self.last_failed.lock() {
-            *last_failed = Some(worker.clone());
-        }
-    }
-
-    pub(crate) fn last_end(&self) -> Option<String> {
-        self.last_end.lock().ok()?.clone()
-    }
-
-    /// Sends the report, unless one was sent before.
-    pub(crate) fn send(&self, startup: &StartupReport) {
-        let Ok(mut told) = self.told.lock() else { return };
-        if std::mem::replace(&mut *told, true) {
-            return;
-        }
-        let line = serde_json::to_string(startup).unwrap_or_default();
-        let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-        // The waiting process reads until the end of the stream.
-        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
-            let _ = rustix::stdio::dup2_stdout(&null);
-        }
-    }
-
-    /// Waits until the start of a cluster has succeeded, failed or timed out, and reports that.
-    /// Stops the cluster if it has failed.
-    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, start_timeout: Duration) {
-        if !self.awaited {
-            return;
-        }
-        match tokio::time::timeout(start_timeout, cluster.ready()).await {
-            Ok(Ok(workers)) => {
-                let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.report_ready(snapshot, name, workers);
-            }
-            // Slots whose worker has ended for good do not become ready.
-            Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
-                let reason = format!("because the worker of slot {slot} has ended for good: {how}");
-                self.send(&StartupReport::Partly { ready, wanted, reason });
-            }
-            Ok(Err(NotReady::GaveUp { why, last_lines })) => {
-                let reason = Event::Supervision(Progress::GivingUp(why)).to_string();
-                let reason = reason + &quoted(last_lines.as_deref());
-                self.send(&StartupReport::Failed { reason, usage: false });
-                drop(cluster.stop());
-            }
-            // It ends, and says so itself.
-            Ok(Err(_)) => {}
-            Err(_) => self.report_timeout(cluster, start_timeout).await,
-        }
-    }
-
-    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
-        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
-        self.send(&StartupReport::Ready {
-            name: name.to_owned(),
-            pid: snapshot.pid,
-            workers,
-            listeners,
-        });
-    }
-
-    /// Reports a start that has timed out. It has failed if no worker is ready.
-    async fn report_timeout(&self, cluster: &Cluster, start_timeout: Duration) {
-        let Ok(snapshot) = cluster.snapshot().await else { return };
-        if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
-            self.send(&StartupReport::Partly {
-                ready: snapshot.ready,
-                wanted: snapshot.wanted.unwrap_or(1),
-                reason: format!("after {start_timeout:.0?}"),
-            });
-            return;
-        }
-        let mut reason = format!("no worker is ready after {start_timeout:.0?}");
-        if let Some(end) = snapshot.last_end {
-            reason.push_str(&format!("; the last unexpected end: {end}"));
-        }
-        let last_failed =
-            self.last_failed.lock().ok().and_then(|mut last_failed| last_failed.take());
-        let words = last_failed.and_then(|worker| worker.last_stderr(LAST_LINES_TIMEOUT));
-        reason.push_str(&quoted(words.as_deref()));
-        self.send(&StartupReport::Failed { reason, usage: false });
-        drop(cluster.stop());
-    }
-}
-
-/// Returns the last lines of a worker that has ended, to append to a reason.
-pub(crate) fn quoted(last_lines: Option<&str>) -> String {
-    let words = last_lines.filter(|words| !words.trim().is_empty());
-    words
-        .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))
-        .unwrap_or_default()
-}
 
 /// Runs `troop start`.
 pub(crate) fn start(args: &Start) -> Result<(), CliError> {
-    let names = names(&args.run).map_err(CliError::Usage)?;
+    let planned = plan(args).map_err(CliError::Usage)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, interrupted.clone())
         .map_err(|e| CliError::Io("catch signals".into(), e))?;
-    let mut failed = None;
-    for (at, name) in names.iter().enumerate() {
+    let (mut failed, mut started) = (None, None);
+    for (at, (run, choice)) in planned.iter().enumerate() {
         if interrupted.load(Ordering::Acquire) {
-            log::line(&format!("troop: not started: {}", names[at..].join(", ")));
+            let rest = planned[at..].iter().map(|(_, choice)| choice.app.as_str());
+            log::line(&format!("troop: not started: {}", rest.collect::<Vec<_>>().join(", ")));
             break;
         }
         // The failure of one app does not keep the others from starting.
-        if let Err(error) = start_one(args, name, &interrupted)
-            && let Some(before) = failed.replace(error)
-        {
-            log::line(&format!("troop: {before}"));
+        match start_one(args, run, choice, &interrupted) {
+            Ok(name) => started = Some(name),
+            Err(error) => {
+                if let Some(before) = failed.replace(error) {
+                    log::line(&format!("troop: {before}"));
+                }
+            }
         }
     }
-    failed.map_or(Ok(()), Err)
+    match failed {
+        Some(error) => Err(error),
+        None if args.attach => {
+            let app = if planned.len() == 1 { started } else { Some("all".into()) };
+            logs::show::attach(app, ATTACHED_LINES)
+        }
+        None => Ok(()),
+    }
 }
 
-/// Returns the names of the apps to start; an empty name stands for a program without a file.
-fn names(run: &Run) -> Result<Vec<String>, String> {
+/// Returns the app that this process is the primary of.
+pub(crate) fn chosen() -> Choice {
+    Choice::decode(&std::env::var(VARIABLE).unwrap_or_default())
+}
+
+/// Has a primary run the one app of the command line that was chosen for it.
+pub(crate) fn choose(args: &mut Start, choice: &Choice) {
+    if let Some(word) = choice.word.checked_sub(1) {
+        args.run.program = args.more.get(word).cloned();
+    }
+}
+
+/// Returns words of a command line that name apps which are known: `troop start web 3`. A
+/// program, a file, or an app of `troop.toml` overrides them.
+pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
+    let run = &args.run;
+    let words = run.program.iter().chain(&args.more);
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+    if words.is_empty() || run.config.is_some() || !run.args.is_empty() {
+        return Ok(None);
+    }
+    for word in &words {
+        let one = Run { program: Some(word.into()), ..run.clone() };
+        if Path::new(word).exists()
+            || resolve::file_of(&one).map_err(CliError::Usage)?.is_some()
+            || (word != "all" && targets::selected(word)?.is_empty())
+        {
+            return Ok(None);
+        }
+    }
+    let typed = std::env::args().skip(2);
+    let mut options = typed.filter(|arg| {
+        arg.starts_with('-') && !["--json", "--no-wait", "--update-env"].contains(&arg.as_str())
+    });
+    match options.next() {
+        Some(option) => {
+            let name = words.join(" ");
+            Err(CliError::Usage(format!(
+                "{name} is started as it was before, so {option} has no effect; to change how, use `troop delete {name}`, and start its program with {option}"
+            )))
+        }
+        None => Ok(Some(words)),
+    }
+}
+
+/// Returns the apps to start, each with the command line on which its word is the program.
+fn plan(args: &Start) -> Result<Vec<(Run, Choice)>, String> {
     // A PM2 file is read with the chosen environment.
-    for env in &run.env {
+    for env in &args.run.env {
         if let Env::Chosen(name) = env {
             config::choose_environment(name);
         }
     }
+    let (run, more) = (&args.run, &args.more);
+    let is_file = |word: &OsString| config::format_of(Path::new(word)).is_some();
+    let has_file = run.config.is_some() || run.program.as_ref().is_some_and(is_file);
+    let mut run = run.clone();
+    let mut more: Vec<&OsString> = more.iter().collect();
+    if has_file && !more.is_empty() {
+        let file = run.config.clone().or_else(|| run.program.clone().map(PathBuf::from));
+        let apps = config::read(&file.unwrap_or_default())?;
+        let is_app = |word: &&OsString| word.to_str().is_some_and(|word| apps.contains_key(word));
+        if more.iter().all(|word| is_app(word) || !Path::new(word).exists()) {
+            run.only.extend(more.drain(..).map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    if let Some(word) = more.iter().find(|word| !Path::new(word).exists()) {
+        let (program, word) =
+            (run.program.clone().unwrap_or_default(), word.to_string_lossy().into_owned());
+        return Err(format!(
+            "there is no file {word}; the program's own arguments stand behind `--`: troop start {} -- {word}",
+            program.to_string_lossy()
+        ));
+    }
+    if run.name.is_some() && !more.is_empty() {
+        return Err("--name is for one program".into());
+    }
+    let mut planned = Vec::new();
+    for word in 0..=more.len() {
+        let mut run = run.clone();
+        if word > 0 {
+            run.program = Some(more[word - 1].clone());
+        }
+        for app in names(&run)? {
+            planned.push((run.clone(), Choice { word, app }));
+        }
+    }
+    Ok(planned)
+}
+
+/// Returns the names of the apps of a word; an empty name stands for a program without a file.
+fn names(run: &Run) -> Result<Vec<String>, String> {
     Ok(match resolve::file_of(run)? {
         Some((_, None)) if run.pm2.names_interpreter() => {
             return Err("--interpreter is for a program that is named on the command line".into());
@@ -211,64 +178,169 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
             warnings
                 .iter()
                 .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
-            apps.into_keys().collect()
+            let names: Vec<_> = apps.into_keys().collect();
+            only(names.clone(), &run.only).map_err(|name| resolve::no_app(&file, &name, &names))?
         }
         _ => vec![String::new()],
     })
 }
 
-fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), CliError> {
+/// Starts an app and returns its name.
+fn start_one(
+    args: &Start,
+    run: &Run,
+    choice: &Choice,
+    interrupted: &AtomicBool,
+) -> Result<String, CliError> {
     // Resolved here too, so that errors and warnings reach the terminal.
     let (resolved, source) =
-        resolve::resolve(args.run.clone(), Some(name)).map_err(CliError::Usage)?;
-    source.warnings(&resolved).iter().for_each(|warning| log::line(&format!("troop: {warning}")));
-    let doing = |e| CliError::Io("start the primary".into(), e);
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("troop")
-        .args(std::env::args_os().skip(1))
-        .env(VARIABLE, name)
-        // A worker that starts another app does not take it along when it ends.
-        .env_remove(troop::setup::KillMode::VARIABLE)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(doing)?;
-    let shown = resolved.name.clone().unwrap_or_else(|| resolved.default_name.clone());
-    if args.no_wait {
-        report(
-            args.json,
-            &serde_json::json!({ "name": shown, "pid": child.id(), "state": "starting" }),
-            || format!("{shown}: starting"),
-        );
-        return Ok(());
-    }
-    let (sender, startup) = std::sync::mpsc::channel();
-    let pipe = child.stdout.take().ok_or_else(|| doing(std::io::ErrorKind::BrokenPipe.into()))?;
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        let read = BufReader::new(pipe).read_line(&mut line);
-        let _ = sender.send(read.map(|_| line));
-    });
-    let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
-    let answer = match wait_for(&startup, start_timeout(&resolved) + EXIT_TIMEOUT, interrupted) {
-        Some(answer) => answer,
-        None if has_own_session(&mut child) => {
-            return fail(format!(
-                "{shown}: interrupted, but the app keeps starting in the background: `troop show {shown}` shows it, `troop stop {shown}` stops it"
-            ));
-        }
-        None => {
-            return fail(format!(
-                "{shown}: interrupted before the primary had started; nothing runs"
-            ));
-        }
+        resolve::resolve(run.clone(), Some(&choice.app)).map_err(CliError::Usage)?;
+    let warnings = source.warnings(&resolved).into_iter().chain(launcher::hint(&resolved));
+    warnings.for_each(|warning| log::line(&format!("troop: {warning}")));
+    let mut command = Command::new("/proc/self/exe");
+    let typed = args.typed.clone().unwrap_or_else(|| std::env::args_os().skip(1).collect());
+    command.arg0("troop").args(typed).env(VARIABLE, choice.encode());
+    let primary = StartingPrimary::spawn(
+        command,
+        resolved.name.clone().unwrap_or_else(|| resolved.default_name.clone()),
+        start_timeout(&resolved),
+        resolved.workers_hint(),
+    )?;
+    primary.finish(args.no_wait, args.json, interrupted)
+}
+
+/// Starts an app again as it was started before.
+pub(crate) fn resume(
+    record: &Record,
+    no_wait: bool,
+    json: bool,
+    interrupted: &AtomicBool,
+) -> Result<(), CliError> {
+    let Some(call) = &record.start else {
+        return Err(CliError::Failed(Failure::new(
+            "failed",
+            format!("{} ran in the foreground: `troop run` starts it again", record.name),
+        )));
     };
-    match answer {
-        Ok(Ok(line)) => match serde_json::from_str(&line) {
-            Ok(StartupReport::Ready { name, pid, workers, listeners }) => {
-                if name != shown {
-                    log::line(&format!("troop: {}", crate::run::also_runs(&shown, &name)));
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("troop")
+        .args(call.args.iter().map(Text::to_os))
+        .env_clear()
+        .envs(call.env.iter().map(|(name, value)| (name.to_os(), value.to_os())))
+        .current_dir(&call.cwd)
+        .env(VARIABLE, &call.app)
+        .env(RESUMED_VARIABLE, &record.name);
+    // The verbs that are typed here must find it.
+    for name in ["TROOP_RUNTIME_DIR", "XDG_RUNTIME_DIR", "TROOP_STATE_DIR"] {
+        match std::env::var_os(name) {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    if !call.cwd.is_dir() {
+        return Err(CliError::Failed(Failure::new(
+            "failed",
+            format!("{}: there is no directory {} any more", record.name, call.cwd.display()),
+        )));
+    }
+    let timeout = Duration::from_millis(call.timeout_ms);
+    StartingPrimary::spawn(command, record.name.clone(), timeout, None)?
+        .finish(no_wait, json, interrupted)
+        .map(|_| ())
+}
+
+/// A primary in the background whose report is awaited.
+struct StartingPrimary {
+    child: Child,
+    report: Receiver<std::io::Result<String>>,
+    name: String,
+    timeout: Duration,
+    hint: Option<&'static str>,
+}
+
+impl StartingPrimary {
+    fn spawn(
+        mut command: Command,
+        name: String,
+        timeout: Duration,
+        hint: Option<&'static str>,
+    ) -> Result<StartingPrimary, CliError> {
+        let doing = |e| CliError::Io("start the primary".into(), e);
+        let mut child = command
+            // A worker that starts another app does not take it along when it ends.
+            .env_remove(troop::setup::KillMode::VARIABLE)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(doing)?;
+        let (sender, report) = std::sync::mpsc::channel();
+        let pipe =
+            child.stdout.take().ok_or_else(|| doing(std::io::ErrorKind::BrokenPipe.into()))?;
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(pipe).read_line(&mut line);
+            let _ = sender.send(read.map(|_| line));
+        });
+        Ok(StartingPrimary { child, report, name, timeout, hint })
+    }
+
+    /// Waits for the report and prints it. Returns the app's name.
+    fn finish(
+        mut self,
+        no_wait: bool,
+        json: bool,
+        interrupted: &AtomicBool,
+    ) -> Result<String, CliError> {
+        let shown = &self.name;
+        if no_wait {
+            report(
+                json,
+                &serde_json::json!({ "name": shown, "pid": self.child.id(), "state": "starting" }),
+                || format!("{shown}: starting"),
+            );
+            return Ok(self.name);
+        }
+        let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
+        let answer = match wait_for(&self.report, self.timeout + EXIT_TIMEOUT, interrupted) {
+            Some(answer) => answer,
+            None if has_own_session(&mut self.child) => {
+                return fail(format!(
+                    "{shown}: interrupted, but the app keeps starting in the background: `troop show {shown}` shows it, `troop stop {shown}` stops it"
+                ));
+            }
+            None => {
+                return fail(format!(
+                    "{shown}: interrupted before the primary had started; nothing runs"
+                ));
+            }
+        };
+        match answer {
+            Ok(Ok(line)) => match serde_json::from_str(&line) {
+                Ok(startup) => self.print(startup, json),
+                Err(_) => fail(format!(
+                    "{shown}: the primary ended without a word: {}",
+                    ended(&mut self.child)
+                )),
+            },
+            Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
+                fail(format!("{shown}: the primary ended: {}", ended(&mut self.child)))
+            }
+            Err(RecvTimeoutError::Timeout) => fail(format!(
+                "{shown}: not all workers are ready after {:.0?}; it keeps running: see `troop show` and `troop logs`",
+                self.timeout
+            )),
+        }
+    }
+
+    fn print(&mut self, startup: StartupReport, json: bool) -> Result<String, CliError> {
+        let shown = &self.name;
+        let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
+        match startup {
+            StartupReport::Ready { name, pid, workers, listeners } => {
+                if name != *shown {
+                    log::line(&format!("troop: {}", crate::run::also_runs(shown, &name)));
                 }
                 let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
                 let on = if listeners.is_empty() {
@@ -276,18 +348,23 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                 } else {
                     format!(" on {}", listeners.join(", "))
                 };
-                report(args.json, &state, || {
-                    format!("{name}: {} ready{on}", text::counted(workers, "worker"))
+                let hint = self.hint.filter(|_| !listeners.is_empty());
+                let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                report(json, &state, || {
+                    format!("{name}: {} ready{on}{hint}", text::counted(workers, "worker"))
                 });
-                Ok(())
+                Ok(name)
             }
-            Ok(StartupReport::Partly { ready, wanted, reason }) => fail(format!(
-                "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it keeps running: see `troop show` and `troop logs`"
-            )),
-            Ok(StartupReport::Failed { reason, usage }) => {
+            StartupReport::Partly { ready, wanted, reason, last_lines } => {
+                let lines = quoted(last_lines.as_deref());
+                fail(with_tip(format!(
+                    "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it keeps running: see `troop show` and `troop logs`{lines}"
+                )))
+            }
+            StartupReport::Failed { reason, usage } => {
                 // `troop ls` must not show the app after this command has failed.
                 let deadline = Instant::now() + EXIT_TIMEOUT;
-                while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 let reason = with_tip(reason);
@@ -297,17 +374,7 @@ fn start_one(args: &Start, name: &str, interrupted: &AtomicBool) -> Result<(), C
                     fail(format!("{shown}: {reason}"))
                 }
             }
-            Err(_) => {
-                fail(format!("{shown}: the primary ended without a word: {}", ended(&mut child)))
-            }
-        },
-        Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
-            fail(format!("{shown}: the primary ended: {}", ended(&mut child)))
         }
-        Err(RecvTimeoutError::Timeout) => fail(format!(
-            "{shown}: not all workers are ready after {:.0?}; it keeps running: see `troop show` and `troop logs`",
-            start_timeout(&resolved)
-        )),
     }
 }
 
@@ -331,7 +398,7 @@ fn wait_for<T>(
 
 /// Whether a primary has a session of its own, so that Ctrl-C does not reach it. Kills one that does
 /// not get one in time.
-fn has_own_session(child: &mut std::process::Child) -> bool {
+fn has_own_session(child: &mut Child) -> bool {
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed());
     let deadline = Instant::now() + SESSION_TIMEOUT;
     while Instant::now() < deadline {
@@ -353,7 +420,7 @@ pub(crate) fn start_timeout(resolved: &ResolvedApp) -> Duration {
 
 /// Adds what to do about an address that is in use, where a reason is about that.
 pub(crate) fn with_tip(mut reason: String) -> String {
-    if ["EADDRINUSE", "ddress already in use"].iter().any(|sign| reason.contains(sign)) {
+    if is_address_in_use(&reason) {
         reason.push_str(
             "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
              workers of a program that binds its port past troop are in each other's way: see --bind",
@@ -362,7 +429,7 @@ pub(crate) fn with_tip(mut reason: String) -> String {
     reason
 }
 
-fn ended(child: &mut std::process::Child) -> String {
+fn ended(child: &mut Child) -> String {
     child.wait().map_or_else(|e| e.to_string(), |status| status.to_string())
 }
 

@@ -123,7 +123,7 @@ fn all_apps_of_a_file_are_started_and_started_again_with_what_it_says_then() {
         home.troop(&["reload", "two"]).2.is_empty()
             || !home.troop(&["reload", "two"]).2.contains("grace")
     );
-    home.fine(&["stop", "all"]);
+    home.fine(&["delete", "all"]);
     assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
 }
 
@@ -133,27 +133,30 @@ fn output_of_workers_is_written_to_files_and_shown() {
     home.fine(&["start", "server.js", "-i", "2", "-n", "web"]);
     get(port(&home.show("web")));
     wait_until("the request in the log", || home.log("web.log").contains("asked for /page"));
-    let all = home.fine(&["logs", "web", "-n", "100"]);
+    let all = home.fine(&["logs", "web", "--nostream", "-n", "100"]);
     for part in
         [" 0 ! slot 0 listens", " 1 ! slot 1 listens", "| asked for /page", "- * worker 1 started"]
     {
         assert!(all.contains(part), "{part} in {all}");
     }
-    let errors = home.fine(&["logs", "web", "--err"]);
+    let errors = home.fine(&["logs", "web", "--nostream", "--err"]);
     assert!(
         errors.lines().count() == 2 && errors.lines().all(|line| line.contains(" ! slot ")),
         "{errors}"
     );
-    let one = home.fine(&["logs", "web", "--err", "--slot", "1", "--json"]);
+    let one = home.fine(&["logs", "web", "--nostream", "--err", "--slot", "1", "--json"]);
     let line: Value = serde_json::from_str(one.trim()).unwrap();
     assert_eq!(
         (&line["slot"], &line["stream"], &line["text"]),
         (&1.into(), &"err".into(), &"slot 1 listens".into())
     );
-    assert_eq!(home.fine(&["logs", "web", "--lines", "1", "--out"]).lines().count(), 1);
+    assert_eq!(
+        home.fine(&["logs", "web", "--nostream", "--lines", "1", "--out"]).lines().count(),
+        1
+    );
     // And when it does not run any more.
     home.fine(&["stop", "web"]);
-    assert!(home.fine(&["logs", "web", "-n", "50"]).contains("asked for /page"));
+    assert!(home.fine(&["logs", "web", "--nostream", "-n", "50"]).contains("asked for /page"));
     assert_eq!(home.troop(&["logs", "other"]).0, 3);
     assert_eq!(home.troop(&["logs", "../logs/web"]).0, 3);
     // Also where it was told to write.
@@ -170,7 +173,7 @@ fn output_of_workers_is_written_to_files_and_shown() {
         "own/err.log",
     ]);
     home.fine(&["stop", "web"]);
-    let said = home.fine(&["logs", "web", "-n", "50"]);
+    let said = home.fine(&["logs", "web", "--nostream", "-n", "50"]);
     assert!(
         said.contains("slot 0 listens")
             && said.contains("worker 1 started")
@@ -180,7 +183,7 @@ fn output_of_workers_is_written_to_files_and_shown() {
     home.fine(&["start", "server.js", "-i", "1", "-n", "web"]);
     home.fine(&["stop", "web"]);
     assert!(
-        home.fine(&["logs", "web", "-n", "100"]).contains("asked for /page"),
+        home.fine(&["logs", "web", "--nostream", "-n", "100"]).contains("asked for /page"),
         "the usual file again"
     );
 }

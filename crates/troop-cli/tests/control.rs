@@ -53,12 +53,12 @@ fn apps_are_listed_and_shown() {
     let (code, out, _) = first.troop(["ls"]);
     assert_eq!(code, 0);
     let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
-    let names: Vec<_> = rows.iter().map(|row| row[0]).collect();
+    let names: Vec<_> = rows.iter().map(|row| row[1]).collect();
     // Without a name they are called as their programs, and those that are alike get a number.
-    assert_eq!(names, ["NAME", "hello", "hello-2", "web"]);
-    let expected = ["web", &first.child.id().to_string(), "running", "2/2", "0"];
-    assert_eq!(rows[3][..5], expected);
-    assert_eq!(rows[3].last().unwrap(), &format!("127.0.0.1:{port}"));
+    assert_eq!(names, ["NAME", "web", "hello", "hello-2"]);
+    let expected = ["0", "web", &first.child.id().to_string(), "running", "2/2", "0"];
+    assert_eq!(rows[1][..6], expected);
+    assert_eq!(rows[1].last().unwrap(), &format!("127.0.0.1:{port}"));
 
     let web = show(&first, "web");
     let workers: BTreeSet<u64> = web["workers"]

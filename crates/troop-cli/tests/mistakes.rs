@@ -185,7 +185,7 @@ fn a_verb_that_needs_one_app_of_several_asks_which() {
     let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
     assert_eq!(home.fine(&["check"]), "troop.toml: jobs, web are fine\n");
     home.fine(&["start"]);
-    for verb in ["show", "reload", "restart", "stop", "logs", "events"] {
+    for verb in ["show", "reload", "restart", "stop", "events"] {
         fails(&home, &[verb], 2, &["which app, or `all`? running: jobs, web"]);
     }
     fails(&home, &["events", "all"], 2, &["one app at a time"]);

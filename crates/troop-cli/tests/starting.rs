@@ -111,6 +111,75 @@ fn a_running_app_is_reported_even_if_its_descriptors_are_missing() {
     assert!(code == 1 && err.contains("runs already"), "{code} {err}");
 }
 
+#[test]
+fn a_program_has_one_worker_unless_more_are_asked_for() {
+    let home = Home::with(&[
+        ("server.js", SERVER),
+        ("troop.toml", "[app.web]\nprogram = \"server.js\"\n"),
+    ]);
+    let cpus = troop::available_workers();
+    let count = |name: &str| home.show(name)["workers"].as_array().unwrap().len();
+    let out = home.fine(&["start", "server.js", "-n", "one"]);
+    assert!(out.starts_with("one: 1 worker ready on 127.0.0.1:"), "{out}");
+    assert_eq!(out.contains("; -w auto for one per CPU"), cpus > 1, "{out}");
+    assert_eq!(count("one"), 1);
+    for (name, how) in [
+        ("a", ["-w", "auto"]),
+        ("b", ["-i", "max"]),
+        ("c", ["-i", "0"]),
+        ("d", ["--instances", "0"]),
+        ("e", ["--set", "workers=auto"]),
+    ] {
+        let out = home.fine(&["start", "server.js", "-n", name, how[0], how[1]]);
+        assert!(!out.contains("-w auto"), "{out}");
+        assert_eq!(count(name), cpus, "{how:?}");
+    }
+    let out = home.fine(&["start", "server.js", "-n", "typed", "-w", "1"]);
+    assert!(!out.contains("-w auto"), "it was asked for: {out}");
+    home.fine(&["start", "web"]);
+    assert_eq!(count("web"), cpus);
+    home.fine(&["reload", "one"]);
+    assert_eq!(home.show("one")["wanted"], 1, "a reload keeps it");
+}
+
+#[test]
+fn in_the_foreground_the_one_worker_is_said_at_the_start() {
+    let home = Home::with(&[]);
+    for (args, is_said) in [(&["run", "true"][..], true), (&["run", "-w", "1", "true"], false)] {
+        let (code, _, err) = home.troop(&[args, &["--restart", "never"]].concat());
+        let is_said = is_said && troop::available_workers() > 1;
+        assert_eq!(
+            err.contains("troop: 1 worker; -w auto for one per CPU"),
+            is_said,
+            "{code} {err}"
+        );
+    }
+}
+
+#[test]
+fn several_workers_of_npm_are_told_what_to_start_instead_and_why_they_fail() {
+    const PACKAGE: &str = r#"{ "scripts": { "start": "node server.js" } }"#;
+    const FIXED: &str =
+        "require('http').createServer(() => {}).listen(process.env.PORT, '127.0.0.1');";
+    let home = Home::with(&[("package.json", PACKAGE), ("server.js", FIXED)]);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut command = home.command(&["start", "npm", "-n", "web", "-w", "2", "--", "start"]);
+    let output = command.env("PORT", port).output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    for part in [
+        "npm starts `node server.js` as a process of its own",
+        "start that instead: `troop start -w 2 server.js`",
+        "not all workers are ready, 1 of 2, because the others cannot listen where the first one does",
+        "EADDRINUSE",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    // One is no problem.
+    let (code, _, err) = home.troop(&["start", "npm", "-n", "one", "--", "start"]);
+    assert!(code == 0 && err.is_empty(), "{err}");
+}
+
 /// Such as do not speak Node's protocol, which end by the signal that they are sent.
 #[test]
 fn an_exit_that_troop_has_caused_is_reported_as_such() {

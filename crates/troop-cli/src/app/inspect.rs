@@ -1,6 +1,7 @@
 //! What is shown of an app: snapshots, and where output goes.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
@@ -11,7 +12,9 @@ use crate::logs::paths::files;
 impl RunningApp {
     /// Returns an [`AppSnapshot`].
     pub(crate) async fn snapshot(&self) -> Result<Value, Failure> {
-        let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
+        let mut snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
+        let uncounted = self.uncounted_restarts.load(Ordering::Relaxed);
+        snapshot.restarts = snapshot.restarts.saturating_sub(uncounted);
         let (name, program) =
             (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
         let app = AppSnapshot {
@@ -31,6 +34,13 @@ impl RunningApp {
             snapshot,
         };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))
+    }
+
+    /// Counts restarts from 0 again.
+    pub(crate) async fn reset(&self) -> Result<Value, Failure> {
+        let snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
+        self.uncounted_restarts.store(snapshot.restarts, Ordering::Relaxed);
+        Ok(json!({ "restarts": 0 }))
     }
 
     /// Returns where the output of the workers goes.

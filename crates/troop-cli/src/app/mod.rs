@@ -16,6 +16,8 @@ mod scale;
 mod send;
 mod triggers;
 
+use std::fs::File;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use troop::Cluster;
 
 use crate::control::protocol::Failure;
 use crate::logs::writer::LogQueue;
+use crate::records::keeper::{self, Keeper};
 use crate::resolve::{ResolvedApp, Source};
 use crate::restart::RestartRequest;
 use crate::signals::Signals;
@@ -45,6 +48,10 @@ pub(crate) struct Parts {
     pub(crate) restarting: Arc<RestartRequest>,
     /// Reports the outcome of the start to `troop start`.
     pub(crate) reporter: Option<Arc<StartupReporter>>,
+    /// The record of the app.
+    pub(crate) keeper: Option<Arc<Keeper>>,
+    /// The lock file of the app's name.
+    pub(crate) lock: Option<File>,
 }
 
 /// A running app.
@@ -59,6 +66,9 @@ pub(crate) struct RunningApp {
     /// The queue of the workers' output, if it passes through this process.
     queue: Option<Arc<LogQueue>>,
     restarting: Arc<RestartRequest>,
+    keeper: Option<Arc<Keeper>>,
+    /// The number of restarts that are not counted any more.
+    uncounted_restarts: AtomicU64,
     /// Held by the one reload that waits for the current one.
     waiting: Semaphore,
     /// Held during a reload.
@@ -78,7 +88,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
     serve: impl FnOnce(Arc<RunningApp>) -> F + Send + 'static,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Parts { name, resolved, source, queue, restarting, reporter } = parts;
+    let Parts { name, resolved, source, queue, restarting, reporter, keeper, lock } = parts;
     let app = Arc::new(RunningApp {
         cluster,
         name,
@@ -87,6 +97,8 @@ pub(crate) fn start<F: Future<Output = ()>>(
         resolved: Mutex::new(resolved),
         queue,
         restarting,
+        keeper,
+        uncounted_restarts: AtomicU64::new(0),
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
     });
@@ -94,6 +106,9 @@ pub(crate) fn start<F: Future<Output = ()>>(
         runtime.block_on(async {
             if let Some(reporter) = reporter {
                 tokio::spawn(app.clone().report_startup(reporter));
+            }
+            if let Some(lock) = lock {
+                tokio::spawn(keeper::show_life(lock));
             }
             tokio::spawn(app.clone().release_startup_memory());
             if let Some(watched) = watched {

@@ -10,6 +10,7 @@ use troop::supervise::RecycleFailed;
 use super::{RunningApp, failed};
 use crate::control::protocol::Failure;
 use crate::preflight;
+use crate::records::Text;
 use crate::start::start_timeout;
 
 impl RunningApp {
@@ -85,16 +86,22 @@ impl RunningApp {
     ///
     /// # Errors
     /// If the app is stopping, or its current configuration is invalid.
-    pub(crate) async fn restart(&self) -> Result<Duration, Failure> {
+    pub(crate) async fn restart(
+        &self,
+        env: Option<Vec<(Text, Text)>>,
+    ) -> Result<Duration, Failure> {
         let timeout = self.can_restart().await?;
-        self.restarting.request();
+        self.restarting.request(env);
         drop(self.cluster.stop());
         Ok(timeout)
     }
 
-    /// Stops the app; `quick` kills its workers.
-    pub(crate) fn stop(&self, quick: bool) {
+    /// Stops the app; `quick` kills its workers. With `forget` it is not listed any more then.
+    pub(crate) fn stop(&self, quick: bool, forget: bool) {
         self.restarting.cancel();
+        if let Some(keeper) = self.keeper.as_ref().filter(|_| forget) {
+            keeper.forget();
+        }
         drop(if quick { self.cluster.stop_now() } else { self.cluster.stop() });
     }
 

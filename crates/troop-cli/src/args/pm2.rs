@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::config::{self, App, Form, Ready, Time};
+use crate::config::{self, App, Form, Ready, Time, Workers};
 use crate::program::{interpreter_of, is_executable, is_script};
 
 /// Heading of these options in the help.
@@ -15,6 +15,11 @@ const PM2: &str = "As in PM2";
 /// PM2's options, with its names and units.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pm2 {
+    /// --workers; `max` and 0 are one per usable CPU, -1 is one less
+    #[arg(help_heading = PM2, short = 'i', long, value_name = "N|max", value_parser = config::instances)]
+    #[arg(allow_negative_numbers = true, conflicts_with = "workers")]
+    instances: Option<Workers>,
+
     /// --grace, in milliseconds
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
     kill_timeout: Option<Time>,
@@ -74,6 +79,34 @@ pub(crate) struct Pm2 {
     /// --format prefixed
     #[arg(help_heading = PM2, long, conflicts_with = "format")]
     time: bool,
+
+    /// --silent
+    #[arg(help_heading = PM2, long)]
+    disable_logs: bool,
+
+    /// --time; the format of times is that of RFC 3339
+    #[arg(help_heading = PM2, long, value_name = "FORMAT", conflicts_with = "format")]
+    log_date_format: Option<String>,
+
+    /// --set kill_mode=group
+    #[arg(help_heading = PM2, long)]
+    no_treekill: bool,
+
+    /// Accepted because PM2 has it: another app of the same program gets a number anyway
+    #[arg(help_heading = PM2, short, long, hide = true)]
+    force: bool,
+
+    /// Accepted because PM2 has it: workers share log files anyway
+    #[arg(help_heading = PM2, long, visible_alias = "combine-logs", hide = true)]
+    merge_logs: bool,
+
+    /// Accepted because PM2 has it: troop does not read the program's repository
+    #[arg(help_heading = PM2, long, hide = true)]
+    no_vizion: bool,
+
+    /// Accepted because PM2 has it: nothing is injected for monitoring
+    #[arg(help_heading = PM2, long, hide = true)]
+    no_pmx: bool,
 }
 
 /// Arguments that were given as one, split as a shell does.
@@ -110,6 +143,7 @@ impl Pm2 {
                 *field = Some(value.clone());
             }
         }
+        set(&mut app.workers, &self.instances);
         set(&mut app.grace, &self.kill_timeout);
         set(&mut app.ready_timeout, &self.listen_timeout);
         set(&mut app.restart.min_uptime, &self.min_uptime);
@@ -126,7 +160,11 @@ impl Pm2 {
         if self.no_autorestart {
             app.restart.when = Some(config::When::Never);
         }
-        if self.time {
+        app.silent |= self.disable_logs;
+        if self.no_treekill {
+            app.kill_mode = Some(config::KillMode::Group);
+        }
+        if self.time || self.log_date_format.is_some() {
             app.output.format = Some(Form::Prefixed);
         }
         if let Some(LogType::Json) = self.log_type {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use troop::Scheduling;
 use troop::policy::{BadScheduling, Pattern};
 
@@ -19,7 +19,8 @@ use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 /// files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop run server.js                  one worker per CPU, on the port that server.js listens on
+  troop run server.js                  one worker, on the port that server.js listens on
+  troop run -w auto server.js          one worker per CPU, all on that port
   troop run -w 4 --policy steered ./my-server --port 8000
   troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
@@ -47,8 +48,8 @@ pub(crate) struct Run {
     pub(crate) name: Option<String>,
 
     /// Number of workers, or `auto` for one per usable CPU (affinity and cgroup quota count); 0 runs
-    /// the program alone [default: auto]
-    #[arg(short, long, visible_short_alias = 'i', visible_alias = "instances", value_name = "N|auto", value_parser = config::workers)]
+    /// the program alone [default: 1; for apps of troop.toml: auto]
+    #[arg(short, long, value_name = "N|auto", value_parser = config::workers)]
     #[arg(allow_negative_numbers = true)]
     pub(crate) workers: Option<Workers>,
 
@@ -167,9 +168,10 @@ pub(crate) struct Run {
     #[arg(long, value_enum)]
     pub(crate) format: Option<Form>,
 
-    /// Format of events on standard error [default: human]
-    #[arg(long, value_enum)]
-    pub(crate) log: Option<LogFormat>,
+    /// Format of events on standard error, `human` or `json` [default: human]; another value is a
+    /// file for the output of the workers and their standard error, as in PM2
+    #[arg(short, long, value_name = "FORMAT|FILE", value_parser = log)]
+    pub(crate) log: Option<LogOption>,
 
     /// Set any option of troop.toml, such as `--set restart.max=3`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -181,6 +183,10 @@ pub(crate) struct Run {
     /// Read apps from a file; PROGRAM then names one of them. Command-line options override the file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+
+    /// Of a file with several apps, only these; may be repeated
+    #[arg(long, value_name = "APP,…", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
 
     /// The program: a script (.js, .mjs, .cjs, .ts) runs under node, anything else is executed. Or
     /// the name of an app in troop.toml, or a file with apps; optional if troop.toml has only one app
@@ -202,6 +208,13 @@ pub(crate) enum Env {
     Chosen(String),
 }
 
+/// The value of `--log`: the format of events or, as in PM2, a file for all output.
+#[derive(Debug, Clone)]
+pub(crate) enum LogOption {
+    Format(LogFormat),
+    File(PathBuf),
+}
+
 /// The value of `--policy`: a policy, and the listeners that it applies to, if not to all.
 #[derive(Debug, Clone)]
 pub(crate) struct Chosen {
@@ -219,6 +232,14 @@ pub(super) fn chosen(text: &str) -> Result<Chosen, BadScheduling> {
             Ok(Chosen { listeners: Some(address.parse()?), scheduling: policy.parse()? })
         }
         None => Ok(Chosen { listeners: None, scheduling: text.parse()? }),
+    }
+}
+
+fn log(text: &str) -> Result<LogOption, String> {
+    match LogFormat::from_str(text, false) {
+        Ok(format) => Ok(LogOption::Format(format)),
+        Err(_) if text.is_empty() => Err("it must be human, json or a file".into()),
+        Err(_) => Ok(LogOption::File(text.into())),
     }
 }
 

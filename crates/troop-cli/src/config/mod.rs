@@ -26,12 +26,32 @@ pub(crate) use app::{
     Ready, Rebalance, To, Watch, When,
 };
 pub(crate) use pm2::choose as choose_environment;
-pub(crate) use values::{Size, Time, Workers, bounded, cpus, size, time, workers};
+pub(crate) use procfile::app as app_of_command;
+pub(crate) use values::{Size, Time, Workers, bounded, cpus, instances, size, time, workers};
 
 use crate::{names, suggest};
 
 /// The default configuration file.
 pub(crate) const DEFAULT_FILE: &str = "troop.toml";
+
+/// Files of other programs that are read where there is no `troop.toml`, the first one that exists.
+const USUAL_FILES: [&str; 9] = [
+    "ecosystem.config.js",
+    "ecosystem.config.cjs",
+    "ecosystem.config.mjs",
+    "ecosystem.config.json",
+    "ecosystem.config.yml",
+    "ecosystem.json",
+    "ecosystem.yml",
+    "process.json",
+    "Procfile",
+];
+
+/// Returns the configuration file of this directory.
+pub(crate) fn usual_file() -> Option<PathBuf> {
+    let names = std::iter::once(DEFAULT_FILE).chain(USUAL_FILES);
+    names.map(PathBuf::from).find(|file| file.is_file() || (file.exists() && !file.is_dir()))
+}
 
 /// The error for policies beside `bind`.
 pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered`";

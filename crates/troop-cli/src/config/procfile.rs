@@ -40,7 +40,7 @@ pub(super) fn parse(text: &str, has_env: bool) -> Result<Apps, String> {
 }
 
 /// Returns the app of a command line.
-fn app(command: &str) -> App {
+pub(crate) fn app(command: &str) -> App {
     let words = shlex::split(command).filter(|words| {
         !command.contains(FOR_SHELL) && !words.first().is_some_and(|w| w.contains('='))
     });

@@ -81,6 +81,15 @@ pub(crate) fn workers(text: &str) -> Result<Workers, String> {
     }
 }
 
+/// Parses PM2's number of instances, of which 0 is one per CPU.
+pub(crate) fn instances(text: &str) -> Result<Workers, String> {
+    match workers(text) {
+        Ok(Workers::Number(0)) => Ok(Workers::Auto),
+        Err(_) => Err("it must be `max` or a number from 0 to 4096 (0 is one per CPU)".into()),
+        other => other,
+    }
+}
+
 impl Workers {
     pub(crate) fn count(self) -> usize {
         match self {
@@ -314,6 +323,10 @@ mod tests {
             (Ok(Workers::Auto), Ok(Workers::Number(0)), Ok(Workers::Number(8)))
         );
         assert_eq!(workers("-4096"), Ok(Workers::Number(1)));
+        assert_eq!(
+            (instances("0"), instances("max"), instances("2")),
+            (Ok(Workers::Auto), Ok(Workers::Auto), Ok(Workers::Number(2)))
+        );
         assert!(workers("4097").is_err() && workers("some").is_err());
     }
 

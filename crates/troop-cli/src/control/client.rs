@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::protocol::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION};
 use super::sockets;
 use crate::error::CliError;
-use crate::suggest;
+use crate::records::listed;
 
 /// Time after which an unused connection is replaced. The primary closes connections without a
 /// request after 10 s; those of `reload all` wait for their turn.
@@ -31,9 +31,9 @@ impl Client {
     }
 
     /// Connects to an app. Returns `None` if no app of this name runs.
-    fn connect(name: &str) -> Result<Option<Client>, CliError> {
+    pub(crate) fn connect(name: &str) -> Result<Option<Client>, CliError> {
         let doing = |e| CliError::Io(format!("connect to {name}"), e);
-        match sockets::connect(name) {
+        match sockets::connect(name).or_else(|e| elsewhere(name).unwrap_or(Err(e))) {
             Ok(stream) => Ok(Some(Client {
                 name: name.to_owned(),
                 stream: BufReader::new(stream),
@@ -116,12 +116,6 @@ fn timeout_of(request: &Request) -> Option<Duration> {
     }
 }
 
-/// Connects to all running apps.
-pub(crate) fn all() -> Result<Vec<Client>, CliError> {
-    let names = sockets::names().map_err(|e| CliError::Io("look for apps".into(), e))?;
-    names.iter().filter_map(|name| Client::connect(name).transpose()).collect()
-}
-
 /// Parses the name of an app, or of one worker of it: `web:3`.
 pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), CliError> {
     match text.and_then(|text| text.split_once(':')) {
@@ -135,43 +129,12 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
     }
 }
 
-/// Connects to the selected apps: one by name, `all`, or, without a name, the only one.
-pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
-    let running = |clients: &[Client]| match clients {
-        [] => "no app is running".to_owned(),
-        clients => format!(
-            "running: {}",
-            clients.iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ")
-        ),
-    };
-    match target {
-        Some("all") => match all()? {
-            clients if clients.is_empty() => Err(CliError::NoApp(running(&clients))),
-            clients => Ok(clients),
-        },
-        Some(name) => match Client::connect(name)? {
-            Some(client) => Ok(vec![client]),
-            None => {
-                let clients = all()?;
-                let names = clients.iter().map(|client| client.name.as_str());
-                let meant = suggest::nearest(name, names)
-                    .map(|name| format!("did you mean {name}? "))
-                    .unwrap_or_default();
-                Err(CliError::NoApp(format!(
-                    "there is no app {name:?}; {meant}{}",
-                    running(&clients)
-                )))
-            }
-        },
-        None => {
-            let clients = all()?;
-            match clients.len() {
-                1 => Ok(clients),
-                0 => Err(CliError::NoApp(running(&clients))),
-                _ => Err(CliError::Usage(format!("which app, or `all`? {}", running(&clients)))),
-            }
-        }
-    }
+/// Connects to an app whose control socket is in another directory, as its record says: it was
+/// started in another session, for example.
+fn elsewhere(name: &str) -> Option<io::Result<UnixStream>> {
+    let record = listed::of(name).filter(|app| app.end.is_none())?.record;
+    let is_here = sockets::path().canonicalize().is_ok_and(|path| path == record.runtime);
+    (!is_here).then(|| sockets::connect_in(&record.runtime, name))
 }
 
 #[cfg(test)]

@@ -5,5 +5,7 @@ pub(crate) mod client;
 pub(crate) mod connection;
 mod pending;
 pub(crate) mod protocol;
+pub(crate) mod select;
 pub(crate) mod server;
 pub(crate) mod sockets;
+pub(crate) mod targets;

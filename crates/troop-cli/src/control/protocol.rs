@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use troop::snapshot::Snapshot;
 
+use crate::records::Text;
+
 /// The version of the protocol.
 pub(crate) const VERSION: u32 = 1;
 
@@ -34,7 +36,11 @@ pub(crate) enum Request {
     },
     /// Stops the workers and starts the app again, re-reading its configuration. The connection
     /// stays open until the primary executes itself.
-    Restart,
+    Restart {
+        /// The environment that the primary then has; its own one if that is not set.
+        #[serde(default)]
+        env: Option<Vec<(Text, Text)>>,
+    },
     /// Returns where the output of the workers goes.
     Logs,
     /// Changes the number of workers, to `workers` or by `by`; answered when as many are ready and
@@ -50,6 +56,9 @@ pub(crate) enum Request {
     Stop {
         #[serde(default)]
         quick: bool,
+        /// Whether the app is no longer listed then.
+        #[serde(default)]
+        forget: bool,
     },
     /// Changes the scheduling of one listener, or the default of all others.
     Schedule { listener: Option<String>, policy: String },
@@ -63,6 +72,8 @@ pub(crate) enum Request {
         #[serde(default)]
         wait_ms: Option<u64>,
     },
+    /// Counts restarts from 0 again.
+    Reset,
     /// Streams events until the client leaves.
     Events,
 }

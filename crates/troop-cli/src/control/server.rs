@@ -123,8 +123,8 @@ impl Server {
                     () = client.closed() => return Err(Disconnected),
                 }
             }
-            Request::Restart => {
-                let timeout = match self.app.restart().await {
+            Request::Restart { env } => {
+                let timeout = match self.app.restart(env).await {
                     Ok(timeout) => timeout,
                     Err(failure) => return Ok(Err(failure)),
                 };
@@ -133,12 +133,13 @@ impl Server {
                 client.send(&Answer::Done(answer)).await?;
                 std::future::pending().await
             }
-            Request::Stop { quick } => {
-                self.app.stop(quick);
+            Request::Stop { quick, forget } => {
+                self.app.stop(quick, forget);
                 client.send(&Answer::Done(json!({ "stopping": true }))).await?;
                 // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await
             }
+            Request::Reset => self.app.reset().await,
             Request::Events => return self.events(client).await,
         })
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::names;
 use rustix::fs::{FlockOperation, flock};
@@ -65,7 +66,14 @@ pub(crate) fn directory() -> io::Result<Directory> {
 pub(crate) struct Claim {
     pub(crate) name: String,
     directory: Directory,
-    _lock: File,
+    lock: File,
+}
+
+impl Claim {
+    /// Returns the lock file, whose time of change shows when the app was alive last.
+    pub(crate) fn lock_file(&self) -> io::Result<File> {
+        self.lock.try_clone()
+    }
 }
 
 impl Drop for Claim {
@@ -131,7 +139,7 @@ pub(crate) fn claim(name: &str, is_explicit: bool) -> Result<(Claim, UnixListene
         let path = directory.reach(&socket);
         let listener =
             UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
-        let claim = Claim { name: name.clone(), directory, _lock: lock };
+        let claim = Claim { name: name.clone(), directory, lock };
         // The directory keeps other users out already.
         rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
             .map_err(|e| io("cannot close the control socket to others", e.into()))?;
@@ -159,6 +167,30 @@ pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
         return Err(io::ErrorKind::NotFound.into());
     }
     UnixStream::connect(directory()?.reach(&socket(name)))
+}
+
+/// Connects to the socket of an app that was started with another directory for control sockets.
+pub(crate) fn connect_in(path: &Path, name: &str) -> io::Result<UnixStream> {
+    let directory = Directory::open(path, Safety::Links)?;
+    if !names::is_app(name) || directory.metadata().uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    UnixStream::connect(directory.reach(&socket(name)))
+}
+
+/// Returns when an app was alive last, if its lock file is still in that directory.
+pub(crate) fn last_seen(path: &Path, name: &str) -> Option<SystemTime> {
+    let directory = Directory::find(path, Safety::Links).ok()??;
+    directory.entry(&lock(name)).ok()??.modified().ok()
+}
+
+/// Removes what an app has left behind whose primary ended without a word.
+pub(crate) fn clear(name: &str) -> io::Result<()> {
+    let directory = directory()?;
+    if let Some(lock) = locked(&directory, name)? {
+        drop(Claim { name: name.to_owned(), directory, lock });
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use troop::text;
 use super::line::{self, Entry};
 use super::paths;
 use crate::args::Logs;
-use crate::control::client;
 use crate::control::protocol::{Failure, Request};
+use crate::control::targets;
 use crate::error::CliError;
 use crate::print;
 
@@ -38,20 +38,35 @@ struct Shown {
     partial: String,
 }
 
+/// The log files of apps, with the apps' names.
+struct Files {
+    files: Vec<(String, PathBuf)>,
+    /// Whether lines may follow.
+    are_live: bool,
+}
+
 /// Returns the log files of the selected apps: those that running apps report, and the usual paths
 /// of others.
-fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
-    let clients = match client::find(args.app.as_deref()) {
+fn files(args: &Logs) -> Result<Files, CliError> {
+    let word = args.app.as_deref().unwrap_or("all");
+    let clients = match targets::find(Some(word)) {
         Ok(clients) => clients,
         Err(CliError::NoApp(text)) => {
+            let mut names: Vec<_> =
+                targets::selected(word)?.iter().map(|app| app.name().to_owned()).collect();
             // A text that is not a name must not become part of a path.
-            let name =
-                args.app.as_deref().filter(|name| crate::names::is_app(name)).unwrap_or_default();
-            let old = paths::recorded(name);
-            return if old.is_empty() || name.is_empty() {
-                Err(CliError::NoApp(text))
-            } else {
-                Ok(old.into_iter().map(|path| (name.to_owned(), path)).collect())
+            if names.is_empty() && crate::names::is_app(word) {
+                names.push(word.to_owned());
+            }
+            let files: Vec<_> = names
+                .into_iter()
+                .flat_map(|name| {
+                    paths::recorded(&name).into_iter().map(move |path| (name.clone(), path))
+                })
+                .collect();
+            return match files.is_empty() {
+                true => Err(CliError::NoApp(text)),
+                false => Ok(Files { files, are_live: false }),
             };
         }
         Err(error) => return Err(error),
@@ -83,15 +98,15 @@ fn files(args: &Logs) -> Result<Vec<(String, PathBuf)>, CliError> {
         // The other logs are shown all the same.
         Some(text) => {
             crate::log::line(&format!("troop: {text}"));
-            Ok(files)
+            Ok(Files { files, are_live: true })
         }
-        None => Ok(files),
+        None => Ok(Files { files, are_live: true }),
     }
 }
 
 /// Runs `troop logs`.
 pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
-    let files = files(args)?;
+    let Files { files, are_live } = files(args)?;
     let several = files.iter().any(|(name, _)| *name != files[0].0);
     let mut shown = Vec::new();
     for (name, path) in files {
@@ -115,7 +130,29 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
         }
         shown.push(Shown { name, path, reader, partial: String::new() });
     }
-    if args.follow { follow(args, shown) } else { Ok(()) }
+    if args.follow || (are_live && !args.nostream) { follow(args, shown) } else { Ok(()) }
+}
+
+/// Runs `troop attach`, with this many lines that were written before.
+pub(crate) fn attach(app: Option<String>, lines: usize) -> Result<(), CliError> {
+    let name = match targets::find(app.as_deref())? {
+        clients if clients.len() == 1 => clients[0].name().to_owned(),
+        _ => "all".to_owned(),
+    };
+    crate::log::line(&format!(
+        "troop: following the output of {name}; input is not passed on, because workers read from /dev/null"
+    ));
+    logs(&Logs {
+        app: Some(name),
+        follow: true,
+        nostream: false,
+        lines,
+        err: false,
+        out: false,
+        slot: None,
+        raw: false,
+        json: false,
+    })
 }
 
 /// Prints new lines until standard output is closed.
@@ -162,8 +199,8 @@ fn print(args: &Logs, name: Option<&str>, line: &str) {
             }
             print::json(&value)
         }
-        (false, Some(name)) => print::raw(&format!("{name}: {shown}")),
-        (false, None) => print::raw(&shown),
+        (false, Some(name)) if !args.raw => print::raw(&format!("{name}: {shown}")),
+        (false, _) => print::raw(&shown),
     };
     if result.is_err() {
         // Standard output is closed.

@@ -1,9 +1,15 @@
 //! The verbs other than `run` and `start`.
 
 pub(crate) mod check;
+pub(crate) mod elsewhere;
 pub(crate) mod init;
+pub(crate) mod lifecycle;
+pub(crate) mod list;
 pub(crate) mod man;
+mod masked;
 pub(crate) mod operate;
+pub(crate) mod pm2;
+pub(crate) mod save;
 pub(crate) mod send;
 pub(crate) mod show;
 pub(crate) mod startup;

@@ -1,26 +1,25 @@
-//! `ls`, `show` and `events`: show apps without changing them.
+//! `show` and `events`: show apps without changing them.
 
 use std::io::Write as _;
+use std::time::SystemTime;
 
 use serde_json::Value;
 use troop::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, WorkerState};
 use troop::text::{self, escaped};
 
+use super::list;
 use super::table::{self, size, time};
 use crate::args::{Events, Show};
-use crate::control::client;
+use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
+use crate::control::targets::{self, Target};
 use crate::error::CliError;
+use crate::records::millis;
 use crate::{log, print};
 
-/// Returns the snapshots of all apps, or of the named ones. An app that ends meanwhile is left out.
-fn snapshots(target: Option<&str>) -> Result<Vec<AppSnapshot>, CliError> {
-    let clients = match target {
-        None => client::all()?,
-        target => client::find(target)?,
-    };
+/// Returns the snapshots of apps, in their order. An app that ends meanwhile is left out.
+pub(super) fn snapshots(clients: &mut [Client]) -> Vec<AppSnapshot> {
     // Requested in parallel, so that one app without an answer does not delay the others.
-    let mut clients = clients;
     let answers: Vec<_> = std::thread::scope(|scope| {
         let asked: Vec<_> =
             clients.iter_mut().map(|client| scope.spawn(|| client.snapshot())).collect();
@@ -35,10 +34,10 @@ fn snapshots(target: Option<&str>) -> Result<Vec<AppSnapshot>, CliError> {
             Err(error) => log::line(&format!("troop: {error}")),
         }
     }
-    Ok(apps)
+    apps
 }
 
-fn phase(snapshot: &Snapshot) -> &'static str {
+pub(super) fn phase(snapshot: &Snapshot) -> &'static str {
     match snapshot.phase {
         Phase::Starting => "starting",
         Phase::Degraded => "degraded",
@@ -68,57 +67,26 @@ fn vacancies(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// Returns the number of workers that serve and do not drain.
-fn serving(snapshot: &Snapshot) -> usize {
+pub(super) fn serving(snapshot: &Snapshot) -> usize {
     let is_up = |worker: &&WorkerSnapshot| {
         worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening))
     };
     snapshot.workers.iter().filter(is_up).filter(|worker| worker.leaving_ms.is_none()).count()
 }
 
-fn print_json(value: &impl serde::Serialize) {
+pub(super) fn print_json(value: &impl serde::Serialize) {
     let _ = print::raw(&text::json(serde_json::to_string_pretty(value).unwrap_or_default()));
-}
-
-/// Runs `troop ls`.
-pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
-    let apps = snapshots(args.app.as_deref())?;
-    if args.json {
-        print_json(&apps);
-        return Ok(());
-    }
-    let rows: Vec<_> = apps
-        .iter()
-        .map(|app| {
-            let snapshot = &app.snapshot;
-            let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
-            vec![
-                app.name.clone(),
-                snapshot.pid.to_string(),
-                phase(snapshot).to_owned(),
-                format!(
-                    "{}/{}",
-                    serving(snapshot),
-                    snapshot.wanted.unwrap_or(snapshot.workers.len())
-                ),
-                snapshot.restarts.to_string(),
-                time(snapshot.uptime_ms),
-                time(app.total.cpu_ms),
-                size(app.total.rss),
-                listening.join(" "),
-            ]
-        })
-        .collect();
-    let headings =
-        ["NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
-    table::print(&headings, &["PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"], &rows);
-    Ok(())
 }
 
 /// Runs `troop show`.
 pub(crate) fn show(args: &Show) -> Result<(), CliError> {
     let mut apps = Vec::new();
     let (app, worker) = client::target(args.app.as_deref())?;
-    for mut client in client::find(app)? {
+    let found = targets::find(app);
+    if let (Err(CliError::NoApp(_)), Some(word), false) = (&found, app, args.json) {
+        describe_ended(word)?;
+    }
+    for mut client in found? {
         let mut app = client.snapshot()?;
         if let Some(number) = worker {
             app.snapshot.workers.retain(|worker| worker.id.0 == number);
@@ -210,6 +178,30 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Prints how apps were started that do not run.
+fn describe_ended(word: &str) -> Result<(), CliError> {
+    for target in targets::selected(word)? {
+        let Target::Ended(record, end) = target else { continue };
+        let state = list::state(&end, millis(SystemTime::now()));
+        let _ = print::line(&format!("{}: {}", record.name, escaped(&record.program)));
+        let _ = match &end.reason {
+            Some(reason) => print::line(&format!("{state}: {}", escaped(reason))),
+            None => print::line(&state),
+        };
+        if let Some(call) = &record.start {
+            let args = call.args.iter().map(|arg| arg.to_os().to_string_lossy().into_owned());
+            let args: Vec<_> = args.collect();
+            let line = shlex::try_join(args.iter().map(String::as_str)).unwrap_or_default();
+            let _ = print::line(&format!(
+                "started by: troop {} (in {})",
+                escaped(&line),
+                escaped(&call.cwd.display().to_string())
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Returns the scheduling of a listener and, under `auto`, its mode.
 fn policy(listener: &ListenerSnapshot) -> String {
     match &listener.mode {
@@ -247,7 +239,7 @@ fn row(worker: &troop::snapshot::WorkerSnapshot) -> Vec<String> {
 
 /// Runs `troop events`.
 pub(crate) fn events(args: &Events) -> Result<(), CliError> {
-    let mut clients = client::find(args.app.as_deref())?;
+    let mut clients = targets::find(args.app.as_deref())?;
     let [client] = &mut clients[..] else {
         return Err(CliError::Usage("events are followed of one app at a time; name it".into()));
     };

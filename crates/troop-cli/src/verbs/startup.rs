@@ -15,8 +15,15 @@ use crate::{log, suggest};
 /// # Errors
 /// The reason, for people.
 pub(crate) fn startup(args: &Startup) -> Result<(), String> {
-    let file =
-        std::path::absolute(&args.config).map_err(|e| format!("{}: {e}", args.config.display()))?;
+    let usual = Path::new(config::DEFAULT_FILE);
+    // PM2 is told the init system here.
+    let names_app = args.app.as_deref().is_some_and(|app| app != "systemd");
+    let file = match &args.config {
+        Some(file) => file.as_path(),
+        None if names_app || usual.exists() => usual,
+        None => return startup_of_saved(args),
+    };
+    let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
     if let Some(environment) = &args.env {
         config::choose_environment(environment);
     }
@@ -74,6 +81,83 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
         );
     }
     Ok(())
+}
+
+/// Writes the unit that starts the apps which `troop save` has saved.
+fn startup_of_saved(args: &Startup) -> Result<(), String> {
+    if args.env.is_some() {
+        return Err("--env is for a PM2 file: name it with --config".into());
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    let program =
+        std::env::current_exe().map_err(|e| format!("cannot find out where troop is: {e}"))?;
+    let text = unit_of_saved(&program, is_root)?;
+    let mut out = std::io::stdout().lock();
+    if args.print {
+        let _ = match args.json {
+            true => writeln!(out, "{}", json!({ "unit": SAVED_UNIT, "text": text })),
+            false => write!(out, "# {SAVED_UNIT}\n{text}"),
+        };
+        return Ok(());
+    }
+    let path = args.directory.clone().unwrap_or_else(|| usual_directory(is_root)).join(SAVED_UNIT);
+    replace(&path, text.as_bytes(), 0o644)
+        .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    if args.json {
+        let _ = writeln!(out, "{}", json!({ "units": [path] }));
+        return Ok(());
+    }
+    let (user, linger) = if is_root { ("", "") } else { (" --user", " && loginctl enable-linger") };
+    let _ = writeln!(
+        out,
+        "{}\nNow: systemctl{user} daemon-reload && systemctl{user} enable troop{linger}\n`troop save` saves the apps that run, which are started at boot",
+        path.display()
+    );
+    Ok(())
+}
+
+/// The unit's name.
+const SAVED_UNIT: &str = "troop.service";
+/// Variables that say where apps are found, which the unit passes on.
+const PLACES: [&str; 4] =
+    ["TROOP_RUNTIME_DIR", "TROOP_STATE_DIR", "TROOP_LOG_DIR", "XDG_STATE_HOME"];
+
+fn unit_of_saved(program: &Path, is_root: bool) -> Result<String, String> {
+    let plain = |text: &str| match text.contains(char::is_control) {
+        true => Err(format!("{text:?} is no plain text")),
+        false => Ok(quoted(text)),
+    };
+    let program =
+        plain(program.to_str().ok_or_else(|| format!("{} is no text", program.display()))?)?;
+    let mut places = String::new();
+    for name in PLACES {
+        if let Ok(value) = std::env::var(name) {
+            places.push_str(&format!("Environment={}\n", plain(&format!("{name}={value}"))?));
+        }
+    }
+    let target = if is_root { "multi-user.target" } else { "default.target" };
+    Ok(format!(
+        "[Unit]
+Description=troop: the apps that were saved
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={program} resurrect
+ExecReload={program} reload all
+ExecStop=-{program} stop all
+{places}# Each app's primary ends its workers itself.
+KillMode=mixed
+TimeoutStartSec=infinity
+TimeoutStopSec=infinity
+LimitNOFILE=1048576
+
+[Install]
+WantedBy={target}
+"
+    ))
 }
 
 fn usual_directory(is_root: bool) -> PathBuf {

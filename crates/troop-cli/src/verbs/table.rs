@@ -48,6 +48,17 @@ pub(crate) fn time(ms: u64) -> String {
     }
 }
 
+/// Formats how long ago something was: `7 s`, `3 min`, `5 h`, `2 d`.
+pub(crate) fn ago(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 /// Formats a size: `3.3M`, `512K`, `1.2G`.
 pub(crate) fn size(bytes: u64) -> String {
     let (unit, value) = match bytes {
@@ -66,6 +77,8 @@ mod tests {
     fn numbers_are_short() {
         let times = [40, 9_950, 59_999, 61_000, 3_700_000, 90_000_000].map(time);
         assert_eq!(times, ["0.0s", "9.9s", "59s", "1m 1s", "1h 1m", "1d 1h"]);
+        let long_ago = [900, 61_000, 7_300_000, 200_000_000].map(ago);
+        assert_eq!(long_ago, ["0 s", "1 min", "2 h", "2 d"]);
         let sizes = [0, 600 << 10, 3_460_000, 200 << 20, 3 << 30].map(size);
         assert_eq!(sizes, ["0K", "600K", "3.3M", "200M", "3.0G"]);
     }

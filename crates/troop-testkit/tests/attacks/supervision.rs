@@ -353,6 +353,10 @@ fn a_cluster_that_cannot_start_ends_with_an_error_and_leaves_no_process() {
         "{said}"
     );
     let directory = home.path().join("run");
-    let left = |directory: &Path| std::fs::read_dir(directory).map_or(0, Iterator::count);
-    assert_eq!(left(&directory), 0, "no control socket is left");
+    let left = |directory: &Path, kept: &str| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_name() != kept).count()
+    };
+    assert_eq!(left(&directory, "apps"), 0, "no control socket is left");
+    assert_eq!(left(&directory.join("apps"), ".lock"), 0, "no record is left");
 }

@@ -122,7 +122,7 @@ fn a_terminal_gets_only_colours_of_a_program_unless_raw_output_is_requested() {
         let mut command = Command::new("script");
         let troop = super::support::troop_program().display().to_string();
         command
-            .args(["-qec", &format!("{troop} logs web {args}"), "/dev/null"])
+            .args(["-qec", &format!("{troop} logs web --nostream {args}"), "/dev/null"])
             .current_dir(home.path());
         command
             .env("TROOP_RUNTIME_DIR", home.at("run"))
@@ -140,10 +140,10 @@ fn a_terminal_gets_only_colours_of_a_program_unless_raw_output_is_requested() {
     assert!(!rest.contains(|c| c != '\n' && is_unsafe(c)), "{rest:?}");
     assert!(on_terminal("--raw").contains("\x1b]0;evil\x07title"));
     assert!(
-        home.fine(&["logs", "web"]).contains("\x1b]0;evil\x07title"),
+        home.fine(&["logs", "web", "--nostream"]).contains("\x1b]0;evil\x07title"),
         "nor is it changed for programs"
     );
-    let json = home.fine(&["logs", "web", "--json"]);
+    let json = home.fine(&["logs", "web", "--nostream", "--json"]);
     assert_harmless(&json);
     assert!(json.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
 }

@@ -1,0 +1,160 @@
+//! Arguments of the verbs that stop, start and replace apps that are known.
+
+use clap::Args;
+
+/// Stop apps; their workers finish the requests in progress
+///
+/// Apps that `troop start` has started stay listed, and `troop start NAME` starts them again as they
+/// were started before.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop stop web                       drain, at most for the grace period
+  troop stop web --quick               kill the workers
+  troop stop web jobs 3                several, by name or by the number in `troop ls`
+  troop stop all")]
+pub(crate) struct Stop {
+    /// The apps: names, numbers, `/patterns/`, namespaces, files, or `all`; optional when there is
+    /// only one
+    #[arg(value_name = "APP")]
+    pub(crate) apps: Vec<String>,
+
+    /// Of a file with several apps, only these; may be repeated
+    #[arg(long, value_name = "APP,…", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+
+    /// Kill the workers instead of draining them
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Do not wait until the app has ended
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Stop apps and forget how they were started
+#[derive(Debug, Args)]
+#[command(visible_alias = "del")]
+#[command(after_help = "Examples:
+  troop delete web                     also one that is stopped
+  troop delete all --quick             kill the workers")]
+pub(crate) struct Delete {
+    #[command(flatten)]
+    pub(crate) stop: Stop,
+}
+
+/// Stop an app and start it again, re-reading its configuration
+///
+/// Applies the options that a reload cannot change. Clients are refused or wait until the app is
+/// back; `troop reload` loses no connection.
+#[derive(Debug, Args)]
+#[command(alias = "startOrRestart")]
+#[command(after_help = "Examples:
+  troop restart web                    apply all changes of its configuration
+  troop restart web jobs 3             several, by name or by the number in `troop ls`
+  troop restart ecosystem.config.js    its apps; those that do not run are started
+  troop restart all                    those that were stopped too")]
+pub(crate) struct Restart {
+    /// The apps: names, numbers, `/patterns/`, namespaces, files, or `all`; optional when there is
+    /// only one
+    #[arg(value_name = "APP")]
+    pub(crate) apps: Vec<String>,
+
+    /// Take the environment of this shell instead of that of the first start
+    #[arg(long)]
+    pub(crate) update_env: bool,
+
+    #[command(flatten)]
+    pub(crate) of_file: OfFile,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Replace an app's workers without dropping connections
+///
+/// Re-reads the configuration, then replaces workers one by one: an old worker drains only after its
+/// successor is ready. If a new worker does not become ready, or does not listen on an address that
+/// the old ones share, the old workers stay and the reason is printed. Waits until the reload is
+/// done.
+#[derive(Debug, Args)]
+#[command(aliases = ["startOrReload", "startOrGracefulReload", "gracefulReload"])]
+#[command(after_help = "Examples:
+  troop reload web                     all workers
+  troop reload ecosystem.config.js     its apps; those that do not run are started
+  troop reload web:3                   one worker
+  troop reload web --allow-moved       the new workers may listen elsewhere
+
+Exit codes: 0 when all workers were replaced, 1 if not, 2 for an invalid configuration, 3 if there is no such app.")]
+pub(crate) struct Reload {
+    /// The apps: names, numbers, `/patterns/`, namespaces, files, or `all`; or one worker
+    /// (`web:3`); optional when there is only one app
+    #[arg(value_name = "APP")]
+    pub(crate) apps: Vec<String>,
+
+    /// Let the new workers listen on other addresses; an address without a worker is closed
+    #[arg(long)]
+    pub(crate) allow_moved: bool,
+
+    /// Accepted because PM2 has it: `troop restart --update-env` changes the environment
+    #[arg(long, hide = true)]
+    pub(crate) update_env: bool,
+
+    #[command(flatten)]
+    pub(crate) of_file: OfFile,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of verbs that can be given a file with apps.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OfFile {
+    /// Of a file with several apps, only these; may be repeated
+    #[arg(long, value_name = "APP,…", value_delimiter = ',')]
+    pub(crate) only: Vec<String>,
+
+    /// Use the environment of this name in a PM2 file for apps that are started
+    #[arg(long, value_name = "NAME")]
+    pub(crate) env: Option<String>,
+}
+
+/// Save the list of apps that run, for `troop resurrect`
+///
+/// Only apps that `troop start` has started are saved, with the environment that they were started
+/// in.
+#[derive(Debug, Args)]
+#[command(visible_alias = "dump")]
+#[command(after_help = "Examples:
+  troop save
+  troop save --force                   also if no app runs")]
+pub(crate) struct Save {
+    /// Save an empty list if no app runs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Start the apps that `troop save` has saved
+///
+/// Apps of the list that run already are left alone.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop resurrect                      at boot, by the unit of `troop startup`")]
+pub(crate) struct Resurrect {
+    /// Do not wait until the apps are ready
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

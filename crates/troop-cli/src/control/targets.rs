@@ -1,0 +1,202 @@
+//! The apps that a command is for: those that run, and those whose record is kept.
+
+use super::client::Client;
+use super::select::{self, Named};
+use super::sockets;
+use crate::error::CliError;
+use crate::records::listed::{self, Listed};
+use crate::records::{End, Record};
+use crate::{log, suggest};
+
+/// An app that runs, or whose record is kept.
+#[derive(Debug)]
+pub(crate) enum Target {
+    Running(Client),
+    Ended(Box<Record>, End),
+}
+
+impl Target {
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Target::Running(client) => client.name(),
+            Target::Ended(record, _) => &record.name,
+        }
+    }
+}
+
+/// What is known without connecting to an app.
+struct Known {
+    name: String,
+    listed: Option<Listed>,
+}
+
+/// Returns all apps that have a socket or a record, in the order in which `troop ls` shows them.
+fn known() -> Result<Vec<Known>, CliError> {
+    let doing = |e| CliError::Io("look for apps".into(), e);
+    let mut all: Vec<Known> = listed()
+        .into_iter()
+        .map(|app| Known { name: app.record.name.clone(), listed: Some(app) })
+        .collect();
+    for name in sockets::names().map_err(doing)? {
+        if !all.iter().any(|known| known.name == name) {
+            all.push(Known { name, listed: None });
+        }
+    }
+    Ok(all)
+}
+
+/// Returns the apps that have a record. A directory that cannot be trusted is reported, and does not
+/// keep apps that run from being found.
+fn listed() -> Vec<Listed> {
+    listed::all().unwrap_or_else(|e| {
+        log::line(&format!("troop: {e}"));
+        Vec::new()
+    })
+}
+
+impl Known {
+    fn named(&self) -> Named<'_> {
+        let record = self.listed.as_ref().map(|app| &app.record);
+        Named {
+            name: &self.name,
+            id: record.map(|record| record.id),
+            namespace: record.and_then(|record| record.namespace.as_deref()),
+            file: record.and_then(|record| record.file.as_deref()),
+        }
+    }
+
+    /// Connects to the app if it runs. `None` if it does not run and has no record.
+    fn target(self) -> Result<Option<Target>, CliError> {
+        if let Some(client) = Client::connect(&self.name)? {
+            return Ok(Some(Target::Running(client)));
+        }
+        Ok(self
+            .listed
+            .and_then(|Listed { record, end }| Some(Target::Ended(Box::new(record), end?))))
+    }
+}
+
+/// Returns all apps: those that run and those that have ended.
+pub(crate) fn everything() -> Result<Vec<Target>, CliError> {
+    known()?.into_iter().filter_map(|known| known.target().transpose()).collect()
+}
+
+/// Returns the apps that a word selects, running or not; none if it selects none.
+pub(crate) fn selected(word: &str) -> Result<Vec<Target>, CliError> {
+    let known = known()?;
+    let named: Vec<_> = known.iter().map(Known::named).collect();
+    let names = select::names(word, &named).map_err(CliError::Usage)?;
+    known
+        .into_iter()
+        .filter(|known| names.contains(&known.name))
+        .filter_map(|known| known.target().transpose())
+        .collect()
+}
+
+/// Returns the apps that words select, each one once, or the only one without a word. A word that
+/// selects nothing is an error, which does not keep the other apps from being returned.
+pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<CliError>), CliError> {
+    if words.is_empty() {
+        return Ok((vec![only(everything()?)?], Vec::new()));
+    }
+    let (mut targets, mut unknown): (Vec<Target>, Vec<CliError>) = (Vec::new(), Vec::new());
+    for word in words {
+        let found = selected(word)?;
+        if found.is_empty() {
+            unknown.push(none(word)?);
+        }
+        for target in found {
+            if !targets.iter().any(|known| known.name() == target.name()) {
+                targets.push(target);
+            }
+        }
+    }
+    match targets.is_empty() {
+        true => Err(unknown.remove(0)),
+        false => Ok((targets, unknown)),
+    }
+}
+
+/// Returns the only app: the one that runs, or that is listed if none runs.
+fn only(mut targets: Vec<Target>) -> Result<Target, CliError> {
+    let is_running = |target: &Target| matches!(target, Target::Running(_));
+    if targets.iter().any(is_running) {
+        targets.retain(is_running);
+    }
+    match targets.len() {
+        1 => Ok(targets.remove(0)),
+        0 => Err(CliError::NoApp(running(&[]))),
+        _ => {
+            let names: Vec<_> = targets.iter().map(Target::name).collect();
+            Err(CliError::Usage(format!("which app, or `all`? {}", running(&names))))
+        }
+    }
+}
+
+/// Lists apps that run, for errors.
+fn running(names: &[&str]) -> String {
+    match names {
+        [] => "no app is running".to_owned(),
+        names => format!("running: {}", names.join(", ")),
+    }
+}
+
+/// Returns the error for a word that selects no app.
+fn none(word: &str) -> Result<CliError, CliError> {
+    let apps = everything()?;
+    if word == "all" {
+        return Ok(CliError::NoApp(running(&[])));
+    }
+    let meant = suggest::nearest(word, apps.iter().map(Target::name))
+        .map(|name| format!("did you mean {name}? "))
+        .unwrap_or_default();
+    let running = running(&names_of_running(&apps));
+    Ok(CliError::NoApp(format!("there is no app {word:?}; {meant}{running}")))
+}
+
+fn names_of_running(apps: &[Target]) -> Vec<&str> {
+    apps.iter().filter(|app| matches!(app, Target::Running(_))).map(Target::name).collect()
+}
+
+/// Connects to the selected apps that run: by a word, or, without one, the only one.
+pub(crate) fn find(target: Option<&str>) -> Result<Vec<Client>, CliError> {
+    let (mut clients, mut ended) = (Vec::new(), Vec::new());
+    let found = match target {
+        // Without a look at the others.
+        Some(name) if name != "all" => match Client::connect(name)? {
+            Some(client) => return Ok(vec![client]),
+            None => selected(name)?,
+        },
+        _ => everything()?,
+    };
+    for target in found {
+        match target {
+            Target::Running(client) => clients.push(client),
+            Target::Ended(record, end) => ended.push((record, end)),
+        }
+    }
+    let names: Vec<_> = clients.iter().map(Client::name).collect();
+    match (target, &clients[..], &ended[..]) {
+        (None, [_, _, ..], _) => {
+            Err(CliError::Usage(format!("which app, or `all`? {}", running(&names))))
+        }
+        (_, [_, ..], _) => Ok(clients),
+        (Some(word), [], []) => Err(none(word)?),
+        (_, [], []) => Err(CliError::NoApp(running(&[]))),
+        (_, [], [(record, end)]) => Err(not_running(record, end)),
+        (_, [], _) => Err(CliError::NoApp(format!(
+            "no app is running; `troop start NAME` starts one of these again: {}",
+            ended.iter().map(|(record, _)| record.name.as_str()).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+/// Returns the error for an app that does not run.
+pub(crate) fn not_running(record: &Record, end: &End) -> CliError {
+    let name = &record.name;
+    let then = match &record.start {
+        Some(_) => format!("; `troop start {name}` starts it again"),
+        None => String::new(),
+    };
+    CliError::NoApp(format!("{name} does not run, it is {}{then}", end.how.state()))
+}

@@ -1,0 +1,123 @@
+//! The primary's side of a record: it is written when the app starts, and says how the app has
+//! ended.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use super::process::Identity;
+use super::store::Store;
+use super::{End, Ending, Record, StartCall, Text, free_id, millis, own_env};
+use crate::control::sockets;
+use crate::resolve::{ResolvedApp, Source};
+use crate::start;
+
+/// Interval in which a primary shows that it is alive, so that the time of a crash is known.
+const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Keeps the record of the app that this process runs.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    store: Store,
+    record: Record,
+    /// The record that there was before.
+    before: Option<Record>,
+    is_forgotten: AtomicBool,
+}
+
+impl Keeper {
+    /// Writes the record of an app that starts.
+    pub(crate) fn begin(name: &str, app: &ResolvedApp, source: &Source) -> io::Result<Keeper> {
+        let store = Store::create()?;
+        let _lock = store.lock()?;
+        let before = store.read(name);
+        let ids = || store.all().map(|all| free_id(all.iter().map(|record| record.id)));
+        let record = Record {
+            id: before.as_ref().map_or_else(ids, |before| Ok(before.id))?,
+            name: name.to_owned(),
+            namespace: None,
+            program: std::path::Path::new(&app.program).display().to_string(),
+            workers: app.workers(),
+            file: source.file().map(absolute),
+            start: app.background.then(|| call(app)).transpose()?,
+            primary: Identity::own(),
+            runtime: absolute(sockets::path()),
+            end: None,
+        };
+        store.write(&record)?;
+        Ok(Keeper { store, record, before, is_forgotten: AtomicBool::new(false) })
+    }
+
+    /// Has the record removed at the end: `troop delete`.
+    pub(crate) fn forget(&self) {
+        self.is_forgotten.store(true, Ordering::Release);
+    }
+
+    /// Writes how the app has ended. Failures are ignored: the app is then listed as crashed.
+    pub(crate) fn end(&self, how: Ending, reason: Option<String>) {
+        let end = End { how, at_ms: millis(SystemTime::now()), reason };
+        let _ = self.try_end(end);
+    }
+
+    fn try_end(&self, end: End) -> io::Result<()> {
+        let _lock = self.store.lock()?;
+        if !self.is_own() {
+            return Ok(());
+        }
+        if self.is_forgotten.load(Ordering::Acquire) || self.record.start.is_none() {
+            return self.store.remove(&self.record.name);
+        }
+        self.store.write(&Record { end: Some(end), ..self.record.clone() })
+    }
+
+    /// Takes a start back that has failed: an app that was known before remains so.
+    pub(crate) fn take_back(&self, reason: String) {
+        let Ok(_lock) = self.store.lock() else { return };
+        let name = &self.record.name;
+        let _ = match &self.before {
+            _ if !self.is_own() => Ok(()),
+            Some(before) if before.start.is_some() => {
+                let end = End {
+                    how: Ending::Failed,
+                    at_ms: millis(SystemTime::now()),
+                    reason: Some(reason),
+                };
+                self.store.write(&Record { end: Some(end), ..before.clone() })
+            }
+            _ => self.store.remove(name),
+        };
+    }
+
+    /// Whether the record is of this process, and was not replaced or removed by another one.
+    fn is_own(&self) -> bool {
+        self.store
+            .read(&self.record.name)
+            .is_some_and(|record| record.primary == self.record.primary)
+    }
+}
+
+/// Returns how this process was called.
+fn call(app: &ResolvedApp) -> io::Result<StartCall> {
+    Ok(StartCall {
+        args: std::env::args_os().skip(1).map(|arg| Text::from(arg.as_os_str())).collect(),
+        cwd: std::env::current_dir()?,
+        env: own_env(),
+        app: std::env::var(start::VARIABLE).unwrap_or_default(),
+        timeout_ms: start::start_timeout(app).as_millis().try_into().unwrap_or(u64::MAX),
+    })
+}
+
+fn absolute(path: impl AsRef<std::path::Path>) -> PathBuf {
+    let path = path.as_ref();
+    path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Shows that this process is alive, by the time of change of its lock file, until the process ends.
+pub(crate) async fn show_life(lock: File) {
+    loop {
+        let _ = lock.set_modified(SystemTime::now());
+        tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
+    }
+}

@@ -1,0 +1,70 @@
+//! Reads records together with the state of their apps, and completes those whose primary ended
+//! without a word.
+
+use std::io;
+use std::time::SystemTime;
+
+use super::store::Store;
+use super::{End, Life, Record};
+use crate::control::sockets;
+
+/// An app that has a record.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) record: Record,
+    /// How it ended; `None` if its primary runs.
+    pub(crate) end: Option<End>,
+}
+
+/// Returns all apps that have a record, in the order of their numbers.
+pub(crate) fn all() -> io::Result<Vec<Listed>> {
+    let Some(store) = Store::find()? else { return Ok(Vec::new()) };
+    Ok(store.all()?.into_iter().filter_map(|record| settle(&store, record)).collect())
+}
+
+/// Returns the app of a name, if it has a record.
+pub(crate) fn of(name: &str) -> Option<Listed> {
+    let store = Store::find().ok()??;
+    let record = store.read(name)?;
+    settle(&store, record)
+}
+
+/// Removes the record of an app that does not run.
+///
+/// # Errors
+/// Those of `unlink(2)`.
+pub(crate) fn forget(name: &str) -> io::Result<()> {
+    let Some(store) = Store::find()? else { return Ok(()) };
+    let _lock = store.lock()?;
+    match store.read(name) {
+        Some(record) if record.primary.fate() == super::process::Fate::Running => Ok(()),
+        _ => store.remove(name),
+    }
+}
+
+/// Determines the state of an app. Notes a crash, removes what it has left behind, and removes a
+/// record that has nothing to tell.
+fn settle(store: &Store, record: Record) -> Option<Listed> {
+    let last_seen = sockets::last_seen(&record.runtime, &record.name);
+    let life = record.life(record.primary.fate(), last_seen, SystemTime::now());
+    if life == Life::Running || (record.end.is_some() && life != Life::Forgotten) {
+        let end = if let Life::Ended(end) = life { Some(end) } else { None };
+        return Some(Listed { record, end });
+    }
+    let Ok(_lock) = store.lock() else { return None };
+    let current = store.read(&record.name)?;
+    if current != record {
+        // Another primary has written it meanwhile.
+        return Some(Listed { end: current.end.clone(), record: current });
+    }
+    let Life::Ended(end) = life else {
+        let _ = store.remove(&record.name);
+        return None;
+    };
+    let record = Record { end: Some(end.clone()), ..record };
+    let _ = store.write(&record);
+    if sockets::path().canonicalize().is_ok_and(|path| path == record.runtime) {
+        let _ = sockets::clear(&record.name);
+    }
+    Some(Listed { record, end: Some(end) })
+}

@@ -1,0 +1,169 @@
+//! The directory of records: one file per app, which only its owner can enter and read.
+//!
+//! Records are executed again, so nothing is read that another user could have written: the
+//! directory is reached without links of others, must belong to this user and be closed to all
+//! others, and so must each file.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use troop::program::safe_path::{Directory, Safety};
+
+use super::Record;
+use crate::names;
+
+/// The largest file, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+/// The lock that is held while records are changed.
+const LOCK: &str = ".lock";
+
+/// Returns the directory of records: `TROOP_STATE_DIR`, or a directory beside the control sockets
+/// if `TROOP_RUNTIME_DIR` is set, or `/var/lib/troop` for root and `~/.local/state/troop/apps` for
+/// others.
+pub(crate) fn path() -> PathBuf {
+    let set =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(own) = set("TROOP_STATE_DIR") {
+        return own;
+    }
+    if let Some(runtime) = set("TROOP_RUNTIME_DIR") {
+        return runtime.join("apps");
+    }
+    let own = rustix::process::geteuid();
+    if own.is_root() {
+        return "/var/lib/troop".into();
+    }
+    let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
+    let fallback = || PathBuf::from(format!("/tmp/troop-{}/apps", own.as_raw()));
+    state.map_or_else(fallback, |state| state.join("troop/apps"))
+}
+
+/// Returns how the path is checked: strictly for root and below `/tmp`; the directories of a home
+/// may be open to the user's group.
+fn safety(path: &std::path::Path) -> Safety {
+    let is_strict = rustix::process::geteuid().is_root() || path.starts_with("/tmp");
+    if is_strict { Safety::Owners } else { Safety::Links }
+}
+
+/// Whether a file or directory belongs to this user and is closed to all others.
+fn is_private(found: &std::fs::Metadata) -> bool {
+    found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0
+}
+
+fn private(directory: Directory) -> io::Result<Directory> {
+    if is_private(directory.metadata()) {
+        return Ok(directory);
+    }
+    let text = format!(
+        "{} must be a directory of your own that nobody else can enter (mode 700); move it away or set TROOP_STATE_DIR",
+        directory.path().display()
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+}
+
+/// The open directory of records.
+#[derive(Debug)]
+pub(crate) struct Store {
+    directory: Directory,
+}
+
+impl Store {
+    /// Opens the directory, and creates it if it is missing.
+    pub(crate) fn create() -> io::Result<Store> {
+        let path = path();
+        let directory = Directory::create(&path, safety(&path), 0o700);
+        Ok(Store { directory: private(directory.map_err(about)?)? })
+    }
+
+    /// Opens the directory, if there is one.
+    pub(crate) fn find() -> io::Result<Option<Store>> {
+        let path = path();
+        let Some(directory) = Directory::find(&path, safety(&path)).map_err(about)? else {
+            return Ok(None);
+        };
+        Ok(Some(Store { directory: private(directory)? }))
+    }
+
+    /// Waits for the lock of the records; it is held until the file is dropped.
+    pub(crate) fn lock(&self) -> io::Result<File> {
+        let (file, _) = self.directory.append(OsStr::new(LOCK), 0o600)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        Ok(file)
+    }
+
+    /// Reads the record of an app. `None` if there is none that can be trusted and understood.
+    pub(crate) fn read(&self, name: &str) -> Option<Record> {
+        let record: Record = self.load(&file_name(name)?).ok()??;
+        (record.name == name).then_some(record)
+    }
+
+    /// Reads all records, in the order of their numbers.
+    pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
+        let mut records: Vec<Record> = std::fs::read_dir(self.directory.reach(OsStr::new(".")))?
+            .flatten()
+            .filter_map(|entry| self.read(entry.file_name().to_str()?.strip_suffix(".json")?))
+            .collect();
+        records.sort_by(|one, other| (one.id, &one.name).cmp(&(other.id, &other.name)));
+        Ok(records)
+    }
+
+    pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
+        let name = file_name(&record.name).ok_or(io::ErrorKind::InvalidInput)?;
+        self.save(&name, record)
+    }
+
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        match self.directory.remove(&file_name(name).ok_or(io::ErrorKind::InvalidInput)?) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Reads a file; `None` if it is missing.
+    pub(super) fn load<T: DeserializeOwned>(&self, name: &OsStr) -> io::Result<Option<T>> {
+        let file = match self.directory.read(name) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if !is_private(&file.metadata()?) {
+            let text = format!("{} is not private", self.directory.path().join(name).display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        let mut text = String::new();
+        file.take(MAX_FILE).read_to_string(&mut text)?;
+        Ok(Some(serde_json::from_str(&text)?))
+    }
+
+    /// Replaces a file, so that no reader sees a part of it.
+    pub(super) fn save(&self, name: &OsStr, value: &impl Serialize) -> io::Result<()> {
+        let text = serde_json::to_string(value)?;
+        let mut new = OsString::from(".");
+        new.push(name);
+        new.push(format!(".{}", std::process::id()));
+        let _ = self.directory.remove(&new);
+        let mut file = self.directory.create_new(&new, 0o600)?;
+        let written =
+            file.write_all(text.as_bytes()).and_then(|()| self.directory.rename(&new, name));
+        if written.is_err() {
+            let _ = self.directory.remove(&new);
+        }
+        written
+    }
+}
+
+fn about(e: io::Error) -> io::Error {
+    let text = format!("cannot make or open the directory for apps {}: {e}", path().display());
+    io::Error::new(e.kind(), text)
+}
+
+/// Returns the file of a record. A text that is not a name must not become part of a path.
+fn file_name(name: &str) -> Option<OsString> {
+    names::is_app(name).then(|| format!("{name}.json").into())
+}

@@ -1,0 +1,202 @@
+//! The primary's side of `troop start`: reports the outcome of the start to the process that waits
+//! for it.
+
+use std::io::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use troop::snapshot::{Phase, Snapshot, VacantSlot};
+use troop::supervise::{NotReady, Progress};
+use troop::{Cluster, Event, WorkerHandle, text};
+
+use crate::log;
+
+/// Time to wait for the last lines of a worker.
+pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
+/// Interval between checks whether workers are in each other's way.
+const CLASH_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Quick ends of a slot's workers after which their reason counts as lasting.
+const MAX_QUICK_ENDS: u32 = 3;
+
+/// The report of a background primary to `troop start`: one line of JSON on standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum StartupReport {
+    /// All workers are ready.
+    Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
+    /// Some workers are ready, and the app keeps running.
+    Partly { ready: usize, wanted: usize, reason: String, last_lines: Option<String> },
+    /// The start has failed, and the primary ends.
+    Failed { reason: String, usage: bool },
+}
+
+/// Sends one [`StartupReport`] to the process that waits for this primary.
+#[derive(Debug, Default)]
+pub(crate) struct StartupReporter {
+    /// A process waits for the report.
+    awaited: bool,
+    told: Mutex<bool>,
+    /// The report was that workers are ready.
+    has_started: AtomicBool,
+    /// How the last worker ended that is not restarted.
+    last_end: Mutex<Option<String>>,
+    /// The worker that has ended with a failure last.
+    last_failed: Mutex<Option<WorkerHandle>>,
+}
+
+impl StartupReporter {
+    /// Detaches this process from its terminal.
+    pub(crate) fn new(awaited: bool) -> StartupReporter {
+        // `setsid` fails only for the leader of a process group, which a spawned process is not.
+        let _ = rustix::process::setsid();
+        StartupReporter { awaited, ..StartupReporter::default() }
+    }
+
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited
+    }
+
+    /// Whether the process that waits was told that workers are ready.
+    pub(crate) fn has_started(&self) -> bool {
+        self.has_started.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_end(&self, how: String) {
+        if let Ok(mut last) = self.last_end.lock() {
+            *last = Some(how);
+        }
+    }
+
+    pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
+        if let Ok(mut last_failed) = self.last_failed.lock() {
+            *last_failed = Some(worker.clone());
+        }
+    }
+
+    pub(crate) fn last_end(&self) -> Option<String> {
+        self.last_end.lock().ok()?.clone()
+    }
+
+    /// Sends the report, unless one was sent before.
+    pub(crate) fn send(&self, startup: &StartupReport) {
+        let Ok(mut told) = self.told.lock() else { return };
+        if std::mem::replace(&mut *told, true) {
+            return;
+        }
+        let is_failure = matches!(startup, StartupReport::Failed { .. });
+        self.has_started.store(!is_failure, Ordering::Release);
+        let line = serde_json::to_string(startup).unwrap_or_default();
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        // The waiting process reads until the end of the stream.
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    }
+
+    /// Waits until the start of a cluster has succeeded, failed or timed out, and reports that.
+    /// Stops the cluster if it has failed.
+    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, start_timeout: Duration) {
+        if !self.awaited {
+            return;
+        }
+        let ready = tokio::select! {
+            ready = tokio::time::timeout(start_timeout, cluster.ready()) => ready,
+            clash = self.clash(cluster) => return self.send(&clash),
+        };
+        match ready {
+            Ok(Ok(workers)) => {
+                let Ok(snapshot) = cluster.snapshot().await else { return };
+                self.report_ready(snapshot, name, workers);
+            }
+            // Slots whose worker has ended for good do not become ready.
+            Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
+                let reason = format!("because the worker of slot {slot} has ended for good: {how}");
+                let last_lines = None;
+                self.send(&StartupReport::Partly { ready, wanted, reason, last_lines });
+            }
+            Ok(Err(NotReady::GaveUp { why, last_lines })) => {
+                let reason = Event::Supervision(Progress::GivingUp(why)).to_string();
+                let reason = reason + &quoted(last_lines.as_deref());
+                self.send(&StartupReport::Failed { reason, usage: false });
+                drop(cluster.stop());
+            }
+            // It ends, and says so itself.
+            Ok(Err(_)) => {}
+            Err(_) => self.report_timeout(cluster, start_timeout).await,
+        }
+    }
+
+    /// Waits until workers cannot start because another one has their address, as programs that bind
+    /// it past troop do, and returns the report of that.
+    async fn clash(&self, cluster: &Cluster) -> StartupReport {
+        loop {
+            tokio::time::sleep(CLASH_CHECK_INTERVAL).await;
+            let Ok(snapshot) = cluster.snapshot().await else { continue };
+            let keeps_ending = |slot: &VacantSlot| slot.quick_ends >= MAX_QUICK_ENDS;
+            if snapshot.ready == 0 || !snapshot.vacant.iter().any(keeps_ending) {
+                continue;
+            }
+            let words = self.last_lines().filter(|words| is_address_in_use(words));
+            let Some(words) = words else { continue };
+            return StartupReport::Partly {
+                ready: snapshot.ready,
+                wanted: snapshot.wanted.unwrap_or(1),
+                reason: "because the others cannot listen where the first one does".into(),
+                last_lines: Some(words),
+            };
+        }
+    }
+
+    /// Returns the last lines of the worker that has failed last.
+    fn last_lines(&self) -> Option<String> {
+        let last_failed = self.last_failed.lock().ok().and_then(|last_failed| last_failed.clone());
+        last_failed?.last_stderr(LAST_LINES_TIMEOUT)
+    }
+
+    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
+        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
+        self.send(&StartupReport::Ready {
+            name: name.to_owned(),
+            pid: snapshot.pid,
+            workers,
+            listeners,
+        });
+    }
+
+    /// Reports a start that has timed out. It has failed if no worker is ready.
+    async fn report_timeout(&self, cluster: &Cluster, start_timeout: Duration) {
+        let Ok(snapshot) = cluster.snapshot().await else { return };
+        if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
+            self.send(&StartupReport::Partly {
+                ready: snapshot.ready,
+                wanted: snapshot.wanted.unwrap_or(1),
+                reason: format!("after {start_timeout:.0?}"),
+                last_lines: self.last_lines(),
+            });
+            return;
+        }
+        let mut reason = format!("no worker is ready after {start_timeout:.0?}");
+        if let Some(end) = snapshot.last_end {
+            reason.push_str(&format!("; the last unexpected end: {end}"));
+        }
+        reason.push_str(&quoted(self.last_lines().as_deref()));
+        self.send(&StartupReport::Failed { reason, usage: false });
+        drop(cluster.stop());
+    }
+}
+
+/// Returns the last lines of a worker that has ended, to append to a reason.
+pub(crate) fn quoted(last_lines: Option<&str>) -> String {
+    let words = last_lines.filter(|words| !words.trim().is_empty());
+    words
+        .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))
+        .unwrap_or_default()
+}
+
+/// Whether a text reports an address that another process has.
+pub(crate) fn is_address_in_use(text: &str) -> bool {
+    ["EADDRINUSE", "ddress already in use"].iter().any(|sign| text.contains(sign))
+}

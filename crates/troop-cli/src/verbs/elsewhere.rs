@@ -1,0 +1,98 @@
+//! Verbs of PM2 that troop has under another name or not at all: what to do instead.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, Error};
+
+use crate::args::Troop;
+use crate::suggest;
+
+/// Returns what to do instead of a verb that there is not. Removes a suggestion from another error
+/// if it is not near enough to be what was meant.
+pub(crate) fn answer(error: &mut Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        let verb = text(ContextKind::InvalidSubcommand)?;
+        if let Some(instead) = instead(&verb) {
+            return Some(format!("there is no verb {verb} here; {instead}"));
+        }
+        let command = Troop::command();
+        let known = command
+            .get_subcommands()
+            .flat_map(|known| std::iter::once(known.get_name()).chain(known.get_visible_aliases()));
+        let meant = match suggest::nearest(&verb, known) {
+            Some(near) => format!("; did you mean {near}?"),
+            None => "; `troop --help` lists the verbs".into(),
+        };
+        return Some(format!("there is no verb {verb}{meant}"));
+    }
+    if let (Some(typed), Some(near)) =
+        (text(ContextKind::InvalidArg), text(ContextKind::SuggestedArg))
+        && suggest::nearest(typed.trim_start_matches('-'), [near.trim_start_matches('-')]).is_none()
+    {
+        error.remove(ContextKind::SuggestedArg);
+    }
+    None
+}
+
+/// Returns what a verb of PM2 that there is not is for here, in one line.
+pub(crate) fn instead(verb: &str) -> Option<&'static str> {
+    Some(match verb {
+        "monit" | "dashboard" | "dash" | "imonit" => {
+            "`troop ls` and `troop show APP` show state, CPU and memory; `watch -n1 troop ls` keeps showing them"
+        }
+        "update" | "updatePM2" => {
+            "there is no daemon to update: install the new version, then `troop restart APP` runs an app under it"
+        }
+        "install" | "module:update" | "module:publish" | "publish" | "uninstall" => {
+            "there are no modules: log rotation is built in (output.rotate_size), other programs are apps of their own"
+        }
+        "link" | "unlink" | "plus" | "login" | "logout" | "register" | "open" | "web" => {
+            "there is no hosted service: `troop ls --json` and `troop events --json` are for programs that monitor apps"
+        }
+        "deploy" => {
+            "copy the release by your own means, then `troop reload FILE` replaces its workers without dropping connections"
+        }
+        "report" => {
+            "`troop show APP --json` and `troop logs APP --nostream` are what a report needs"
+        }
+        "inspect" => {
+            "`troop run -w 0 --node-args=--inspect APP.js` runs a program under the debugger"
+        }
+        "profile:cpu" | "profile:mem" | "profile" => {
+            "start the app with --node-args=--cpu-prof or --heap-prof; the files are written at the end of its workers"
+        }
+        "trigger" => "`troop send APP MESSAGE --ask` asks workers and prints their replies",
+        "unstartup" => {
+            "`systemctl disable --now troop` (or troop-APP), with --user for user units, undoes `troop startup`; then remove the unit"
+        }
+        "cleardump" => "`troop save --force` while no app runs saves an empty list",
+        "set" | "get" | "conf" | "config" | "multiset" | "unset" => {
+            "there are no settings of a daemon: options of an app are in troop.toml, or follow --set"
+        }
+        "backward" | "forward" | "pull" | "autoinstall" => {
+            "troop does not know the program's repository: check the release out, then `troop reload APP`"
+        }
+        "pull-and-restart" | "create" | "examples" | "sysmonit" | "slist" | "sysinfos"
+        | "autostart" | "package" | "unpackage" | "startJSON" => "see `troop --help`",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn verbs_that_there_are_have_no_substitute() {
+        let command = crate::args::Troop::command();
+        for verb in command.get_subcommands() {
+            let names = std::iter::once(verb.get_name()).chain(verb.get_all_aliases());
+            for name in names {
+                assert_eq!(super::instead(name), None, "{name}");
+            }
+        }
+    }
+}

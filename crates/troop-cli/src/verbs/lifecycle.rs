@@ -1,0 +1,360 @@
+//! `reload`, `restart`, `stop` and `delete`, for one app or several, and the start of apps that are
+//! known.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use signal_hook::consts::SIGINT;
+use troop::snapshot::Phase;
+use troop::text::{counted, escaped};
+
+use super::operate::{named, report, unchanged};
+use crate::args::{Delete, OfFile, Reload, Restart, Start, Stop};
+use crate::control::client::{self, Client};
+use crate::control::protocol::{AppSnapshot, Failure, Request};
+use crate::control::targets::{self, Target};
+use crate::error::CliError;
+use crate::records::{Record, Text, listed, own_env};
+use crate::{config, log, resolve, start};
+
+/// Time that an app has to be ready after a restart, if it has not answered with its own.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+
+fn catch_interrupt() -> Result<Arc<AtomicBool>, CliError> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGINT, interrupted.clone())
+        .map_err(|e| CliError::Io("catch signals".into(), e))?;
+    Ok(interrupted)
+}
+
+/// Does something to each of the selected apps. One that fails, or a word that names none, does not
+/// keep the others from it; its error is printed, or returned if it is the last one.
+fn each(
+    words: &[String],
+    mut act: impl FnMut(Target) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let (found, unknown) = targets::targets(words)?;
+    let are_several = found.len() > 1;
+    let mut last = None;
+    let mut failed = |e: CliError| {
+        if let Some(before) = last.replace(e) {
+            log::line(&format!("troop: {before}"));
+        }
+    };
+    unknown.into_iter().for_each(&mut failed);
+    for target in found {
+        let name = target.name().to_owned();
+        if let Err(e) = act(target) {
+            failed(if are_several { e.of_app(&name) } else { e });
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+/// The same for the apps of configuration files, of which those are started that do not run.
+fn each_started(
+    words: &[String],
+    chosen: &OfFile,
+    json: bool,
+    mut act: impl FnMut(Target) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let is_file = |word: &&String| {
+        let path = Path::new(word);
+        config::format_of(path).is_some() && path.is_file()
+    };
+    let (files, names): (Vec<&String>, Vec<&String>) = words.iter().partition(is_file);
+    if files.is_empty() && !(chosen.only.is_empty() && chosen.env.is_none()) {
+        return Err(CliError::Usage("--only and --env are for a file with apps: name it".into()));
+    }
+    let mut last = None;
+    let mut failed = |e: CliError| {
+        if let Some(before) = last.replace(e) {
+            log::line(&format!("troop: {before}"));
+        }
+    };
+    if files.is_empty() || !names.is_empty() {
+        let names: Vec<_> = names.into_iter().cloned().collect();
+        if let Err(e) = each(&names, &mut act) {
+            failed(e);
+        }
+    }
+    if let Some(environment) = &chosen.env {
+        config::choose_environment(environment);
+    }
+    for file in files {
+        let apps = config::read(Path::new(file)).map_err(CliError::Usage)?;
+        let names: Vec<_> = apps.into_keys().collect();
+        let names = start::only(names.clone(), &chosen.only)
+            .map_err(|name| CliError::Usage(resolve::no_app(Path::new(file), &name, &names)))?;
+        let mut missing = Vec::new();
+        for name in names {
+            match Client::connect(&name)? {
+                None => missing.push(name),
+                Some(client) => {
+                    if let Err(e) = act(Target::Running(client)) {
+                        failed(e.of_app(&name));
+                    }
+                }
+            }
+        }
+        if missing.is_empty() {
+            continue;
+        }
+        let args = Start::of_file(file, &missing, chosen, json)
+            .map_err(|e| CliError::Usage(e.to_string()))?;
+        if let Err(e) = start::start(&args) {
+            failed(e);
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+/// Starts an app again, with the environment of this process if that is wanted.
+fn resume(
+    record: &Record,
+    update_env: bool,
+    no_wait: bool,
+    json: bool,
+    interrupted: &AtomicBool,
+) -> Result<(), CliError> {
+    let mut record = record.clone();
+    if let Some(call) = record.start.as_mut().filter(|_| update_env) {
+        call.env = own_env();
+    }
+    start::resume(&record, no_wait, json, interrupted)
+}
+
+/// Starts apps again that are known, as they were started before.
+pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError> {
+    let interrupted = catch_interrupt()?;
+    each(words, |target| match target {
+        Target::Ended(record, _) => {
+            resume(&record, args.update_env, args.no_wait, args.json, &interrupted)
+        }
+        Target::Running(client) => Err(CliError::Failed(Failure::new(
+            "failed",
+            format!(
+                "{name} runs already: `troop reload {name}` replaces its workers",
+                name = client.name()
+            ),
+        ))),
+    })
+}
+
+/// Runs `troop reload`: reloads the selected apps in turn. An app that does not run is started
+/// again if it was named.
+pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
+    let (app, worker) = match &args.apps[..] {
+        [app] => client::target(Some(app))?,
+        _ => (None, None),
+    };
+    if args.update_env {
+        return Err(CliError::Usage(
+            "a reload keeps the environment of the app; `troop restart --update-env` changes it"
+                .into(),
+        ));
+    }
+    if worker.is_some() && args.allow_moved {
+        let app = app.unwrap_or_default();
+        return Err(CliError::Usage(format!(
+            "--allow-moved is for all workers at once, because one alone is held to where the others listen: troop reload {app} --allow-moved"
+        )));
+    }
+    let words: Vec<String> = match app {
+        Some(app) => vec![app.to_owned()],
+        None => args.apps.clone(),
+    };
+    let is_all = words.iter().any(|word| word == "all");
+    let interrupted = catch_interrupt()?;
+    each_started(&words, &args.of_file, args.json, |target| match target {
+        Target::Running(client) => reload_one(args, worker, client),
+        Target::Ended(record, end) if worker.is_some() => Err(targets::not_running(&record, &end)),
+        Target::Ended(..) if is_all => Ok(()),
+        Target::Ended(record, _) => resume(&record, false, false, args.json, &interrupted),
+    })
+}
+
+fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<(), CliError> {
+    let name = client.name().to_owned();
+    let show = |event: &Value| {
+        if let (false, Some(text)) = (args.json, event["text"].as_str()) {
+            let _ = writeln!(std::io::stderr().lock(), "{name}: {}", escaped(text));
+        }
+    };
+    let answer = named(
+        &name,
+        client.request(Request::Reload { worker, allow_moved: args.allow_moved }, show)?,
+    );
+    report(args.json, &answer, || {
+        let (replaced, started) =
+            (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
+        let done = match (replaced, started) {
+            (0, 0) => format!("{name}: there was no worker to replace"),
+            (replaced, 0) => format!("{name}: {} replaced", counted(replaced, "worker")),
+            (0, started) => {
+                format!("{name}: {} started, none was there to replace", counted(started, "worker"))
+            }
+            (replaced, started) => format!(
+                "{name}: {} replaced, {started} started where there was none",
+                counted(replaced, "worker")
+            ),
+        };
+        match unchanged(&answer) {
+            None => done,
+            Some(unchanged) => format!(
+                "{done}; the policy is changed, {unchanged}; `troop restart {name}` opens it"
+            ),
+        }
+    });
+    Ok(())
+}
+
+/// Runs `troop restart`: restarts the selected apps in turn, and starts those again that do not run.
+pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
+    let env = args.update_env.then(own_env);
+    let interrupted = catch_interrupt()?;
+    each_started(&args.apps, &args.of_file, args.json, |target| match target {
+        Target::Running(client) => restart_one(client, env.clone(), args.json),
+        Target::Ended(record, _) => {
+            resume(&record, args.update_env, false, args.json, &interrupted)
+        }
+    })
+}
+
+fn restart_one(
+    mut client: Client,
+    env: Option<Vec<(Text, Text)>>,
+    json: bool,
+) -> Result<(), CliError> {
+    let name = client.name().to_owned();
+    // The process stays the same through a restart.
+    let pid = client.snapshot()?.snapshot.pid;
+    let mut client =
+        Client::connect(&name)?.ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
+    let timeout = match client.request(Request::Restart { env }, |_| {}) {
+        // The app ended before it could answer.
+        Err(CliError::Failed(failure)) if failure.kind == "over" => None,
+        result => result?["start_timeout_ms"].as_u64().map(Duration::from_millis),
+    };
+    client.wait_for_end();
+    let timeout = timeout.unwrap_or(RESTART_TIMEOUT);
+    let start = Instant::now();
+    loop {
+        // The primary that follows has a socket of its own.
+        let fresh = Client::connect(&name).ok().flatten();
+        let app = fresh.and_then(|mut client| client.snapshot().ok());
+        if let Some(AppSnapshot { snapshot, .. }) = &app {
+            let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+            let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
+            if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
+                report(
+                    json,
+                    &json!({ "name": name, "state": "running", "workers": ready }),
+                    || format!("{name}: {} ready", counted(ready, "worker")),
+                );
+                return Ok(());
+            }
+            // On average, every slot has been restarted twice.
+            let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
+            if snapshot.phase == Phase::Degraded && snapshot.ready == 0 && keeps_dying {
+                let why = snapshot.last_end.clone().unwrap_or_default();
+                return Err(CliError::Failed(Failure::new(
+                    "failed",
+                    format!(
+                        "{name} is back and keeps trying, but no worker is ready; the last: {why}"
+                    ),
+                )));
+            }
+        }
+        let is_gone = rustix::process::Pid::from_raw(pid.cast_signed())
+            .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
+        if is_gone || start.elapsed() >= timeout {
+            let state = match (is_gone, app.is_some()) {
+                (true, _) => "it has ended",
+                (_, true) => "its workers are not ready",
+                _ => "it has not come back",
+            };
+            return Err(CliError::Failed(Failure::new(
+                "failed",
+                format!("{name}: {state}; `troop logs {name}` may say why"),
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs `troop stop`. Apps that were started in the background stay listed.
+pub(crate) fn stop(args: &Stop) -> Result<(), CliError> {
+    end(args, false)
+}
+
+/// Runs `troop delete`: stops the selected apps and forgets them.
+pub(crate) fn delete(Delete { stop }: &Delete) -> Result<(), CliError> {
+    end(stop, true)
+}
+
+/// Runs `troop kill`: stops all apps that run.
+pub(crate) fn kill() -> Result<(), CliError> {
+    let names: Vec<_> = targets::everything()?
+        .iter()
+        .filter(|target| matches!(target, Target::Running(_)))
+        .map(|target| target.name().to_owned())
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    end(&Stop { apps: names, only: Vec::new(), quick: false, no_wait: false, json: false }, false)
+}
+
+fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
+    let mut stopping = Vec::new();
+    let done = if forget { "deleted" } else { "stopped" };
+    let say = |name: &str, state: &str, text: &str| {
+        report(args.json, &json!({ "name": name, "state": state }), || format!("{name}: {text}"));
+    };
+    let result = each(&args.apps, |target| {
+        if !args.only.is_empty() && !args.only.iter().any(|name| name == target.name()) {
+            return Ok(());
+        }
+        match target {
+            Target::Running(mut client) => {
+                match client.request(Request::Stop { quick: args.quick, forget }, |_| {}) {
+                    Ok(_) => {}
+                    // The app ended before it could answer.
+                    Err(CliError::Failed(failure)) if failure.kind == "over" => {}
+                    Err(e) => return Err(e),
+                }
+                stopping.push(client);
+            }
+            Target::Ended(record, _) if forget => {
+                forget_record(&record.name)?;
+                say(&record.name, done, done);
+            }
+            Target::Ended(record, end) => {
+                say(&record.name, end.how.state(), &format!("{} already", end.how.state()));
+            }
+        }
+        Ok(())
+    });
+    for mut client in stopping {
+        if args.no_wait {
+            say(client.name(), "stopping", "stopping");
+            continue;
+        }
+        client.wait_for_end();
+        if forget {
+            // An app of an earlier version does not do that itself.
+            forget_record(client.name())?;
+        }
+        say(client.name(), done, done);
+    }
+    result
+}
+
+fn forget_record(name: &str) -> Result<(), CliError> {
+    listed::forget(name).map_err(|e| CliError::Io(format!("forget {name}"), e))
+}

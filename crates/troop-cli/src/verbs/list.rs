@@ -1,0 +1,159 @@
+//! `ls`: lists apps, those that run and those that have ended.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::show::{phase, print_json, serving, snapshots};
+use super::table::{self, ago, size, time};
+use crate::args::Show;
+use crate::control::protocol::AppSnapshot;
+use crate::control::targets::{self, Target};
+use crate::error::CliError;
+use crate::records::listed;
+use crate::records::{End, Ending, Record, millis};
+
+/// An app in the list.
+enum Entry {
+    Running(Box<AppSnapshot>),
+    Ended(Box<Record>, End),
+}
+
+/// Runs `troop ls`.
+pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
+    let found = match args.app.as_deref() {
+        None | Some("all") => targets::everything()?,
+        Some(word) => targets::targets(&[word.to_owned()])?.0,
+    };
+    let (mut clients, mut entries) = (Vec::new(), Vec::new());
+    for target in found {
+        match target {
+            Target::Running(client) => clients.push(client),
+            Target::Ended(record, end) => entries.push(Entry::Ended(record, end)),
+        }
+    }
+    let ended = entries.iter().find_map(|entry| match entry {
+        Entry::Ended(record, end) if args.app.is_some() && clients.is_empty() => {
+            Some(targets::not_running(record, end))
+        }
+        _ => None,
+    });
+    entries.extend(snapshots(&mut clients).into_iter().map(|app| Entry::Running(Box::new(app))));
+    let known = listed::all().unwrap_or_default();
+    let ids: BTreeMap<_, _> =
+        known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
+    let id = |entry: &Entry| match entry {
+        Entry::Running(app) => ids.get(&app.name).copied(),
+        Entry::Ended(record, _) => Some(record.id),
+    };
+    entries.sort_by_key(|entry| id(entry).unwrap_or(u32::MAX));
+    if args.json {
+        print_json(&entries.iter().map(|entry| as_json(entry, id(entry))).collect::<Vec<_>>());
+    } else {
+        let now = millis(SystemTime::now());
+        let rows: Vec<_> = entries.iter().map(|entry| row(entry, id(entry), now)).collect();
+        let headings = [
+            "ID",
+            "NAME",
+            "PID",
+            "STATE",
+            "WORKERS",
+            "RESTARTS",
+            "UPTIME",
+            "CPU",
+            "MEMORY",
+            "LISTENS ON",
+        ];
+        let right = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"];
+        table::print(&headings, &right, &rows);
+    }
+    ended.map_or(Ok(()), Err)
+}
+
+fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
+    let id = id.map(|id| id.to_string()).unwrap_or_default();
+    match entry {
+        Entry::Running(app) => {
+            let snapshot = &app.snapshot;
+            let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
+            vec![
+                id,
+                app.name.clone(),
+                snapshot.pid.to_string(),
+                phase(snapshot).to_owned(),
+                format!(
+                    "{}/{}",
+                    serving(snapshot),
+                    snapshot.wanted.unwrap_or(snapshot.workers.len())
+                ),
+                snapshot.restarts.to_string(),
+                time(snapshot.uptime_ms),
+                time(app.total.cpu_ms),
+                size(app.total.rss),
+                listening.join(" "),
+            ]
+        }
+        Entry::Ended(record, end) => {
+            let mut row = vec![id, record.name.clone(), "-".into(), state(end, now)];
+            row.push(format!("0/{}", record.workers));
+            row.resize(10, String::new());
+            row
+        }
+    }
+}
+
+/// Returns the state of an app that does not run: `stopped`, `crashed 3 min ago`.
+pub(crate) fn state(end: &End, now: u64) -> String {
+    let since = ago(now.saturating_sub(end.at_ms));
+    match (end.how, &end.reason) {
+        (Ending::Stopped, _) => "stopped".into(),
+        (Ending::Finished, Some(reason)) => format!("finished: {reason}"),
+        (how, _) => format!("{} {since} ago", how.state()),
+    }
+}
+
+fn as_json(entry: &Entry, id: Option<u32>) -> Value {
+    match entry {
+        Entry::Running(app) => {
+            let mut value = serde_json::to_value(app).unwrap_or_default();
+            value["id"] = json!(id);
+            value
+        }
+        Entry::Ended(record, end) => json!({
+            "id": id,
+            "name": record.name,
+            "program": record.program,
+            "file": record.file,
+            "phase": end.how.state(),
+            "ended_ms": end.at_ms,
+            "reason": end.reason,
+            "pid": null,
+            "ready": 0,
+            "wanted": record.workers,
+            "restarts": 0,
+            "total": { "cpu_ms": 0, "rss": 0 },
+            "workers": [],
+            "listeners": [],
+            "vacant": [],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_an_app_is_its_state() {
+        let state = |how, reason: Option<&str>| {
+            let end = End { how, at_ms: 1_000_000, reason: reason.map(str::to_owned) };
+            state(&end, 1_000_000 + 185_000)
+        };
+        assert_eq!(state(Ending::Stopped, Some("the system was restarted")), "stopped");
+        assert_eq!(state(Ending::Crashed, Some("without a word")), "crashed 3 min ago");
+        assert_eq!(state(Ending::Failed, None), "failed 3 min ago");
+        assert_eq!(state(Ending::Finished, Some("exit code 7")), "finished: exit code 7");
+        assert_eq!(state(Ending::Finished, None), "finished 3 min ago");
+    }
+}

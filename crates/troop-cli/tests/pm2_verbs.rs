@@ -1,0 +1,165 @@
+//! Verbs and options that are there because PM2 has them, and what is said of the others.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::Home;
+use troop_testkit::wait_until;
+
+const SERVER: &str = "
+require('http').createServer(() => {}).listen(0, '127.0.0.1');
+console.log('greeting ' + process.env.GREETING);
+process.on('SIGUSR2', () => console.log('signalled'));
+";
+
+#[test]
+fn verbs_of_pm2_do_what_they_do_there() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let mut command = home.command(&["start", "server.js", "-n", "web", "-i", "2"]);
+    let env = [("API_TOKEN", "secret-1"), ("DB", "db://me:secret-2@host"), ("PLAIN", "plain")];
+    assert!(command.envs(env).status().unwrap().success());
+    home.fine(&["start", "server.js", "-n", "jobs"]);
+    home.fine(&["stop", "jobs"]);
+    let list: Vec<Value> = serde_json::from_str(&home.fine(&["jlist"])).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&home.fine(&["prettylist"])).unwrap().len(), 3);
+    let of = |entry: &Value| {
+        (entry["name"].clone(), entry["pm_id"].clone(), entry["pm2_env"]["status"].clone())
+    };
+    let entry = |name: &str, id: u32, status: &str| (name.into(), id.into(), status.into());
+    assert_eq!(
+        list.iter().map(of).collect::<Vec<_>>(),
+        [entry("web", 0, "online"), entry("web", 0, "online"), entry("jobs", 1, "stopped")]
+    );
+    assert!(list[0]["monit"]["memory"].as_u64().unwrap() > 1 << 20);
+    let mut pids: Vec<_> = home.fine(&["pid", "web"]).lines().map(str::to_owned).collect();
+    let mut listed: Vec<_> = list[..2].iter().map(|entry| entry["pid"].to_string()).collect();
+    pids.sort();
+    listed.sort();
+    assert_eq!(pids, listed);
+    let shown = home.fine(&["env", "web"]);
+    for line in ["API_TOKEN: ***", "DB: db://me:***@host", "PLAIN: plain"] {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    assert!(!shown.contains("secret-"), "{shown}");
+    assert_eq!(home.fine(&["ping"]), "pong\n");
+    assert!(home.fine(&["-v"]).starts_with("troop "));
+    for verb in ["ps", "l", "list"] {
+        assert!(home.fine(&[verb]).contains("jobs"), "{verb}");
+    }
+    home.fine(&["sendSignal", "SIGUSR2", "web"]);
+    wait_until("the signal", || home.log("web.log").matches("signalled").count() == 2);
+    assert!(home.fine(&["flush", "web"]).contains("web.log"));
+    assert_eq!(home.log("web.log"), "");
+    home.fine(&["signal", "web", "USR2"]);
+    wait_until("more lines", || home.log("web.log").contains("signalled"));
+    assert!(!home.log("web.log").contains('\0'), "it goes on at the new end");
+    // A restart that is not counted any more.
+    kill_process(Pid::from_raw(pids[0].parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    wait_until("a restart", || home.show("web")["restarts"] == 1);
+    home.fine(&["reset", "web"]);
+    assert_eq!(home.show("web")["restarts"], 0);
+    let mut child = home
+        .command(&["attach", "web"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("input is not passed on"), "{said}");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    wait_until("a line", || {
+        home.fine(&["signal", "web", "USR2"]);
+        lines.next().unwrap().unwrap().contains("signalled")
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    home.fine(&["kill"]);
+    assert_eq!(home.troop(&["show", "web"]).0, 3);
+    home.fine(&["kill"]);
+}
+
+#[test]
+fn verbs_that_there_are_not_are_answered_and_nothing_misleading_is_suggested() {
+    let home = Home::with(&[]);
+    for (verb, part) in [
+        ("monit", "troop show APP"),
+        ("update", "troop restart APP"),
+        ("install", "there are no modules"),
+        ("link", "troop events --json"),
+        ("deploy", "troop reload FILE"),
+        ("report", "troop logs APP --nostream"),
+        ("inspect", "--inspect"),
+        ("relaod", "did you mean reload?"),
+        ("frobnicate", "`troop --help` lists the verbs"),
+    ] {
+        let (code, out, err) = home.troop(&[verb, "x"]);
+        assert!(code == 2 && out.is_empty() && err.contains(part), "{verb}: {err}");
+        assert_eq!(err.lines().count(), 1, "{verb}: {err}");
+        for misleading in ["init", "scale", "similar"] {
+            assert!(!err.contains(misleading), "{verb}: {err}");
+        }
+    }
+    let (code, _, err) = home.troop(&["start", "a.js", "--onlie"]);
+    assert!(code == 2 && !err.contains("--policy"), "{err}");
+}
+
+#[test]
+fn options_of_pm2_have_their_effect() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&[
+        "start",
+        "server.js",
+        "-n",
+        "web",
+        "-f",
+        "--no-vizion",
+        "--merge-logs",
+        "--no-treekill",
+        "-l",
+        "all.log",
+        "--log-date-format",
+        "YYYY-MM-DD",
+    ]);
+    assert!(home.log("all.log").contains("greeting"), "{}", home.log("all.log"));
+    home.fine(&["start", "server.js", "-n", "quiet", "--disable-logs"]);
+    assert!(!home.log("quiet.log").contains("greeting"));
+    let (code, _, err) = home.troop(&["reload", "web", "--update-env"]);
+    assert!(code == 2 && err.contains("troop restart --update-env"), "{err}");
+    let with = |args: &[&str], greeting: &str| {
+        assert!(home.command(args).env("GREETING", greeting).status().unwrap().success());
+        home.log("all.log").lines().rfind(|line| line.contains("greeting")).unwrap().to_owned()
+    };
+    assert!(with(&["restart", "web", "--update-env"], "one").ends_with("greeting one"));
+    assert!(with(&["restart", "web"], "two").ends_with("greeting one"));
+    home.fine(&["stop", "web"]);
+    assert!(with(&["start", "web"], "three").ends_with("greeting one"));
+    home.fine(&["stop", "web"]);
+    assert!(with(&["start", "web", "--update-env"], "four").ends_with("greeting four"));
+}
+
+#[test]
+fn an_app_is_started_in_the_foreground_or_followed() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let mut command = home.command(&["start", "server.js", "-n", "web", "--no-daemon"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the app runs", || home.troop(&["show", "web"]).0 == 0);
+    assert_eq!(home.show("web")["pid"], child.id());
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut command = home.command(&["start", "server.js", "--attach"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("server: 1 worker ready"));
+    home.fine(&["signal", "server", "USR2"]);
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("signalled")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(home.show("server")["phase"], "running");
+}
