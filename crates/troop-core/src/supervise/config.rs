@@ -90,6 +90,9 @@ pub struct RestartPolicy {
     pub max_ends: usize,
     /// What a running cluster does when no worker is ready any more. Default: [`WhenFailed::Stay`].
     pub when_failed: WhenFailed,
+    /// Whether the cluster goes on when all workers have ended for good, without any, until it is
+    /// scaled or stopped: for jobs that run now and then. Default: false.
+    pub stay_when_ended: bool,
     /// Whether workers of this cluster were ready before this process began, for example before a
     /// restart in place, so that the cluster does not give up as in a first start. Default: false.
     pub been_ready: bool,
@@ -104,6 +107,7 @@ setters!(RestartPolicy {
     window: Duration,
     max_ends: usize,
     when_failed: WhenFailed,
+    stay_when_ended: bool,
     been_ready: bool,
 });
 
@@ -120,6 +124,7 @@ impl RestartPolicy {
             window: Duration::from_secs(120),
             max_ends: 8.max(4 * workers),
             when_failed: WhenFailed::Stay,
+            stay_when_ended: false,
             been_ready: false,
         }
     }
@@ -145,6 +150,10 @@ pub struct ReplacePolicy {
     /// Time within which a new worker must be ready. A restarted worker that exceeds it is killed,
     /// and the failure counts for the back-off. Default: 30 s.
     pub ready_timeout: Duration,
+    /// Time after which a worker that does not say that it is ready ([`ReadyWhen::Message`],
+    /// [`ReadyWhen::Notified`]) counts as ready all the same, with a report
+    /// ([`Progress::AssumedReady`](super::Progress::AssumedReady)). Default: never.
+    pub assume_ready_after: Option<Duration>,
     /// Time that the first new worker of a reload must stay ready before the first old one is
     /// drained. Until then it gets no connections, so that a version that crashes soon after it
     /// listens replaces no worker. Default: 2 s.
@@ -162,6 +171,7 @@ pub struct ReplacePolicy {
 setters!(ReplacePolicy {
     ready_when: ReadyWhen,
     ready_timeout: Duration,
+    assume_ready_after: Option<Duration>,
     min_ready_time: Duration,
     max_surge: usize,
     max_unavailable: usize,
@@ -173,6 +183,7 @@ impl Default for ReplacePolicy {
         ReplacePolicy {
             ready_when: ReadyWhen::Auto,
             ready_timeout: Duration::from_secs(30),
+            assume_ready_after: None,
             min_ready_time: Duration::from_secs(2),
             max_surge: 1,
             max_unavailable: 0,
@@ -229,6 +240,11 @@ impl Config {
             seed: 0,
             is_embedded: false,
         }
+    }
+
+    /// Whether a slot whose last worker ended like this is complete without one.
+    pub(super) fn is_done(&self, how: ExitHow) -> bool {
+        self.restart.stay_when_ended || self.is_finished(how)
     }
 
     pub(super) fn is_final(&self, how: ExitHow) -> bool {

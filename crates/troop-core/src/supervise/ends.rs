@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, ReplaceFailure, RunState, Slot,
-    SlotWorker, Supervisor, Time, Vacancy, WhenFailed,
+    Cause, Config, ExitHow, GiveUp, Order, Outcome, Progress, ReadyWhen, ReplaceFailure, RunState,
+    Slot, SlotWorker, Supervisor, Time, Vacancy, WhenFailed,
 };
 
 /// The uptime of a worker at its end.
@@ -140,6 +140,7 @@ impl Supervisor {
     pub(super) fn end_if_all_have(&mut self, now: Time) {
         if self.phase != RunState::Running
             || self.config.is_embedded
+            || self.config.restart.stay_when_ended
             || self.slots.is_empty()
             || self.slots.iter().any(|state| state.done.is_none())
         {
@@ -371,6 +372,22 @@ impl Supervisor {
             .chain(self.gives_up_at())
     }
 
+    /// Reports workers that count as ready although they have not said so.
+    fn report_assumed(&mut self, now: Time) {
+        let members = self
+            .slots
+            .iter_mut()
+            .flat_map(|state| state.current.iter_mut().chain(&mut state.successor));
+        for member in members.filter(|member| member.is_newly_assumed(now, &self.config)) {
+            member.assumed = true;
+            self.orders.push_back(Order::Report(Progress::AssumedReady {
+                worker: member.worker,
+                by_notification: self.config.replace.ready_when == ReadyWhen::Notified,
+                within: self.config.replace.assume_ready_after.unwrap_or_default(),
+            }));
+        }
+    }
+
     /// Updates the health and reports changes. Must be called after every change of a worker.
     pub(super) fn update_health(&mut self, now: Time) {
         self.due.set(None);
@@ -380,12 +397,13 @@ impl Supervisor {
             self.answer_due(now);
             return;
         }
+        self.report_assumed(now);
         let (mut ready, mut awaited, mut lost) = (0_usize, 0_usize, 0_usize);
         for state in self.slots.iter_mut().filter(|state| !state.is_retired) {
             if state.current.is_some_and(|member| member.is_ready(now, false, &self.config)) {
                 ready += 1;
                 state.lost = false;
-            } else if state.done.is_some_and(|(_, how)| self.config.is_finished(how)) {
+            } else if state.done.is_some_and(|(_, how)| self.config.is_done(how)) {
                 state.lost = false;
             } else if state.lost || state.done.is_some() {
                 lost += 1;

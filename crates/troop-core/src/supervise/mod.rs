@@ -11,6 +11,7 @@ mod ends;
 mod expect;
 mod leave;
 mod leaving;
+mod member;
 mod operation;
 mod order;
 mod replace;
@@ -32,6 +33,7 @@ use ends::{Health, Level, Life};
 pub use expect::Claim;
 pub use leaving::EndSignals;
 use leaving::Leaving;
+use member::SlotWorker;
 use operation::Waiting;
 pub use operation::{
     Answer, NotReady, NotServing, RecycleFailed, ReloadFailed, Reloaded, ReplaceFailure, Request,
@@ -40,69 +42,6 @@ pub use operation::{
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
 use restart::Restarts;
 use round::Round;
-
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct SlotWorker {
-    worker: WorkerId,
-    since: Time,
-    generation: u32,
-    online: Option<Time>,
-    /// Whether it speaks Node's protocol, or is known to do so once it has started.
-    has_ipc: bool,
-    /// The time since which it listens.
-    listening: Option<Time>,
-    /// What it was seen to do instead, with activated sockets.
-    not_serving: Option<NotServing>,
-    /// The time at which it reported that it is ready.
-    notified: Option<Time>,
-    /// The time at which it closed its channel; it is not ready from then on.
-    gone: Option<Time>,
-    /// Whether it has taken connections.
-    served: bool,
-    /// The deadline of its readiness outside of rounds.
-    due: Time,
-    /// The signals that end it.
-    ends_by: EndSignals,
-}
-
-impl SlotWorker {
-    /// Returns the time since which it is ready, or at which it will become ready without further
-    /// events.
-    fn ready_at(&self, must_listen: bool, config: &Config) -> Option<Time> {
-        self.ready_as(config.replace.ready_when, must_listen, config)
-    }
-
-    /// Returns the same by another condition than the configured one.
-    fn ready_as(&self, when: ReadyWhen, must_listen: bool, config: &Config) -> Option<Time> {
-        if self.gone.is_some() { None } else { self.could_serve_as(when, must_listen, config) }
-    }
-
-    /// Returns the same, ignoring whether it has closed its channel.
-    fn could_serve_as(&self, when: ReadyWhen, must_listen: bool, config: &Config) -> Option<Time> {
-        let (ready, by_age) = match when {
-            ReadyWhen::Message | ReadyWhen::Notified => (self.notified, false),
-            ReadyWhen::Online => (self.online, false),
-            ReadyWhen::Listening => (self.listening, false),
-            ReadyWhen::Auto => (self.listening, !must_listen),
-        };
-        let aged = match self.online {
-            // A worker with Node's protocol may still listen.
-            Some(online) if self.has_ipc => {
-                Some(online + config.listen_patience.max(config.restart.min_uptime))
-            }
-            // Its program is still being loaded.
-            None if self.has_ipc => None,
-            _ if config.is_activated => Some(self.since + ACTIVATED_READY_AGE),
-            _ => Some(self.since + config.restart.min_uptime),
-        };
-        let aged = aged.filter(|_| by_age);
-        ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
-    }
-
-    fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {
-        self.ready_at(must_listen, config).is_some_and(|at| at <= now)
-    }
-}
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct SlotState {
@@ -264,6 +203,7 @@ impl Supervisor {
             listening: None,
             not_serving: None,
             notified: None,
+            assumed: false,
             gone: None,
             served: false,
             due: now + self.ready_limit(),

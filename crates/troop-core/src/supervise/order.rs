@@ -257,6 +257,16 @@ pub enum Progress {
         /// How long it had.
         within: Duration,
     },
+    /// A worker has not said that it is ready, and counts as ready all the same:
+    /// [`ReplacePolicy::assume_ready_after`](super::ReplacePolicy::assume_ready_after).
+    AssumedReady {
+        /// The worker.
+        worker: WorkerId,
+        /// Whether it was to send `READY=1` instead of the message `'ready'`.
+        by_notification: bool,
+        /// How long it had.
+        within: Duration,
+    },
     /// Some slots, or all, have lost their workers and have no ready successor yet.
     Degraded {
         /// Workers that are ready.
@@ -315,6 +325,14 @@ impl fmt::Display for Progress {
             }
             Progress::NotReady { worker, within } => {
                 write!(f, "worker {worker} was not ready within {within:.0?} and is ended")
+            }
+            Progress::AssumedReady { worker, by_notification, within } => {
+                let missing =
+                    if *by_notification { "sent READY=1" } else { "called process.send('ready')" };
+                write!(
+                    f,
+                    "worker {worker} has not {missing} within {within:.0?}; it counts as ready from now on"
+                )
             }
             Progress::Recovered { workers: 0 } => f.write_str("recovered: no worker is wanted"),
             Progress::Recovered { workers: 1 } => f.write_str("the worker is ready again"),

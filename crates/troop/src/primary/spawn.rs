@@ -226,7 +226,7 @@ impl Start {
         })?;
         let uid = setup.get_uid().unwrap_or_else(|| rustix::process::geteuid().as_raw());
         // Without it, processes that it leaves behind are not found.
-        let (token, leads_group) = (prepared.token.as_ref(), setup.leads_group());
+        let (token, leads_group) = (prepared.token.as_ref(), setup.ends_group());
         let tree = (token.is_some() || leads_group)
             .then(|| ProcessTree::of(child.pid, token, leads_group, uid).ok())
             .flatten();

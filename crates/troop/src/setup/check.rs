@@ -27,6 +27,10 @@ impl Setup {
                 let instead = "number the workers by Fork::env";
                 return refuse("slot_variable", format!("{WHY}{instead}"));
             }
+            if !self.counting_variables.is_empty() {
+                let instead = "set the number by Fork::env";
+                return refuse("counting_variable", format!("{WHY}{instead}"));
+            }
             if self.get_cpus().len() > 1 {
                 let instead = "list the CPUs of all workers as one entry";
                 return refuse("cpus", format!("beyond its first entry {WHY}{instead}"));
@@ -104,8 +108,9 @@ mod tests {
     #[test]
     fn a_setting_without_effect_is_named_and_what_to_do() {
         let sandbox = Sandbox { write: Some(Vec::new()), ..Sandbox::default() };
-        let cases: [(Setup, &str); 11] = [
+        let cases: [(Setup, &str); 12] = [
             (Setup::new().slot_variable("N"), "Fork::env"),
+            (Setup::new().counting_variable("PORT", 1), "Fork::env"),
             (Setup::new().cpus([vec![0], vec![1]]), "one entry"),
             (Setup::new().inspect_port(InspectPort::Fixed(9000)), "not called node"),
             (Setup::new().stdin(Stdio::Collect), "Stdio::Pipe"),

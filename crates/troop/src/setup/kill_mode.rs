@@ -5,11 +5,13 @@ use troop_sys::tree;
 /// Which processes that a worker has started end with it: see
 /// [`Setup::kill_mode`](crate::Setup::kill_mode).
 ///
-/// They get `SIGTERM` when the worker has ended, and two seconds later `SIGKILL`. In a control group
+/// Except with [`KillMode::Process`], they get `SIGTERM` when the worker has ended, and two seconds later `SIGKILL`. In a control group
 /// ([`Setup::cgroup`](crate::Setup::cgroup)) all processes of the group end, whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KillMode {
+    /// None: what it has started goes on, also where its worker is killed.
+    Process,
     /// Those in its process group, if it leads one
     /// ([`Setup::own_process_group`](crate::Setup::own_process_group)). Those that have a group or
     /// session of their own go on, as daemons do.

@@ -152,6 +152,8 @@ pub struct Setup {
     limits: BTreeMap<Resource, (Option<u64>, Option<u64>)>,
     /// Besides [`SLOT`].
     slot_variables: Vec<OsString>,
+    /// Variables with a number that grows by the slot, and the number of slot 0.
+    counting_variables: BTreeMap<OsString, i64>,
     report_signal: Option<i32>,
     stop_signal: Option<i32>,
     kill_signal: Option<i32>,
@@ -386,6 +388,13 @@ impl Setup {
         self
     }
 
+    /// Sets a variable of a supervised worker to a number that grows by its slot: `first` for slot 0,
+    /// one more for slot 1. For programs that each need a port of their own.
+    pub fn counting_variable(mut self, name: impl Into<OsString>, first: i64) -> Setup {
+        self.counting_variables.insert(name.into(), first);
+        self
+    }
+
     /// Sets a signal that makes a worker write a report of what it does: `SIGUSR2` for Node with
     /// `--report-on-signal`. It is sent to one that fails its health check and is replaced, and to
     /// one that is hung, a second before `SIGABRT`.
@@ -436,6 +445,9 @@ impl Setup {
             return Setup { cluster, ..changes };
         }
         let (mut env, mut limits) = (self.env, self.limits);
+        let mut counting_variables = self.counting_variables;
+        counting_variables.retain(|name, _| !changes.env.contains_key(name));
+        counting_variables.extend(changes.counting_variables);
         env.extend(changes.env);
         limits.extend(changes.limits);
         let mut slot_variables = self.slot_variables;
@@ -469,6 +481,7 @@ impl Setup {
             cgroup: changes.cgroup.or(self.cgroup),
             limits,
             slot_variables,
+            counting_variables,
             report_signal: changes.report_signal.or(self.report_signal),
             stop_signal: changes.stop_signal.or(self.stop_signal),
             kill_signal: changes.kill_signal.or(self.kill_signal),

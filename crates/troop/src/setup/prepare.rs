@@ -193,6 +193,10 @@ impl Setup {
                 env.insert(name.to_owned(), slot.to_string().into());
             }
         }
+        for (name, first) in self.get_counting_variables() {
+            let number = first.saturating_add(slot.unwrap_or_default().into());
+            env.insert(name.to_owned(), number.to_string().into());
+        }
         env.insert(nesting::DEPTH.into(), nesting::depth_of_workers().to_string().into());
         if let Some(place) = &self.cluster.notify {
             env.insert("NOTIFY_SOCKET".into(), place.clone());

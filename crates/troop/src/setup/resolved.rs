@@ -164,6 +164,11 @@ impl Setup {
         std::iter::once(OsStr::new(SLOT)).chain(self.slot_variables.iter().map(OsString::as_os_str))
     }
 
+    /// Returns the variables with a number that grows by the slot, and the number of slot 0.
+    pub fn get_counting_variables(&self) -> impl Iterator<Item = (&OsStr, i64)> {
+        self.counting_variables.iter().map(|(name, first)| (name.as_os_str(), *first))
+    }
+
     /// Returns the signal that makes a worker write a report; see [`Setup::report_signal`].
     #[must_use]
     pub fn get_report_signal(&self) -> Option<i32> {
@@ -202,6 +207,11 @@ impl Setup {
     /// Whether workers lead process groups.
     pub(crate) fn leads_group(&self) -> bool {
         self.get_own_process_group() || self.is_other_user()
+    }
+
+    /// Whether the process group of a worker ends with it.
+    pub(crate) fn ends_group(&self) -> bool {
+        self.leads_group() && self.get_kill_mode() != KillMode::Process
     }
 
     /// Whether what a worker leaves behind is found by a token. A control group has all of it.

@@ -1,6 +1,7 @@
 //! A supervisor in a world that does what it orders.
 
 mod activated;
+mod assumed;
 mod claims;
 mod embedded;
 mod ends;

@@ -388,7 +388,7 @@ impl Driver {
             handle: handle.clone(),
             pidfd: child.pidfd,
             kept_end,
-            leads_group: setup.leads_group(),
+            leads_group: setup.ends_group(),
             adopted: false,
             announced: setup.get_shutdown_message(),
             ends_by: end_signals(setup),
