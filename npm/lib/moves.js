@@ -7,6 +7,8 @@
 // `troop` and the npm package load this script with `--require` in `NODE_OPTIONS`. `TROOP_NODE_OPTIONS` has the original value.
 
 const VARIABLE = 'TROOP_NODE_OPTIONS';
+/** Set for programs that end by themselves and are not started again. */
+const FINITE = 'TROOP_FINITE';
 /** Programs mark sockets with this property to keep them from moving. */
 const STAY = Symbol.for('troop.stay');
 /** A program's mark on a server whose connections may move although the program has listeners of its own for them. */
@@ -36,8 +38,28 @@ if (given !== undefined) {
   delete env[VARIABLE];
   if (given) env.NODE_OPTIONS = given.slice(1);
   else delete env.NODE_OPTIONS;
+  const isFinite = FINITE in env;
+  delete env[FINITE];
   // Only the main thread of a worker has a channel; its children and threads have none.
-  if (process.channel) watch();
+  if (process.channel) {
+    if (isFinite) endWithProgram(process.channel);
+    watch();
+  }
+}
+
+/** Lets the process end when its program has nothing left to do, as without a channel, which Node keeps open in each worker. */
+function endWithProgram(channel) {
+  const cluster = require('cluster');
+  const { _getServer: getServer } = cluster;
+  if (typeof channel.unrefCounted !== 'function' || typeof getServer !== 'function') return;
+  // Those of Node's own listeners; each of the program's keeps the process.
+  const own = process.listenerCount('disconnect') + process.listenerCount('message');
+  for (let count = 0; count < own; count++) channel.unrefCounted();
+  cluster._getServer = function(server, ...rest) {
+    channel.refCounted();
+    server.once?.('close', () => channel.unrefCounted());
+    return getServer.call(this, server, ...rest);
+  };
 }
 
 function watch() {

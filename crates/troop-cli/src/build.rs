@@ -21,9 +21,13 @@ use crate::names;
 use crate::preflight;
 use crate::program;
 use crate::resolve::ResolvedApp;
+use crate::watch;
 
 /// The signal on which node writes a report.
 const SIGUSR2: i32 = 12;
+
+/// The variable by which the script of Node workers lets a program end that has nothing left to do.
+const FINITE: &str = "TROOP_FINITE";
 
 /// `restart.window` under a debugger, where a worker may wait for a long time before it is ready.
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
@@ -132,6 +136,9 @@ impl ResolvedApp {
         for name in OWN_VARIABLES {
             setup = setup.env_remove(name);
         }
+        for name in self.filtered_variables() {
+            setup = setup.env_remove(name);
+        }
         for (name, value) in &self.env {
             setup = setup.env(name, value);
         }
@@ -140,6 +147,9 @@ impl ResolvedApp {
         }
         if let Some(name) = &app.slot_variable {
             setup = setup.slot_variable(name);
+        }
+        if let Some(name) = &app.increment_variable {
+            setup = setup.counting_variable(name, self.first_number(name)?);
         }
         let wrong = |what: &str, e: String| Error::Settings(format!("{what}: {e}"));
         if let Some(umask) = &app.umask {
@@ -169,10 +179,41 @@ impl ResolvedApp {
         setup = setup.shutdown_message(app.shutdown_with_message).kill_mode(match app.kill_mode {
             None | Some(KillMode::Tree) => troop::setup::KillMode::Tree,
             Some(KillMode::Group) => troop::setup::KillMode::Group,
+            Some(KillMode::Process) => troop::setup::KillMode::Process,
         });
         let setup = self.identity(setup)?;
-        let moves = app.move_connections.unwrap_or(true) && app.bind.is_empty();
-        Ok(if moves { moves::add(setup) } else { setup.preload("") })
+        if !app.move_connections.unwrap_or(true) || !app.bind.is_empty() {
+            return Ok(setup.preload(""));
+        }
+        let setup = moves::add(setup);
+        let is_finite = app.restart.when.is_some_and(|when| when != When::Always);
+        // The script takes it away.
+        Ok(if is_finite && setup.get_preload().is_some() { setup.env(FINITE, "1") } else { setup })
+    }
+
+    /// Returns the inherited variables that workers do not get.
+    fn filtered_variables(&self) -> impl Iterator<Item = OsString> {
+        let (kept, removed): (Vec<_>, Vec<_>) =
+            self.app.env_remove.iter().partition(|pattern| pattern.starts_with('!'));
+        let is_removed = move |name: &OsString| {
+            let name = name.to_string_lossy();
+            removed.iter().any(|pattern| watch::matches(pattern, &name))
+                && !kept.iter().any(|pattern| watch::matches(&pattern[1..], &name))
+        };
+        std::env::vars_os().map(|(name, _)| name).filter(is_removed)
+    }
+
+    /// Returns the value of a variable in the first slot, which grows by the slot.
+    fn first_number(&self, name: &str) -> Result<i64, Error> {
+        let value = self.env.get(OsStr::new(name)).cloned().or_else(|| std::env::var_os(name));
+        let Some(value) = value else { return Ok(0) };
+        let number = value.to_str().and_then(|text| text.trim().parse().ok());
+        number.ok_or_else(|| {
+            Error::Settings(format!(
+                "increment_variable: {name} is {:?}, and must be a number",
+                value.to_string_lossy()
+            ))
+        })
     }
 
     /// Sets the user and the groups of the workers.
@@ -278,6 +319,7 @@ impl ResolvedApp {
             Some(Ready::Notify) => ReadyWhen::Notified,
         };
         policy.ready_timeout = self.app.ready_timeout.map_or(policy.ready_timeout, |time| time.0);
+        policy.assume_ready_after = self.app.assume_ready.map(|time| time.0);
         policy.min_ready_time =
             self.app.min_ready_time.map_or(policy.min_ready_time, |time| time.0);
         policy.max_surge = self.app.max_surge.unwrap_or(policy.max_surge);

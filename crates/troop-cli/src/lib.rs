@@ -7,6 +7,7 @@ mod build;
 mod command;
 mod config;
 mod control;
+mod directory;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;

@@ -230,6 +230,10 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("worker", worker.0.into());
                 add("within_s", within.as_secs().into());
             }
+            Progress::AssumedReady { worker, within, .. } => {
+                add("worker", worker.0.into());
+                add("within_s", within.as_secs_f64().into());
+            }
             Progress::Degraded { ready, wanted } | Progress::Recovering { ready, wanted } => {
                 add("ready", (*ready).into());
                 add("wanted", (*wanted).into());
@@ -302,6 +306,7 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Pausing => "pausing",
         Progress::PutOff { .. } => "put-off",
         Progress::NotReady { .. } => "not-ready",
+        Progress::AssumedReady { .. } => "assumed-ready",
         Progress::Degraded { .. } => "degraded",
         Progress::Recovering { .. } => "recovering",
         Progress::Recovered { .. } => "recovered",

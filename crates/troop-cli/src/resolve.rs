@@ -128,6 +128,8 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
     if !apps.contains_key(&name) {
         return Err(no_app(&file, &name, &apps.keys().cloned().collect::<Vec<_>>()));
     }
+    // A release that a link leads to is resolved again at each reload.
+    let file = crate::directory::resolved(&file);
     let source = Source { typed, file: Some((file, name)), background };
     Ok((source.resolve()?, source))
 }
@@ -204,6 +206,12 @@ impl Source {
                 let program =
                     if app.program == shown { program } else { app.program.clone().into() };
                 let cwd = typed.cwd.clone().or_else(|| app.cwd.clone()).or(command.cwd);
+                let cwd = match crate::directory::by_links() {
+                    Some(directory) => {
+                        Some(cwd.map_or_else(|| directory.to_owned(), |cwd| directory.join(cwd)))
+                    }
+                    None => cwd,
+                };
                 ResolvedApp {
                     name: None,
                     default_name,

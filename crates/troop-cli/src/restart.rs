@@ -110,5 +110,9 @@ pub(crate) fn exec_again(
         }
     }
     command.arg0("troop").args(std::env::args_os().skip(1)).env(VARIABLE, name);
+    // The release that a link leads to by now.
+    if let Some(directory) = crate::directory::by_links().filter(|path| path.is_dir()) {
+        command.current_dir(directory);
+    }
     command.exec()
 }

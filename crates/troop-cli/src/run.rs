@@ -19,7 +19,7 @@ use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
 use crate::logs::journal::Journal;
-use crate::logs::paths::{files, record, safety};
+use crate::logs::paths::{LogPaths, files, record, safety};
 use crate::logs::writer::{LogQueue, Sink};
 use crate::names;
 use crate::records::Ending;
@@ -44,9 +44,14 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
             });
         }
         (Ok(()), Some(reporter)) => {
-            let how = reporter.last_end().map(|how| format!(": {how}")).unwrap_or_default();
-            let reason = format!("all workers have ended, and none is restarted{how}");
-            reporter.send(&StartupReport::Failed { reason, usage: false });
+            reporter.send(&match reporter.last_end() {
+                Some((how, true)) => StartupReport::Finished { how },
+                last => {
+                    let how = last.map(|(how, _)| format!(": {how}")).unwrap_or_default();
+                    let reason = format!("all workers have ended, and none is restarted{how}");
+                    StartupReport::Failed { reason, usage: false }
+                }
+            });
         }
         // In the background there is no terminal: the error goes to the logs.
         (Err(error), None) if started_as.is_some() => log::line(&format!("troop: {error}")),
@@ -125,7 +130,7 @@ fn run_as(
     if let Some(watch) = &resolved.app.watch {
         watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
     }
-    let mut files = log_files(&resolved, &name)?;
+    let (mut files, paths) = log_files(&resolved, &name)?;
     let begun =
         files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
             None => Ok(None),
@@ -139,7 +144,7 @@ fn run_as(
         files.iter_mut().for_each(LogFile::take_back);
         RunError::Usage(text)
     })?;
-    let queue = queue(&resolved, &name, files)?;
+    let queue = queue(&resolved, &name, files, paths)?;
     if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
     }
@@ -209,7 +214,7 @@ fn run_as(
                     } else {
                         format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE))
                     };
-                    reporter.note_end(format!("worker {worker}: {how}{words}"));
+                    reporter.note_end(format!("worker {worker}: {how}{words}"), how.is_success());
                 }
                 _ => {}
             }
@@ -271,14 +276,14 @@ fn keep(name: &str, resolved: &ResolvedApp, source: &Source) -> Option<Keeper> {
 }
 
 /// Returns the log files of an app that logs to files. No file is created yet.
-fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunError> {
+fn log_files(resolved: &ResolvedApp, name: &str) -> Result<(Vec<LogFile>, LogPaths), RunError> {
     let (to, _) = resolved.output();
     if to != To::Files || (!resolved.collects() && !resolved.background) {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), LogPaths::default()));
     }
     let output = &resolved.app.output;
     let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
-    let (file, errors) = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
+    let paths = files(name, output, &std::path::absolute(&cwd).unwrap_or(cwd));
     let rotation = Rotation {
         size: output.rotate_size.map_or(10 << 20, |size| size.0),
         age: output.rotate_age.map(|age| age.0),
@@ -289,9 +294,9 @@ fn log_files(resolved: &ResolvedApp, name: &str) -> Result<Vec<LogFile>, RunErro
         let safety = safety(&path, resolved.app.user.is_some());
         LogFile::new(path, rotation, safety)
     };
-    let files: Vec<_> = [Some(file), errors].into_iter().flatten().map(new).collect();
+    let files: Vec<_> = paths.files.iter().cloned().map(new).collect();
     files.iter().try_for_each(LogFile::check).map_err(RunError::Usage)?;
-    Ok(files)
+    Ok((files, paths))
 }
 
 /// Starts the queue that writes the workers' output, if it passes through this process.
@@ -299,6 +304,7 @@ fn queue(
     resolved: &ResolvedApp,
     name: &str,
     files: Vec<LogFile>,
+    paths: LogPaths,
 ) -> Result<Option<Arc<LogQueue>>, RunError> {
     let (to, form) = resolved.output();
     if !resolved.collects() && !resolved.background {
@@ -311,8 +317,8 @@ fn queue(
                 .map_err(|e| RunError::Usage(format!("cannot reach the journal: {e}")))?,
         ),
         To::Files => {
-            record(name, &files.iter().map(|file| file.path().to_owned()).collect::<Vec<_>>());
-            Sink::Files(files)
+            record(name, &paths.shown().into_iter().cloned().collect::<Vec<_>>());
+            Sink::Files(files, paths.routes)
         }
     };
     let form = if to == To::Journal { Form::Plain } else { form };

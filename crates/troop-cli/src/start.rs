@@ -178,8 +178,18 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
             warnings
                 .iter()
                 .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
-            let names: Vec<_> = apps.into_keys().collect();
-            only(names.clone(), &run.only).map_err(|name| resolve::no_app(&file, &name, &names))?
+            let names: Vec<_> = apps.keys().cloned().collect();
+            let is_started = |name: &String| {
+                !run.only.is_empty()
+                    || apps.get(name).is_none_or(|app| app.autostart != Some(false))
+            };
+            let (started, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_started);
+            for name in others {
+                log::line(&format!(
+                    "troop: {name} is not started, as its autostart is false: `--only {name}` starts it"
+                ));
+            }
+            only(started, &run.only).map_err(|name| resolve::no_app(&file, &name, &names))?
         }
         _ => vec![String::new()],
     })
@@ -260,6 +270,15 @@ struct StartingPrimary {
 }
 
 impl StartingPrimary {
+    /// Waits for the end of a primary that says it ends: `troop ls` must not show the app after this
+    /// command.
+    fn wait_for_end(&mut self) {
+        let deadline = Instant::now() + EXIT_TIMEOUT;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn spawn(
         mut command: Command,
         name: String,
@@ -335,7 +354,7 @@ impl StartingPrimary {
     }
 
     fn print(&mut self, startup: StartupReport, json: bool) -> Result<String, CliError> {
-        let shown = &self.name;
+        let shown = &self.name.clone();
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
         match startup {
             StartupReport::Ready { name, pid, workers, listeners } => {
@@ -361,12 +380,14 @@ impl StartingPrimary {
                     "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it keeps running: see `troop show` and `troop logs`{lines}"
                 )))
             }
+            StartupReport::Finished { how } => {
+                self.wait_for_end();
+                let state = serde_json::json!({ "name": shown, "state": "finished", "how": how });
+                report(json, &state, || format!("{shown}: finished: {how}"));
+                Ok(shown.clone())
+            }
             StartupReport::Failed { reason, usage } => {
-                // `troop ls` must not show the app after this command has failed.
-                let deadline = Instant::now() + EXIT_TIMEOUT;
-                while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+                self.wait_for_end();
                 let reason = with_tip(reason);
                 if usage {
                     Err(CliError::Usage(reason))

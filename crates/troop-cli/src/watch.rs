@@ -187,7 +187,7 @@ fn is_ignored(below: &Path, more: &[String]) -> bool {
 }
 
 /// Whether a name matches a pattern in which `*` matches anything.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(first) else { return false };
     let mut parts: Vec<&str> = rest.split('*').collect();

@@ -99,7 +99,7 @@ fn an_ecosystem_file_is_started_as_it_is_in_every_format() {
             (&serde_json::json!(["--one", "a b"]), &serde_json::json!(["--no-warnings"]))
         );
         assert_eq!((&told["env"], &told["port"]), (&"live".into(), &"4242".into()));
-        let log = || std::fs::read_to_string(path.join("logs/api-out.log")).unwrap_or_default();
+        let log = || std::fs::read_to_string(path.join("api-out.log")).unwrap_or_default();
         wait_until("the log", || log().contains("instance 0 0") && log().contains("instance 1 1"));
         assert_eq!(
             show(path, "api")["file"],

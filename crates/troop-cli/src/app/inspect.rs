@@ -49,10 +49,14 @@ impl RunningApp {
         let (to, _) = resolved.output();
         let file = self.queue.as_ref().and_then(|queue| queue.path());
         let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
-        let errors =
-            files(&self.name, &resolved.app.output, &std::path::absolute(&cwd).unwrap_or(cwd))
-                .1
-                .filter(|_| file.is_some());
-        json!({ "to": to, "file": file, "error_file": errors })
+        let cwd = std::path::absolute(&cwd).unwrap_or(cwd);
+        let paths = files(&self.name, &resolved.app.output, &cwd);
+        let of = |numbers: &[usize]| {
+            let path = numbers.first().and_then(|number| paths.files.get(*number));
+            path.filter(|path| file.is_some() && file != Some(*path))
+        };
+        let (errors, events) = (of(&paths.routes.err), of(&paths.routes.events));
+        let events = events.filter(|events| Some(*events) != errors);
+        json!({ "to": to, "file": file, "error_file": errors, "events_file": events })
     }
 }

@@ -24,11 +24,12 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
     kill_timeout: Option<Time>,
 
-    /// Time that a worker has to become ready, in milliseconds
+    /// Time that a worker has to become ready, in milliseconds; with --wait-ready the time after which
+    /// it counts as ready without having said so [default: 3000]
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis)]
     listen_timeout: Option<Time>,
 
-    /// --ready message
+    /// Wait for process.send('ready')
     #[arg(help_heading = PM2, long, conflicts_with = "ready")]
     wait_ready: bool,
 
@@ -155,7 +156,10 @@ impl Pm2 {
             app.restart.final_codes.clone_from(&self.stop_exit_codes);
         }
         if self.wait_ready {
-            app.ready = Some(Ready::Message);
+            // As in PM2, a missing message is no failure.
+            let timeout = self.listen_timeout.unwrap_or(config::LISTEN_TIMEOUT);
+            (app.ready, app.assume_ready) = (Some(Ready::Message), Some(timeout));
+            app.ready_timeout = None;
         }
         if self.no_autorestart {
             app.restart.when = Some(config::When::Never);

@@ -1,6 +1,7 @@
 //! Options that have no effect beside others.
 
-use super::app::{App, Health, KillMode, To, When};
+use super::app::App;
+use super::tables::{Health, KillMode, Ready, To, When};
 
 impl App {
     /// Returns what is set and has no effect, with the reason and what to do.
@@ -38,6 +39,14 @@ impl App {
             |health: &Health| health.command.is_some() && health.listener.is_some();
         if self.health.as_ref().is_some_and(chooses_itself) {
             found.push(("health.listener", "with a command, which chooses itself what it tests"));
+        }
+        if self.assume_ready.is_some()
+            && !matches!(self.ready, Some(Ready::Message | Ready::Notify))
+        {
+            found.push(("assume_ready", "unless ready is \"message\" or \"notify\""));
+        }
+        if self.kill_mode == Some(KillMode::Process) && self.cgroup != Default::default() {
+            found.push(("kill_mode", "as \"process\" with cgroup: all processes in it end"));
         }
         if self.kill_mode == Some(KillMode::Group) && self.cgroup != Default::default() {
             found.push(("kill_mode", "as \"group\" with cgroup: all processes in it end"));
@@ -127,6 +136,8 @@ impl App {
         [
             ("output.file", elsewhere && output.file.is_some(), NO_FILE),
             ("output.error_file", elsewhere && output.error_file.is_some(), NO_FILE),
+            ("output.all_file", elsewhere && output.all_file.is_some(), NO_FILE),
+            ("output.events_apart", elsewhere && output.events_apart, NO_FILE),
             ("output.rotate_size", elsewhere && output.rotate_size.is_some(), NO_FILE),
             ("output.rotate_age", elsewhere && output.rotate_age.is_some(), NO_FILE),
             ("output.keep", elsewhere && output.keep.is_some(), NO_FILE),
@@ -160,6 +171,10 @@ mod tests {
             ("restart = { delay = 9, max_delay = 1 }", "restart.delay", "max_delay"),
             ("output = { to = \"journal\", file = \"x\" }", "output.file", "files"),
             ("output = { to = \"terminal\", keep = 1 }", "output.keep", "files"),
+            ("output = { to = \"journal\", all_file = \"x\" }", "output.all_file", "files"),
+            ("output = { to = \"journal\", events_apart = true }", "output.events_apart", "files"),
+            ("assume_ready = 1", "assume_ready", "message"),
+            ("kill_mode = \"process\"\ncgroup = { processes = 1 }", "kill_mode", "cgroup"),
             ("output = { rotate_size = 0, keep = 1 }", "output.keep", "rotate_age"),
             (&format!("{bound}fds = [3]"), "fds", "sockets"),
             (&format!("{bound}may_listen = [\"80\"]"), "may_listen", "sockets"),

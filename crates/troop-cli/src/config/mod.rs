@@ -8,6 +8,7 @@ mod pm2;
 mod procfile;
 mod sandbox;
 pub(crate) mod source;
+mod tables;
 mod values;
 
 use std::collections::BTreeMap;
@@ -21,12 +22,14 @@ use troop::Scheduling;
 use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
 
-pub(crate) use app::{
-    App, Failed, Form, Health, KillMode, LIVE, Limit, LimitValue, Limited, LogFormat, Output,
-    Ready, Rebalance, To, Watch, When,
-};
+pub(crate) use app::{App, LIVE};
 pub(crate) use pm2::choose as choose_environment;
+pub(crate) use pm2::fields::LISTEN_TIMEOUT;
 pub(crate) use procfile::app as app_of_command;
+pub(crate) use tables::{
+    Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Ready,
+    Rebalance, To, Watch, When,
+};
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, instances, size, time, workers};
 
 use crate::{names, suggest};

@@ -15,7 +15,7 @@ use troop::text::escaped;
 
 /// The size limit of a file, and of the output of a program that stands for one.
 pub(crate) const MAX_BYTES: u64 = 1024 * 1024;
-/// The depth limit of a YAML file; the parsers of JSON and TOML have their own.
+/// The depth limit of YAML and JSON5 files; the parsers of JSON and TOML have their own.
 const MAX_DEPTH: usize = 128;
 /// Time limit for parsing a file.
 const PARSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,6 +162,12 @@ pub(super) fn concise(text: &str) -> String {
 /// Parses YAML. Its parser takes quadratic time in the depth of brackets, so the depth is checked
 /// first.
 pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
+    check_depth(text)?;
+    serde_yaml_ng::from_str(text).map_err(|e| e.to_string())
+}
+
+/// Checks the depth of brackets, for parsers without a limit of their own.
+pub(super) fn check_depth(text: &str) -> Result<(), String> {
     let mut depth = 0_usize;
     for byte in text.bytes() {
         match byte {
@@ -173,7 +179,7 @@ pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
             return Err(format!("brackets are nested deeper than {MAX_DEPTH} levels"));
         }
     }
-    serde_yaml_ng::from_str(text).map_err(|e| e.to_string())
+    Ok(())
 }
 
 /// Rejects, as root, the execution of a file that another user can change.

@@ -10,7 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use troop::setup::SystemCalls;
 
-use super::app::{Cgroup, Denied, Sandbox};
+use super::tables::{Cgroup, Denied, Sandbox};
 
 /// The longest time that can be configured: a leap year.
 const MAX_SECONDS: u64 = 366 * 86_400;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use troop::program::safe_path::{Directory, Safety, who_can_change};
 
+use super::line::Origin;
 use crate::config::Output;
 
 /// The largest record of an app's log files, in bytes.
@@ -43,19 +44,83 @@ pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
     }
 }
 
-/// Returns the log files of an app: the one for all output, and a separate one for standard error.
-pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> (PathBuf, Option<PathBuf>) {
+/// The log files of an app, and which lines each of them gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LogPaths {
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) routes: Routes,
+}
+
+/// Which log files lines go to, by their number.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Routes {
+    /// Lines of standard output.
+    pub(crate) out: Vec<usize>,
+    /// Lines of standard error.
+    pub(crate) err: Vec<usize>,
+    /// The primary's own lines.
+    pub(crate) events: Vec<usize>,
+}
+
+impl Routes {
+    /// Returns the files of lines of this origin.
+    pub(super) fn of(&self, origin: Origin) -> &[usize] {
+        match origin {
+            Origin::Out(_) => &self.out,
+            Origin::Err(_) => &self.err,
+            Origin::Event => &self.events,
+        }
+    }
+
+    /// Whether no worker's lines are in the primary's file.
+    pub(super) fn has_events_apart(&self) -> bool {
+        !self.events.iter().any(|file| self.out.contains(file) || self.err.contains(file))
+    }
+}
+
+impl LogPaths {
+    /// Returns the number of a file.
+    fn number(&mut self, path: PathBuf) -> usize {
+        match self.files.iter().position(|file| *file == path) {
+            Some(at) => at,
+            None => {
+                self.files.push(path);
+                self.files.len() - 1
+            }
+        }
+    }
+
+    /// Returns the files that have all lines together, each line once.
+    pub(crate) fn shown(&self) -> Vec<&PathBuf> {
+        let first = [&self.routes.out, &self.routes.err, &self.routes.events];
+        let mut numbers: Vec<usize> =
+            first.into_iter().filter_map(|files| files.first().copied()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.into_iter().filter_map(|number| self.files.get(number)).collect()
+    }
+}
+
+/// Returns the log files of an app. The first one has its standard output.
+pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> LogPaths {
     let directory = directory();
     // As in PM2, a path with a slash is relative to the app's working directory.
     let of = |file: &PathBuf| match file.strip_prefix("~/") {
         Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
-        Err(_) if file.components().count() > 1 => cwd.join(file),
+        Err(_) if file.components().count() > 1 => cwd.join(file).components().collect(),
         Err(_) => directory.join(file),
     };
-    (
-        output.file.as_ref().map_or_else(|| default_path(name), of),
-        output.error_file.as_ref().map(of),
-    )
+    let mut paths = LogPaths::default();
+    let out = paths.number(output.file.as_ref().map_or_else(|| default_path(name), of));
+    let err = output.error_file.as_ref().map_or(out, |file| paths.number(of(file)));
+    let events = if output.events_apart { paths.number(default_path(name)) } else { out };
+    let all = output.all_file.as_ref().map(|file| paths.number(of(file)));
+    let with_all = |number: usize| {
+        let others = all.filter(|all| *all != number);
+        [number].into_iter().chain(others).collect()
+    };
+    paths.routes = Routes { out: with_all(out), err: with_all(err), events: vec![events] };
+    paths
 }
 
 /// The name of the record of an app's log files.
@@ -110,4 +175,34 @@ fn read_record(name: &str) -> Option<Vec<PathBuf>> {
     let mut text = String::new();
     file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_goes_to_a_file_once() {
+        let home = Path::new("/srv");
+        let output = |file: &str, error: &str, all: &str, apart: bool| {
+            let path =
+                |text: &str| Some(PathBuf::from(text)).filter(|text| !text.as_os_str().is_empty());
+            let output = Output {
+                file: path(file),
+                error_file: path(error),
+                all_file: path(all),
+                events_apart: apart,
+                ..Output::default()
+            };
+            let paths = files("web", &output, home);
+            let routes = paths.routes.clone();
+            (paths.files.len(), routes.out, routes.err, routes.events, paths.shown().len())
+        };
+        assert_eq!(output("", "", "", false), (1, vec![0], vec![0], vec![0], 1));
+        assert_eq!(output("./a", "./b", "", false), (2, vec![0], vec![1], vec![0], 2));
+        assert_eq!(output("./a", "./a", "", false), (1, vec![0], vec![0], vec![0], 1));
+        assert_eq!(output("./a", "./b", "c/d", true), (4, vec![0, 3], vec![1, 3], vec![2], 3));
+        assert_eq!(output("./a", "./b", "./a", true), (3, vec![0], vec![1, 0], vec![2], 3));
+        assert_eq!(output("./a", "", "", true), (2, vec![0], vec![0], vec![1], 2));
+    }
 }

@@ -75,7 +75,7 @@ fn files(args: &Logs) -> Result<Files, CliError> {
     for mut client in clients {
         let name = client.name().to_owned();
         let answer = client.request(Request::Logs, |_| {})?;
-        let paths: Vec<_> = ["file", "error_file"]
+        let paths: Vec<_> = ["file", "error_file", "events_file"]
             .iter()
             .filter_map(|key| answer[*key].as_str())
             .map(PathBuf::from)

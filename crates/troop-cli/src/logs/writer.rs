@@ -12,6 +12,7 @@ use troop::text;
 use super::file::LogFile;
 use super::journal::Journal;
 use super::line::{self, Origin};
+use super::paths::Routes;
 use crate::config::{Form, LogFormat};
 use crate::log;
 
@@ -29,8 +30,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The destination of lines.
 #[derive(Debug)]
 pub(crate) enum Sink {
-    /// A file for all output, and perhaps a second one for standard error.
-    Files(Vec<LogFile>),
+    /// Files, and which of them lines go to.
+    Files(Vec<LogFile>, Routes),
     /// Standard output and standard error.
     Terminal,
     Journal(Journal),
@@ -49,9 +50,8 @@ struct Bound {
 /// The queued lines.
 #[derive(Debug, Default)]
 struct QueuedLines {
-    /// Formatted lines, by destination.
-    out: Vec<u8>,
-    err: Vec<u8>,
+    /// Formatted lines, by the number of their destination.
+    formatted: Vec<Vec<u8>>,
     /// Lines for the journal, which takes them one by one.
     single: Vec<(Origin, Vec<u8>)>,
     single_bytes: usize,
@@ -72,19 +72,18 @@ struct QueuedLines {
 
 impl QueuedLines {
     fn is_empty(&self) -> bool {
-        self.out.is_empty() && self.err.is_empty() && self.single.is_empty()
+        self.formatted.iter().all(Vec::is_empty) && self.single.is_empty()
     }
 
     fn clear(&mut self) {
-        self.out.clear();
-        self.err.clear();
+        self.formatted.iter_mut().for_each(Vec::clear);
         self.single.clear();
     }
 
     /// Replaces the lines that were written and keeps their buffers, so that nothing is allocated.
     fn take(&mut self, waiting: &mut QueuedLines) {
-        std::mem::swap(&mut waiting.out, &mut self.out);
-        std::mem::swap(&mut waiting.err, &mut self.err);
+        self.formatted.resize_with(waiting.formatted.len(), Vec::new);
+        std::mem::swap(&mut waiting.formatted, &mut self.formatted);
         std::mem::swap(&mut waiting.single, &mut self.single);
         (waiting.single_bytes, waiting.lines) = (0, 0);
         self.notices = std::mem::take(&mut waiting.notices);
@@ -103,8 +102,8 @@ pub(crate) struct LogQueue {
     bound: Bound,
     /// The format of the primary's own lines.
     own: Option<LogFormat>,
-    /// Standard error has a destination of its own.
-    separate_errors: bool,
+    /// The destinations of lines.
+    routes: Routes,
     /// Lines are queued one by one.
     single: bool,
     /// Whether standard output and standard error are terminals, which must not interpret escape
@@ -122,13 +121,27 @@ pub(crate) struct Lines<'a> {
     time: String,
     /// The prefix of the last origin, cached because most lines come from the same one.
     prefix: Option<(Origin, Vec<u8>)>,
+    /// A formatted line that goes to several destinations.
+    line: Vec<u8>,
+}
+
+/// Returns the number of destinations of a sink.
+fn destinations(sink: &Sink) -> usize {
+    match sink {
+        Sink::Files(files, _) => files.len(),
+        Sink::Terminal => 2,
+        Sink::Own(_) | Sink::Journal(_) => 1,
+    }
 }
 
 impl LogQueue {
     /// Starts the thread that writes.
     pub(crate) fn start(sink: Sink, form: Form) -> io::Result<Arc<LogQueue>> {
         let queue = Arc::new(LogQueue {
-            waiting: Mutex::default(),
+            waiting: Mutex::new(QueuedLines {
+                formatted: vec![Vec::new(); destinations(&sink)],
+                ..QueuedLines::default()
+            }),
             more: Condvar::new(),
             done: Condvar::new(),
             form,
@@ -137,10 +150,12 @@ impl LogQueue {
                 _ => Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             },
             own: if let Sink::Own(format) = sink { Some(format) } else { None },
-            separate_errors: match &sink {
-                Sink::Files(files) => files.len() > 1,
-                Sink::Terminal => true,
-                Sink::Journal(_) | Sink::Own(_) => false,
+            routes: match &sink {
+                Sink::Files(_, routes) => routes.clone(),
+                Sink::Terminal => Routes { out: vec![0], err: vec![1], events: vec![0] },
+                Sink::Journal(_) | Sink::Own(_) => {
+                    Routes { out: vec![0], err: vec![0], events: vec![0] }
+                }
             },
             single: matches!(sink, Sink::Journal(_)),
             terminals: match &sink {
@@ -150,7 +165,7 @@ impl LogQueue {
             dropped: AtomicU64::new(0),
             reopen: AtomicBool::new(false),
             path: match &sink {
-                Sink::Files(files) => files.first().map(|file| file.path().to_owned()),
+                Sink::Files(files, _) => files.first().map(|file| file.path().to_owned()),
                 _ => None,
             },
         });
@@ -181,13 +196,21 @@ impl LogQueue {
         self.more.notify_one();
     }
 
+    /// Returns the format of lines. In a file that has nothing else, those of the primary have their
+    /// time.
+    fn form_of(&self, origin: Origin) -> Form {
+        let is_apart =
+            origin == Origin::Event && self.path.is_some() && self.routes.has_events_apart();
+        if is_apart && self.form == Form::Plain { Form::Prefixed } else { self.form }
+    }
+
     fn lock(&self) -> MutexGuard<'_, QueuedLines> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn lines(&self) -> Lines<'_> {
         let time = if self.form == Form::Plain { String::new() } else { line::now() };
-        Lines { queue: self, waiting: self.lock(), time, prefix: None }
+        Lines { queue: self, waiting: self.lock(), time, prefix: None, line: Vec::new() }
     }
 
     /// Writes the queued lines and ends the thread.
@@ -209,7 +232,7 @@ impl LogQueue {
                 let mut waiting = self.lock();
                 while waiting.is_empty() && !waiting.overflowed && !waiting.ended {
                     if self.reopen.swap(false, Ordering::Relaxed)
-                        && let Sink::Files(files) = &mut sink
+                        && let Sink::Files(files, _) = &mut sink
                     {
                         // Without the lock, because a file that cannot be opened is reported in a
                         // line.
@@ -235,7 +258,7 @@ impl LogQueue {
                 taken.take(&mut waiting);
             }
             if self.reopen.swap(false, Ordering::Relaxed)
-                && let Sink::Files(files) = &mut sink
+                && let Sink::Files(files, _) = &mut sink
             {
                 files.iter_mut().for_each(LogFile::reopen);
             }
@@ -261,16 +284,22 @@ impl LogQueue {
             }
         };
         match sink {
-            Sink::Files(files) => {
-                for (file, bytes) in files.iter_mut().zip([&taken.out, &taken.err]) {
+            Sink::Files(files, _) => {
+                for (file, bytes) in files.iter_mut().zip(&taken.formatted) {
                     tried(file.write(bytes), bytes);
                 }
             }
             Sink::Terminal => {
-                tried(write_all(rustix::stdio::stdout(), &taken.out), &taken.out);
-                tried(write_all(rustix::stdio::stderr(), &taken.err), &taken.err);
+                let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
+                for (stream, bytes) in streams.into_iter().zip(&taken.formatted) {
+                    tried(write_all(stream, bytes), bytes);
+                }
             }
-            Sink::Own(_) => tried(write_all(rustix::stdio::stderr(), &taken.out), &taken.out),
+            Sink::Own(_) => {
+                for bytes in &taken.formatted {
+                    tried(write_all(rustix::stdio::stderr(), bytes), bytes);
+                }
+            }
             Sink::Journal(journal) => {
                 dropped += taken
                     .single
@@ -325,7 +354,8 @@ impl Lines<'_> {
 
     fn push_one(&mut self, origin: Origin, line: &[u8]) {
         let (waiting, bound) = (&mut *self.waiting, self.queue.bound);
-        let bytes = waiting.out.len() + waiting.err.len() + waiting.single_bytes + line.len();
+        let formatted: usize = waiting.formatted.iter().map(Vec::len).sum();
+        let bytes = formatted + waiting.single_bytes + line.len();
         if bytes > bound.bytes || waiting.lines >= bound.lines {
             waiting.dropped += 1;
             waiting.overflowed = true;
@@ -361,24 +391,57 @@ impl Lines<'_> {
             waiting.single.push((origin, line.to_vec()));
             return;
         }
-        let is_apart = self.queue.separate_errors && origin.is_error();
-        let to = if is_apart { &mut waiting.err } else { &mut waiting.out };
-        let is_terminal = self.queue.terminals[usize::from(is_apart)];
-        if self.queue.form == Form::Json {
-            line::write_json(to, &self.time, origin, line);
-            return;
+        let routes = self.queue.routes.of(origin);
+        let form = self.queue.form_of(origin);
+        if form != Form::Plain && self.time.is_empty() {
+            self.time = line::now();
         }
-        if self.prefix.as_ref().is_none_or(|(of, _)| *of != origin) {
-            self.prefix = Some((origin, line::prefix(self.queue.form, &self.time, origin)));
+        if form != Form::Json && self.prefix.as_ref().is_none_or(|(of, _)| *of != origin) {
+            self.prefix = Some((origin, line::prefix(form, &self.time, origin)));
         }
-        to.extend_from_slice(self.prefix.as_ref().map_or(&[][..], |(_, prefix)| prefix));
-        if is_terminal {
-            to.extend_from_slice(text::terminal_line(&String::from_utf8_lossy(line)).as_bytes());
-        } else {
-            to.extend_from_slice(line);
+        let prefix = self.prefix.as_ref().map_or(&[][..], |(_, prefix)| prefix);
+        match *routes {
+            // Nearly always.
+            [only] => {
+                let is_terminal = self.queue.terminals.get(only).is_some_and(|is_one| *is_one);
+                if let Some(to) = waiting.formatted.get_mut(only) {
+                    format(to, form, prefix, &self.time, origin, line, is_terminal);
+                }
+            }
+            _ => {
+                self.line.clear();
+                format(&mut self.line, form, prefix, &self.time, origin, line, false);
+                for at in routes {
+                    if let Some(to) = waiting.formatted.get_mut(*at) {
+                        to.extend_from_slice(&self.line);
+                    }
+                }
+            }
         }
-        to.push(b'\n');
     }
+}
+
+/// Appends a line in its format.
+fn format(
+    to: &mut Vec<u8>,
+    form: Form,
+    prefix: &[u8],
+    time: &str,
+    origin: Origin,
+    line: &[u8],
+    is_terminal: bool,
+) {
+    if form == Form::Json {
+        line::write_json(to, time, origin, line);
+        return;
+    }
+    to.extend_from_slice(prefix);
+    if is_terminal {
+        to.extend_from_slice(text::terminal_line(&String::from_utf8_lossy(line)).as_bytes());
+    } else {
+        to.extend_from_slice(line);
+    }
+    to.push(b'\n');
 }
 
 impl Drop for Lines<'_> {
@@ -394,11 +457,18 @@ mod tests {
     use super::super::file::Rotation;
     use super::*;
 
+    fn one_file() -> Routes {
+        Routes { out: vec![0], err: vec![0], events: vec![0] }
+    }
+
     #[test]
     fn what_cannot_be_written_is_counted_and_nobody_waits_for_it() {
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
         let queue = LogQueue::start(
-            Sink::Files(vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)]),
+            Sink::Files(
+                vec![LogFile::new("/dev/full".into(), rotation, Safety::Links)],
+                one_file(),
+            ),
             Form::Prefixed,
         )
         .unwrap();
@@ -418,7 +488,7 @@ mod tests {
             form: Form::Plain,
             bound: Bound { bytes: MAX_QUEUED_BYTES, lines: usize::MAX },
             own: None,
-            separate_errors: false,
+            routes: one_file(),
             single: true,
             terminals: [false; 2],
             dropped: AtomicU64::new(0),
@@ -443,7 +513,7 @@ mod tests {
         let path = directory.path().join("app.log");
         let rotation = Rotation { size: 0, age: None, keep: 1, total: None };
         let queue = LogQueue::start(
-            Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)]),
+            Sink::Files(vec![LogFile::new(path.clone(), rotation, Safety::Links)], one_file()),
             Form::Plain,
         )
         .unwrap();

@@ -37,7 +37,7 @@ impl Keeper {
         let record = Record {
             id: before.as_ref().map_or_else(ids, |before| Ok(before.id))?,
             name: name.to_owned(),
-            namespace: None,
+            namespace: app.app.namespace.clone(),
             program: std::path::Path::new(&app.program).display().to_string(),
             workers: app.workers(),
             file: source.file().map(absolute),

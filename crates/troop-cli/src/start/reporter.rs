@@ -28,6 +28,8 @@ pub(crate) enum StartupReport {
     Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
     /// Some workers are ready, and the app keeps running.
     Partly { ready: usize, wanted: usize, reason: String, last_lines: Option<String> },
+    /// All workers have ended by themselves and without a failure, and the primary ends.
+    Finished { how: String },
     /// The start has failed, and the primary ends.
     Failed { reason: String, usage: bool },
 }
@@ -40,8 +42,8 @@ pub(crate) struct StartupReporter {
     told: Mutex<bool>,
     /// The report was that workers are ready.
     has_started: AtomicBool,
-    /// How the last worker ended that is not restarted.
-    last_end: Mutex<Option<String>>,
+    /// How the last worker ended that is not restarted, and whether none of these failed.
+    last_end: Mutex<Option<(String, bool)>>,
     /// The worker that has ended with a failure last.
     last_failed: Mutex<Option<WorkerHandle>>,
 }
@@ -63,9 +65,10 @@ impl StartupReporter {
         self.has_started.load(Ordering::Acquire)
     }
 
-    pub(crate) fn note_end(&self, how: String) {
+    pub(crate) fn note_end(&self, how: String, is_success: bool) {
         if let Ok(mut last) = self.last_end.lock() {
-            *last = Some(how);
+            let had_success = last.as_ref().is_none_or(|(_, is_success)| *is_success);
+            *last = Some((how, is_success && had_success));
         }
     }
 
@@ -75,7 +78,7 @@ impl StartupReporter {
         }
     }
 
-    pub(crate) fn last_end(&self) -> Option<String> {
+    pub(crate) fn last_end(&self) -> Option<(String, bool)> {
         self.last_end.lock().ok()?.clone()
     }
 
@@ -110,6 +113,11 @@ impl StartupReporter {
             Ok(Ok(workers)) => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
                 self.report_ready(snapshot, name, workers);
+            }
+            // What has finished is complete.
+            Ok(Err(NotReady::Ended { how, ready, .. })) if how.is_success() => {
+                let Ok(snapshot) = cluster.snapshot().await else { return };
+                self.report_ready(snapshot, name, ready);
             }
             // Slots whose worker has ended for good do not become ready.
             Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {

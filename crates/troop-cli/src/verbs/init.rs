@@ -118,10 +118,12 @@ fn template(name: &str, program: &str) -> String {
         }
         None => (text(program), r##"# args = ["--port", "8000"]"##.to_owned()),
     };
+    // TOML wants quotes around other letters.
+    let key = if name.is_ascii() { name.to_owned() } else { format!("{name:?}") };
     format!(
         r#"# All options: docs/tool.md. Check this file: troop check
 
-[app.{name}]
+[app.{key}]
 program = {program}
 {args}
 # workers = 4                         # default: one per CPU that may be used

@@ -1,7 +1,7 @@
 //! `troop startup`: writes systemd units.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
@@ -23,7 +23,8 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
         None if names_app || usual.exists() => usual,
         None => return startup_of_saved(args),
     };
-    let file = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let file = std::path::absolute(crate::directory::resolved(file))
+        .map_err(|e| format!("{}: {e}", file.display()))?;
     if let Some(environment) = &args.env {
         config::choose_environment(environment);
     }
@@ -51,15 +52,15 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
             let _ = writeln!(
                 out,
                 "{}",
-                json!({ "unit": format!("troop-{name}.service"), "text": text })
+                json!({ "unit": format!("{}.service", unit_name(name)), "text": text })
             );
             continue;
         }
         if args.print {
-            let _ = write!(out, "# troop-{name}.service\n{text}");
+            let _ = write!(out, "# {}.service\n{text}", unit_name(name));
             continue;
         }
-        let path = directory.join(format!("troop-{name}.service"));
+        let path = directory.join(format!("{}.service", unit_name(name)));
         replace(&path, text.as_bytes(), 0o644)
             .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         written.push(path);
@@ -73,7 +74,7 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     }
     if !written.is_empty() {
         let user = if is_root { "" } else { " --user" };
-        let names: Vec<_> = apps.keys().map(|name| format!("troop-{name}")).collect();
+        let names: Vec<_> = apps.keys().map(|name| quoted(&unit_name(name))).collect();
         let _ = writeln!(
             out,
             "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}",
@@ -171,6 +172,29 @@ fn usual_directory(is_root: bool) -> PathBuf {
         .join("systemd/user")
 }
 
+/// Returns a path without `..`, which systemd rejects. Links stay: they may lead to another release
+/// later.
+fn without_dots(path: PathBuf) -> PathBuf {
+    let is_parent = |part: Component<'_>| part == Component::ParentDir;
+    if path.components().any(is_parent) { path.canonicalize().unwrap_or(path) } else { path }
+}
+
+/// Returns the name of an app's unit. systemd allows no other letters in it.
+fn unit_name(app: &str) -> String {
+    let mut name = "troop-".to_owned();
+    for c in app.chars() {
+        if c.is_ascii() {
+            name.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            c.encode_utf8(&mut bytes)
+                .bytes()
+                .for_each(|byte| name.push_str(&format!("\\x{byte:02x}")));
+        }
+    }
+    name
+}
+
 /// Quotes a path or an argument for `systemd.service(5)`.
 fn quoted(text: &str) -> String {
     let escaped =
@@ -194,12 +218,10 @@ fn unit(
             .map(str::to_owned)
             .ok_or_else(|| format!("{path:?} is no plain text"))
     };
-    let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let file = &without_dots(file.to_owned());
     let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
     let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
-    // systemd rejects `..`.
-    let directory = app.directory(file);
-    let directory = text(&directory.canonicalize().unwrap_or(directory))?.replace('%', "%%");
+    let directory = text(&without_dots(app.directory(file)))?.replace('%', "%%");
     // Longer than the grace period, so that troop kills workers, not systemd.
     let delay = app.drain_delay.map_or(0, |delay| delay.0.as_secs());
     let stop = delay + app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
@@ -251,6 +273,12 @@ WantedBy={target}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_units_are_those_that_systemd_allows() {
+        assert_eq!(unit_name("api.v2_x-1"), "troop-api.v2_x-1");
+        assert_eq!(unit_name("é"), "troop-\\xc3\\xa9");
+    }
 
     #[test]
     fn what_systemd_would_expand_is_escaped() {

@@ -1,6 +1,8 @@
 //! A running `troop`, its events, and the certainty that nothing of it is left behind.
 #![allow(dead_code, unreachable_pub, clippy::missing_panics_doc)]
 
+pub mod pm2;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

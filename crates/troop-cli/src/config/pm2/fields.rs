@@ -1,0 +1,532 @@
+//! The fields of an app in PM2's files, and what they mean here.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::logs::{LogPath, Logs};
+use super::place::{self, Bases};
+use super::{Converted, deployed_variables};
+use crate::config::app::App;
+use crate::config::tables::{Form, KillMode, Ready, Watch, When};
+use crate::config::values::{self, Time, Workers};
+use crate::{names, program, suggest};
+
+/// The names of the field with the script.
+pub(super) const SCRIPT: [&str; 4] = ["script", "exec", "cmd", "command"];
+
+/// Other names of fields.
+const ALIASES: [(&str, &str); 18] = [
+    ("exec", "script"),
+    ("cmd", "script"),
+    ("command", "script"),
+    ("interpreter", "exec_interpreter"),
+    ("interpreter_args", "node_args"),
+    ("out", "out_file"),
+    ("output", "out_file"),
+    ("out_log", "out_file"),
+    ("error", "error_file"),
+    ("err", "error_file"),
+    ("err_file", "error_file"),
+    ("err_log", "error_file"),
+    ("log", "log_file"),
+    ("pid", "pid_file"),
+    ("cron", "cron_restart"),
+    ("combine_logs", "merge_logs"),
+    ("user", "uid"),
+    ("group", "gid"),
+];
+
+/// Fields that have no effect here and cause no warning: of PM2's monitoring, its own bookkeeping and
+/// Windows.
+const SILENT: [&str; 22] = [
+    "pmx",
+    "vizion",
+    "automation",
+    "merge_logs",
+    "trace",
+    "disable_trace",
+    "v8",
+    "event_loop_inspector",
+    "deep_monitoring",
+    "io",
+    "windows_hide",
+    "force",
+    "write",
+    "install_url",
+    "username",
+    "kill_retry_time",
+    "execute_command",
+    "disable_source_map_support",
+    "watch_options",
+    "description",
+    "version",
+    "post_update",
+];
+
+/// Fields with an effect, for suggestions.
+const KNOWN: [&str; 44] = [
+    "script",
+    "name",
+    "namespace",
+    "cwd",
+    "args",
+    "interpreter",
+    "exec_interpreter",
+    "node_args",
+    "interpreter_args",
+    "instances",
+    "exec_mode",
+    "env",
+    "env_file",
+    "max_memory_restart",
+    "min_uptime",
+    "max_restarts",
+    "restart_delay",
+    "exp_backoff_restart_delay",
+    "autorestart",
+    "autostart",
+    "stop_exit_codes",
+    "shutdown_with_message",
+    "kill_timeout",
+    "listen_timeout",
+    "wait_ready",
+    "out_file",
+    "error_file",
+    "log_file",
+    "log_type",
+    "log_date_format",
+    "disable_logs",
+    "time",
+    "uid",
+    "gid",
+    "user",
+    "instance_var",
+    "increment_var",
+    "port",
+    "watch",
+    "ignore_watch",
+    "watch_delay",
+    "treekill",
+    "filter_env",
+    "source_map_support",
+];
+
+/// PM2's `listen_timeout` by default.
+pub(crate) const LISTEN_TIMEOUT: Time = Time(Duration::from_secs(3));
+/// PM2's longest delay under `exp_backoff_restart_delay`.
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
+
+/// Inherited variables that workers keep when a file filters all.
+const KEPT: [&str; 10] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "TMPDIR"];
+
+/// The fields of an app.
+#[derive(Debug)]
+pub(super) struct Fields<'a> {
+    fields: Map<String, Value>,
+    /// The chosen environment.
+    chosen: Option<&'a str>,
+    /// Variables of the deployment of that name.
+    deployed: Option<&'a Map<String, Value>>,
+}
+
+/// What several fields decide together.
+#[derive(Debug, Default)]
+struct Parts {
+    args: Vec<String>,
+    interpreter: Option<String>,
+    environments: BTreeMap<String, BTreeMap<String, String>>,
+    logs: Logs,
+    restart_delay: Option<Time>,
+    backoff: Option<Time>,
+    listen_timeout: Option<Time>,
+    waits_ready: bool,
+    has_source_maps: bool,
+    ignored: Vec<String>,
+    watch_delay: Option<Time>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(
+        fields: Map<String, Value>,
+        chosen: Option<&'a str>,
+        rest: &'a Map<String, Value>,
+    ) -> Fields<'a> {
+        let deployed = chosen.and_then(|chosen| deployed_variables(rest, chosen));
+        let mut named = Map::new();
+        // A field under its own name overrides its other names.
+        let (own, others): (Vec<_>, Vec<_>) = fields
+            .into_iter()
+            .filter(|(_, value)| !is_nothing(value))
+            .partition(|(key, _)| canonical(key) == *key);
+        for (key, value) in own.into_iter().chain(others) {
+            named.entry(canonical(&key)).or_insert(value);
+        }
+        Fields { fields: named, chosen, deployed }
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        self.fields.get(key).map(plain)
+    }
+
+    /// Converts the fields to an app.
+    pub(super) fn convert(self, bases: &Bases) -> Result<Converted, String> {
+        let script = self.fields.get("script").and_then(Value::as_str);
+        let script = script.ok_or("an app has no `script`")?.to_owned();
+        let mut warnings = Vec::new();
+        let name = self.name(&script, &mut warnings);
+        let mut app = App::new(script.clone());
+        // PM2's default is one instance.
+        app.workers = Some(Workers::Number(1));
+        let cwd = self.text("cwd");
+        let place = bases.find(&script, cwd.as_deref());
+        app.cwd = place.cwd;
+        warnings.extend(place.warning);
+        if let Some(deployed) = self.deployed {
+            app.env.extend(variables(deployed));
+        }
+        let mut parts = Parts::default();
+        for (key, value) in &self.fields {
+            self.take(key, value, &mut app, &mut parts, &mut warnings)
+                .map_err(|e| format!("{name}: {key}: {e}"))?;
+        }
+        if let Some(port) = self.text("port") {
+            app.env.insert("PORT".into(), port);
+        }
+        if let Some(chosen) = self.chosen {
+            // At least one app of the file has the environment.
+            app.env.extend(parts.environments.remove(chosen).unwrap_or_default());
+        } else if !parts.environments.is_empty() {
+            let names: Vec<_> =
+                parts.environments.keys().map(|name| format!("`--env {name}`")).collect();
+            warnings.push(format!("more variables can be chosen with {}", names.join(", ")));
+        }
+        restarts(&mut app, &parts);
+        readiness(&mut app, &parts);
+        watching(&mut app, &mut parts, &place.directory, &mut warnings);
+        warnings.extend(std::mem::take(&mut parts.logs).apply(&name, &mut app.output));
+        command(&mut app, script, parts, &place.directory, &mut warnings);
+        let namespace = self.text("namespace").filter(|name| name != "default");
+        app.namespace.clone_from(&namespace);
+        Ok(Converted { name, namespace, app, warnings })
+    }
+
+    fn name(&self, script: &str, warnings: &mut Vec<String>) -> String {
+        let Some(mut given) = self.text("name") else {
+            let first = script.split(" -").next().unwrap_or(script);
+            return names::of_program(Path::new(first));
+        };
+        if self.fields.get("append_env_to_name").is_some_and(is_on)
+            && let Some(chosen) = self.chosen
+        {
+            given = format!("{given}-{chosen}");
+        }
+        if let Some(prefix) = self.text("name_prefix").filter(|prefix| !given.contains(prefix)) {
+            given = format!("{prefix}-{given}");
+        }
+        if names::is_app(&given) {
+            return given;
+        }
+        let fit = names::fitting(&given);
+        warnings.push(format!("{given:?} cannot be a name here, so it is {fit}"));
+        fit
+    }
+
+    /// Takes one field.
+    fn take(
+        &self,
+        key: &str,
+        value: &Value,
+        app: &mut App,
+        parts: &mut Parts,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), String> {
+        match key {
+            "script" | "name" | "cwd" | "port" | "namespace" | "append_env_to_name"
+            | "name_prefix" => {}
+            "args" => parts.args = words(value),
+            "exec_interpreter" => match place::interpreter(&plain(value)) {
+                Ok(interpreter) => parts.interpreter = Some(interpreter),
+                Err(warning) => warnings.push(warning),
+            },
+            "node_args" => app.node_args = words(value),
+            "source_map_support" => parts.has_source_maps = is_on(value),
+            "instances" => app.workers = Some(instances(value)?),
+            "exec_mode" => {
+                let several = self.fields.get("instances").is_some_and(|n| n != 1 && n != "1");
+                if plain(value).starts_with("fork") && several {
+                    warnings.push("in fork mode too, workers share what they listen on".into());
+                }
+            }
+            "env" => app.env.extend(value.as_object().map(variables).unwrap_or_default()),
+            "env_file" => app.env_file = list(value).into_iter().map(Into::into).collect(),
+            "filter_env" => app.env_remove = filtered(value),
+            "instance_var" => {
+                app.slot_variable = Some(plain(value)).filter(|name| name != "NODE_APP_INSTANCE");
+            }
+            "increment_var" => app.increment_variable = Some(plain(value)),
+            "max_memory_restart" => app.recycle.memory = Some(values::size(&plain(value))?),
+            "min_uptime" => app.restart.min_uptime = Some(time(value)?),
+            "max_restarts" => app.restart.max = Some(number(value)?),
+            "restart_delay" => parts.restart_delay = Some(time(value)?),
+            "exp_backoff_restart_delay" => parts.backoff = Some(time(value)?),
+            "autorestart" if !is_on(value) => app.restart.when = Some(When::Never),
+            "autorestart" => {}
+            "autostart" => app.autostart = Some(is_on(value)).filter(|is_on| !is_on),
+            "stop_exit_codes" => {
+                app.restart.final_codes =
+                    list(value).iter().filter_map(|code| code.trim().parse().ok()).collect();
+            }
+            "shutdown_with_message" => app.shutdown_with_message = is_on(value),
+            "treekill" => app.kill_mode = (!is_on(value)).then_some(KillMode::Process),
+            "kill_timeout" => app.grace = Some(time(value)?),
+            "listen_timeout" => parts.listen_timeout = Some(time(value)?),
+            "wait_ready" => parts.waits_ready = is_on(value),
+            "out_file" => parts.logs.out = LogPath::of(value),
+            "error_file" => parts.logs.error = LogPath::of(value),
+            "log_file" => parts.logs.all = LogPath::of(value),
+            "disable_logs" => app.silent = is_on(value),
+            "log_type" => {
+                if plain(value) == "json" {
+                    parts.logs.format = Some(Form::Json);
+                }
+            }
+            "time" | "log_date_format" => {
+                if key == "log_date_format" {
+                    warnings.push("times are always written as 2026-11-24T10:00:00.000Z".into());
+                }
+                if key == "log_date_format" || is_on(value) {
+                    parts.logs.format.get_or_insert(Form::Prefixed);
+                }
+            }
+            "uid" => app.user = Some(plain(value)),
+            "gid" => app.group = Some(plain(value)),
+            "watch" => {
+                let paths = match value.as_str() {
+                    Some("true" | "false") => Vec::new(),
+                    _ => list(value),
+                };
+                if is_on(value) || !paths.is_empty() {
+                    let paths = paths.into_iter().map(Into::into).collect();
+                    app.watch = Some(Watch { paths, ..Watch::default() });
+                }
+            }
+            "ignore_watch" => parts.ignored = list(value),
+            "watch_delay" => parts.watch_delay = Some(time(value)?),
+            _ if key.starts_with("env_") => {
+                let variables = value.as_object().map(variables).unwrap_or_default();
+                parts.environments.insert(key[4..].to_owned(), variables);
+            }
+            _ if SILENT.contains(&key) => {}
+            _ => warnings.push(match suggest::nearest(key, KNOWN) {
+                Some(meant) => format!("`{key}` means nothing here; did you mean `{meant}`?"),
+                None => format!("`{key}` means nothing here"),
+            }),
+        }
+        Ok(())
+    }
+}
+
+/// Sets the delays of restarts: PM2's back-off overrides its fixed delay.
+fn restarts(app: &mut App, parts: &Parts) {
+    if app.restart.when == Some(When::Never) {
+        // As in PM2, they have no effect then.
+        app.restart.min_uptime = None;
+        app.restart.final_codes.clear();
+        return;
+    }
+    match (parts.backoff, parts.restart_delay) {
+        (Some(backoff), _) if !backoff.0.is_zero() => {
+            app.restart.delay = Some(backoff);
+            app.restart.max_delay = Some(backoff.max(Time(MAX_BACKOFF)));
+        }
+        (_, delay) => (app.restart.delay, app.restart.max_delay) = (delay, delay),
+    }
+}
+
+/// Sets what makes workers ready. In PM2 `listen_timeout` is no limit, but the time after which the
+/// app counts as ready in any case.
+fn readiness(app: &mut App, parts: &Parts) {
+    let usual = Duration::from_secs(30);
+    app.ready_timeout = parts.listen_timeout.filter(|time| time.0 > usual);
+    if parts.waits_ready {
+        let timeout = parts.listen_timeout.filter(|time| !time.0.is_zero());
+        (app.ready, app.assume_ready) =
+            (Some(Ready::Message), Some(timeout.unwrap_or(LISTEN_TIMEOUT)));
+    }
+}
+
+/// Sets what is watched: paths that exist, and directories of patterns.
+fn watching(app: &mut App, parts: &mut Parts, directory: &Path, warnings: &mut Vec<String>) {
+    let Some(watch) = &mut app.watch else { return };
+    watch.ignore = std::mem::take(&mut parts.ignored);
+    watch.delay = parts.watch_delay;
+    let named = std::mem::take(&mut watch.paths);
+    let has_names = !named.is_empty();
+    for path in named {
+        // Everything below the directory of a pattern is watched.
+        let parts = path.components();
+        let plain = parts.take_while(|part| !part.as_os_str().to_string_lossy().contains('*'));
+        let plain: std::path::PathBuf = plain.collect();
+        if directory.join(&plain).exists() {
+            watch.paths.push(if plain.as_os_str().is_empty() { ".".into() } else { plain });
+        } else {
+            warnings.push(format!(
+                "there is no {} to watch; it is watched from the next start on at which it exists",
+                directory.join(&plain).display()
+            ));
+        }
+    }
+    if has_names && watch.paths.is_empty() {
+        app.watch = None;
+    }
+}
+
+/// Sets the program and its arguments.
+fn command(
+    app: &mut App,
+    script: String,
+    parts: Parts,
+    directory: &Path,
+    warnings: &mut Vec<String>,
+) {
+    let Parts { args, interpreter, has_source_maps, .. } = parts;
+    let is_free = interpreter.as_deref().is_none_or(|name| name == "none");
+    if is_free && place::is_command_line(&script, directory) {
+        if !args.is_empty() {
+            warnings.push("`args` have no effect beside a script that is a command line".into());
+        }
+        (app.program, app.args) = (place::shell().into(), vec!["-c".into(), script]);
+        app.node_args.clear();
+        return;
+    }
+    let interpreter = interpreter.unwrap_or_else(|| place::usual_interpreter(&script, directory));
+    let is_script = program::is_script(Path::new(&script));
+    let base = Path::new(&interpreter).file_name().and_then(|name| name.to_str());
+    if has_source_maps && matches!(base, Some("node" | "nodejs")) {
+        app.node_args.push("--enable-source-maps".into());
+    }
+    if base.is_some_and(|name| name.starts_with("python")) {
+        // As PM2 does, so that lines appear when they are printed.
+        app.env.entry("PYTHONUNBUFFERED".into()).or_insert_with(|| "1".into());
+    }
+    match interpreter.as_str() {
+        "node" | "nodejs" if is_script => app.args = args,
+        // Its ending would select node.
+        "none" if is_script => {
+            let script = if script.contains('/') { script } else { format!("./{script}") };
+            (app.program, app.args) = ("env".into(), [script].into_iter().chain(args).collect());
+        }
+        "none" if !script.contains('/') && directory.join(&script).is_file() => {
+            (app.program, app.args) = (format!("./{script}"), args);
+        }
+        "none" => app.args = args,
+        _ => {
+            let before = std::mem::take(&mut app.node_args);
+            app.program = interpreter;
+            app.args = before.into_iter().chain([script]).chain(args).collect();
+        }
+    }
+}
+
+/// Returns the name of a field that PM2 knows under several, and in camel case too.
+fn canonical(key: &str) -> String {
+    let key = if key.starts_with("env") { Cow::Borrowed(key) } else { snake_case(key) };
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == key);
+    alias.map_or_else(|| key.into_owned(), |(_, name)| (*name).to_owned())
+}
+
+fn snake_case(key: &str) -> Cow<'_, str> {
+    if !key.contains(|c: char| c.is_ascii_uppercase() || c == '-') {
+        return Cow::Borrowed(key);
+    }
+    let mut text = String::new();
+    for c in key.chars() {
+        match c {
+            '-' => text.push('_'),
+            c if c.is_ascii_uppercase() => {
+                text.push('_');
+                text.push(c.to_ascii_lowercase());
+            }
+            c => text.push(c),
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Whether PM2 treats a value as absent.
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("")
+}
+
+/// Converts a list, or a list that is written as a single text.
+fn list(value: &Value) -> Vec<String> {
+    match value {
+        Value::Array(all) => all.iter().map(plain).collect(),
+        Value::Null | Value::Bool(_) => Vec::new(),
+        one => vec![plain(one)],
+    }
+}
+
+fn words(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => shlex::split(text).unwrap_or_else(|| vec![text.clone()]),
+        other => list(other),
+    }
+}
+
+/// Converts a value to text without quotes.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Converts a time; PM2's numbers are milliseconds.
+fn time(value: &Value) -> Result<Time, String> {
+    match value.as_u64().or_else(|| plain(value).trim().parse().ok()) {
+        Some(millis) => values::bounded(Duration::from_millis(millis)),
+        None => values::time(&plain(value)),
+    }
+}
+
+fn number(value: &Value) -> Result<usize, String> {
+    plain(value).trim().parse().map_err(|_| "it must be a number".into())
+}
+
+fn is_on(value: &Value) -> bool {
+    matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
+}
+
+fn variables(all: &Map<String, Value>) -> BTreeMap<String, String> {
+    all.iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| (name.clone(), plain(value)))
+        .collect()
+}
+
+/// Returns patterns of the inherited variables that workers do not get: one by its name, those with
+/// one of some texts in their names, or, with `true`, all that no program needs.
+fn filtered(value: &Value) -> Vec<String> {
+    match value {
+        Value::Bool(true) => {
+            let kept = KEPT.iter().map(|name| format!("!{name}"));
+            ["*".to_owned()].into_iter().chain(kept).collect()
+        }
+        Value::Array(parts) => parts.iter().map(|part| format!("*{}*", plain(part))).collect(),
+        one => list(one),
+    }
+}
+
+fn instances(value: &Value) -> Result<Workers, String> {
+    match plain(value).as_str() {
+        // One instance per CPU.
+        "0" | "max" => Ok(Workers::Auto),
+        text => values::workers(text),
+    }
+}

@@ -1,0 +1,203 @@
+//! PM2's files, as they are: what their fields do.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use serde_json::json;
+use support::Home;
+use support::pm2::{SERVER, both, file, told};
+use troop_testkit::wait_until;
+
+#[test]
+fn log_files_have_what_the_program_prints_and_nothing_else() {
+    let fields = json!({ "out_file": "out.log", "err_log": "logs/err.log", "log_file": "./both.log", "cwd": "inner" });
+    let home = Home::with(&[("ecosystem.json", &file(&fields))]);
+    let inner = home.path().join("inner");
+    std::fs::create_dir(&inner).unwrap();
+    std::fs::write(inner.join("server.js"), SERVER).unwrap();
+    home.fine(&["start", "ecosystem.json"]);
+    let read = |name: &str| std::fs::read_to_string(inner.join(name)).unwrap_or_default();
+    wait_until("both", || read("both.log").lines().count() == 2);
+    home.fine(&["reload", "app"]);
+    home.fine(&["stop", "app"]);
+    let (out, err) = ("on standard output\n".repeat(2), "on standard error\n".repeat(2));
+    assert_eq!((read("out.log"), read("logs/err.log")), (out, err));
+    assert_eq!(read("both.log").lines().count(), 4);
+    // What troop has to say is in a file of its own, with times.
+    let own = home.log("app.log");
+    assert!(own.contains(" - * ") && !own.contains("on standard"), "{own}");
+    // Where only one file is named, standard error is not in it.
+    let home = Home::with(&[
+        ("server.js", SERVER),
+        ("ecosystem.json", &file(&json!({ "out_file": "only.log" }))),
+    ]);
+    home.fine(&["start", "ecosystem.json"]);
+    wait_until("the errors", || home.log("app-error.log") == "on standard error\n");
+    let only = std::fs::read_to_string(home.path().join("only.log")).unwrap();
+    assert_eq!(only, "on standard output\n");
+    assert!(home.fine(&["logs", "app", "--nostream"]).contains("on standard error"));
+}
+
+#[test]
+fn discarded_logs_are_written_nowhere() {
+    for fields in
+        [json!({ "disable_logs": true }), json!({ "out_file": "/dev/null", "error_file": "NULL" })]
+    {
+        let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+        home.fine(&["start", "ecosystem.json"]);
+        home.fine(&["stop", "app"]);
+        let logs = std::fs::read_dir(home.path().join("logs")).unwrap();
+        let text: String =
+            logs.map(|log| std::fs::read_to_string(log.unwrap().path()).unwrap()).collect();
+        assert!(!text.contains("on standard"), "{text}");
+    }
+}
+
+#[test]
+fn a_stream_as_a_log_file_is_a_file_in_the_background() {
+    let fields = json!({ "out_file": "/dev/stdout", "error_file": "/dev/stderr" });
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+    let (code, _, err) = home.troop(&["start", "ecosystem.json"]);
+    assert!(code == 0 && err.contains("troop run"), "{code} {err}");
+    wait_until("both", || {
+        let log = home.log("app.log");
+        log.contains("on standard output") && log.contains("on standard error")
+    });
+}
+
+#[test]
+fn a_script_with_spaces_is_a_command_line() {
+    let file = "{ /* one app */ apps: [{ name: 'app', script: \"node server.js --one 'a b'\", env: { GREETING: 'dear', }, }], }";
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", file)]);
+    home.fine(&["start", "ecosystem.json"]);
+    let told = told(&home);
+    assert_eq!((&told["args"], &told["env"]), (&json!(["--one", "a b"]), &json!("dear")));
+}
+
+#[test]
+fn programs_that_end_by_themselves_have_finished() {
+    // Node keeps the channel of a worker open, whether or not its program has anything left to do.
+    let short = "setTimeout(() => { console.log('done'); process.exitCode = Number(process.env.CODE); }, 10)";
+    for (code, says) in [("0", "finished"), ("3", "exit code 3")] {
+        let fields = json!({ "autorestart": false, "env": { "CODE": code } });
+        let flags = ["--no-autorestart", "--env", &format!("CODE={code}")];
+        both(short, &fields, &flags, |home, start| {
+            let (status, out, err) = home.troop(start);
+            assert_eq!(status, i32::from(code != "0"), "{start:?}: {out}{err}");
+            assert!(format!("{out}{err}").contains(says), "{start:?}: {out}{err}");
+            wait_until("its end", || !home.fine(&["ls", "--json"]).contains("\"phase\""));
+            assert!(home.log("app.log").contains("done"));
+        });
+    }
+    // A server does not end, nor one that waits for messages.
+    for stays in [SERVER, "process.on('message', () => {}); console.log('waits')"] {
+        let home = Home::with(&[
+            ("server.js", stays),
+            ("ecosystem.json", &file(&json!({ "autorestart": false }))),
+        ]);
+        assert!(home.fine(&["start", "ecosystem.json"]).contains("1 worker ready"));
+    }
+}
+
+#[test]
+fn instances_may_have_numbers_and_variables_of_their_own() {
+    let script = "require('fs').writeFileSync('seen-' + process.env.TROOP_SLOT, [process.env.PORT, process.env.AWS_KEY, process.env.GREETING].join());setInterval(() => {}, 1000)";
+    let fields = json!({ "instances": 2, "increment_var": "PORT", "port": 3000, "filter_env": ["AWS"], "env": { "GREETING": "dear" } });
+    let home = Home::with(&[("server.js", script), ("ecosystem.json", &file(&fields))]);
+    let mut command = home.command(&["start", "ecosystem.json"]);
+    let status = command.env("AWS_KEY", "secret").env("GREETING", "other").status().unwrap();
+    assert!(status.success());
+    for (slot, seen) in [(0, "3000,,dear"), (1, "3001,,dear")] {
+        let path = home.path().join(format!("seen-{slot}"));
+        assert_eq!(std::fs::read_to_string(path).unwrap(), seen);
+    }
+    let fields = json!({ "increment_var": "GREETING", "env": { "GREETING": "x" } });
+    let home = Home::with(&[("server.js", script), ("ecosystem.json", &file(&fields))]);
+    let (code, _, err) = home.troop(&["start", "ecosystem.json"]);
+    assert!(code != 0 && err.contains("must be a number"), "{code} {err}");
+}
+
+#[test]
+fn apps_that_do_not_start_by_themselves_are_started_by_name() {
+    let apps = json!([
+        { "name": "app", "script": "./server.js" },
+        { "name": "later", "script": "./server.js", "autostart": false },
+    ]);
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &apps.to_string())]);
+    let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
+    assert!(code == 0 && !out.contains("later:"), "{out}{err}");
+    assert!(format!("{out}{err}").contains("autostart"), "{out}{err}");
+    assert!(home.fine(&["start", "ecosystem.json", "--", "later"]).starts_with("later: 1 worker"));
+}
+
+#[test]
+fn apps_of_one_name_are_told_apart_and_selected_by_their_namespaces() {
+    let apps = json!([
+        { "name": "api", "script": "./server.js", "namespace": "blue" },
+        { "name": "api", "script": "./server.js", "namespace": "green" },
+        { "name": "почта", "script": "./server.js", "namespace": "green" },
+    ]);
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &apps.to_string())]);
+    let out = home.fine(&["start", "ecosystem.json"]);
+    for name in ["blue-api", "green-api", "почта"] {
+        assert!(out.contains(&format!("{name}: 1 worker ready")), "{out}");
+    }
+    home.fine(&["delete", "green"]);
+    let listed = home.fine(&["ls", "--json"]);
+    assert!(listed.contains("blue-api") && !listed.contains("green-api"), "{listed}");
+    assert!(!listed.contains("почта"), "{listed}");
+}
+
+#[test]
+fn without_treekill_what_a_worker_has_started_goes_on() {
+    let script = format!(
+        "{SERVER} const child = require('child_process').spawn('sleep', ['1000'], {{ stdio: 'ignore' }}); require('fs').writeFileSync('child', String(child.pid));"
+    );
+    let fields = json!({ "treekill": false });
+    let home = Home::with(&[("server.js", &script), ("ecosystem.json", &file(&fields))]);
+    home.fine(&["start", "ecosystem.json"]);
+    let pid: u32 = std::fs::read_to_string(home.path().join("child")).unwrap().parse().unwrap();
+    home.fine(&["stop", "app", "--quick"]);
+    let is_running = troop_testkit::is_running(pid);
+    if let Some(pid) = rustix::process::Pid::from_raw(pid.cast_signed()) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    assert!(is_running, "its child has ended with it");
+}
+
+#[test]
+fn a_release_that_a_link_leads_to_is_resolved_again_at_each_reload() {
+    let home = Home::with(&[]);
+    let at = |name: &str| home.path().join(name);
+    for (release, greeting) in [("1", "one"), ("2", "two")] {
+        std::fs::create_dir_all(at(release)).unwrap();
+        std::fs::write(at(release).join("server.js"), SERVER).unwrap();
+        let fields = json!({ "env": { "GREETING": greeting } });
+        std::fs::write(at(release).join("ecosystem.json"), file(&fields)).unwrap();
+    }
+    let link = |release: &str| {
+        let _ = std::fs::remove_file(at("current"));
+        std::os::unix::fs::symlink(release, at("current")).unwrap();
+    };
+    let runs_in = |release: &str| {
+        let told = told(&home);
+        assert!(told["cwd"].as_str().unwrap().ends_with(&format!("/{release}")), "{told}");
+        told["env"].as_str().map(str::to_owned)
+    };
+    for args in [&["start", "ecosystem.json"][..], &["start", "server.js", "--name", "app"]] {
+        link("1");
+        let mut command = home.command(args);
+        command.current_dir(at("current")).env("PWD", at("current"));
+        assert!(command.status().unwrap().success());
+        runs_in("1");
+        link("2");
+        home.fine(&["reload", "app"]);
+        let greeting = runs_in("2");
+        assert!(greeting.is_none_or(|greeting| greeting == "two"));
+        link("1");
+        home.fine(&["restart", "app"]);
+        runs_in("1");
+        home.fine(&["stop", "app"]);
+    }
+}
