@@ -49,7 +49,8 @@ impl ResolvedApp {
         preflight::check_files(self)?;
         let app = &self.app;
         let mut builder = Cluster::builder()
-            .workers(self.workers())
+            // A job has none between its runs.
+            .workers(if app.cron.is_some() { 0 } else { self.workers() })
             .setup(self.setup()?)
             .grace(self.grace())
             .drain_delay(self.app.drain_delay.map_or(Duration::ZERO, |delay| delay.0))
@@ -186,7 +187,7 @@ impl ResolvedApp {
             return Ok(setup.preload(""));
         }
         let setup = moves::add(setup);
-        let is_finite = app.restart.when.is_some_and(|when| when != When::Always);
+        let is_finite = self.restarts() != When::Always;
         // The script takes it away.
         Ok(if is_finite && setup.get_preload().is_some() { setup.env(FINITE, "1") } else { setup })
     }
@@ -280,10 +281,16 @@ impl ResolvedApp {
             .into()
     }
 
+    /// Returns when workers are restarted that have ended.
+    fn restarts(&self) -> When {
+        let usual = if self.app.cron.is_some() { When::Never } else { When::default() };
+        self.app.restart.when.unwrap_or(usual)
+    }
+
     fn restart_policy(&self) -> RestartPolicy {
         let options = &self.app.restart;
         let mut policy = RestartPolicy::new(self.workers());
-        policy.restart = match options.when.unwrap_or_default() {
+        policy.restart = match self.restarts() {
             When::Always => troop::supervise::Restart::Always,
             When::OnFailure => troop::supervise::Restart::OnFailure,
             When::Never => troop::supervise::Restart::Never,
@@ -306,7 +313,10 @@ impl ResolvedApp {
             Failed::Stay => WhenFailed::Stay,
             Failed::End => WhenFailed::End,
         };
-        policy.been_ready = std::env::var_os(crate::restart::VARIABLE).is_some();
+        // A job that fails is tried again at its next time.
+        policy.stay_when_ended = self.app.cron.is_some();
+        policy.been_ready =
+            policy.stay_when_ended || std::env::var_os(crate::restart::VARIABLE).is_some();
         policy
     }
 

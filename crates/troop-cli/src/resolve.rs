@@ -377,7 +377,9 @@ fn with(app: &App, setting: &str) -> Result<App, String> {
 
 impl ResolvedApp {
     pub(crate) fn workers(&self) -> usize {
-        self.app.workers.unwrap_or(Workers::Auto).count()
+        // A job runs once at a time.
+        let usual = if self.app.cron.is_some() { Workers::Number(1) } else { Workers::Auto };
+        self.app.workers.unwrap_or(usual).count()
     }
 
     /// Returns how to get more workers than the one that nobody has asked for, to append to the

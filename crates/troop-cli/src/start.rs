@@ -369,8 +369,9 @@ impl StartingPrimary {
                 };
                 let hint = self.hint.filter(|_| !listeners.is_empty());
                 let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
-                report(json, &state, || {
-                    format!("{name}: {} ready{on}{hint}", text::counted(workers, "worker"))
+                report(json, &state, || match workers {
+                    0 => format!("{name}: waits for its time, which `troop show {name}` tells"),
+                    _ => format!("{name}: {} ready{on}{hint}", text::counted(workers, "worker")),
                 });
                 Ok(name)
             }

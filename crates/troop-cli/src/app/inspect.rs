@@ -29,6 +29,7 @@ impl RunningApp {
                 .as_ref()
                 .and_then(|queue| queue.path())
                 .map(|path| path.display().to_string()),
+            schedule: self.schedule_snapshot(),
             lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
             total: Total::of(&snapshot),
             snapshot,

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `inspect.rs` | snapshots, and where output goes |
 //! | `operate.rs` | recycling, scheduling, signals, restart and stop |
+//! | `schedule.rs` | runs and reloads at certain times |
 //! | `reload.rs`, `scale.rs` | reloads, and changes of the number of workers |
 //! | `send.rs` | messages to workers |
 //! | `triggers.rs` | reloads by signals and changes of files |
@@ -13,8 +14,13 @@ mod inspect;
 mod operate;
 mod reload;
 mod scale;
+mod schedule;
 mod send;
 mod triggers;
+
+#[cfg(test)]
+pub(crate) use schedule::LastRun;
+pub(crate) use schedule::ScheduleSnapshot;
 
 use std::fs::File;
 use std::sync::atomic::AtomicU64;
@@ -73,6 +79,8 @@ pub(crate) struct RunningApp {
     waiting: Semaphore,
     /// Held during a reload.
     reloading: tokio::sync::Mutex<()>,
+    /// What happened at the app's times.
+    schedule: Mutex<schedule::Schedule>,
 }
 
 /// Starts the thread of an app: it handles signals and changes of files and runs `serve`, until the
@@ -101,6 +109,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         uncounted_restarts: AtomicU64::new(0),
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
+        schedule: Mutex::default(),
     });
     let run = move || {
         runtime.block_on(async {
@@ -115,6 +124,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
                 tokio::spawn(app.clone().watch_files(watched));
             }
             tokio::spawn(app.clone().handle_signals(signals));
+            tokio::spawn(app.clone().follow_schedule());
             serve(app).await;
             std::future::pending::<()>().await;
         });

@@ -37,7 +37,9 @@ impl RunningApp {
             );
         }
         let workers = after.workers();
-        if before.workers() != workers && is_awaited {
+        if self.started.app.cron.is_some() {
+            // The next run has as many.
+        } else if before.workers() != workers && is_awaited {
             self.scale_for_reload(before.workers(), workers).await?;
         } else if before.workers() != workers {
             self.begin_scaling(workers).await?;

@@ -46,7 +46,7 @@ impl RunningApp {
     }
 
     /// Reloads after a signal or a change of files. Failures are logged, because no client waits.
-    async fn reload_without_client(&self) {
+    pub(super) async fn reload_without_client(&self) {
         // One waiting reload covers all further requests.
         let Ok(waiting) = self.waiting.try_acquire() else { return };
         drop(self.reloading.lock().await);

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use troop::Scheduling;
 
 use super::tables::{
-    Cgroup, Health, KillMode, Limit, Limited, LogFormat, Output, Ready, Rebalance, Recycle,
-    Restart, Sandbox, Watch,
+    Cgroup, Health, KillMode, Limit, Limited, LogFormat, Output, Overlap, Ready, Rebalance,
+    Recycle, Restart, Sandbox, Watch,
 };
 use super::values::{Time, Workers, texts, texts_schema};
 
@@ -69,6 +69,16 @@ pub(crate) struct App {
     /// Namespace: a name by which verbs select all apps that have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) namespace: Option<String>,
+    /// Times at which the program runs, each time to its end, instead of all the time: a pattern of
+    /// minute, hour, day of month, month and weekday ("30 4 * * *"), with seconds before them or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cron: Option<String>,
+    /// What a run does for whose time the last one is not over. Default: skip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlap: Option<Overlap>,
+    /// Whether a program with times runs when the app starts, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) run_at_start: bool,
     /// Whether `troop start` starts the app when it starts all apps of the file. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) autostart: Option<bool>,
@@ -249,6 +259,9 @@ impl App {
             env_remove: Vec::new(),
             cwd: None,
             namespace: None,
+            cron: None,
+            overlap: None,
+            run_at_start: false,
             autostart: None,
             silent: false,
             grace: None,

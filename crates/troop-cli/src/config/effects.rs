@@ -40,6 +40,15 @@ impl App {
         if self.health.as_ref().is_some_and(chooses_itself) {
             found.push(("health.listener", "with a command, which chooses itself what it tests"));
         }
+        if self.cron.is_none() && self.overlap.is_some() {
+            found.push(("overlap", "without cron"));
+        }
+        if self.cron.is_none() && self.run_at_start {
+            found.push(("run_at_start", "without cron: programs run from the start"));
+        }
+        if self.cron.is_some() && self.recycle.cron.is_some() {
+            found.push(("recycle.cron", "with cron: each run is a new worker"));
+        }
         if self.assume_ready.is_some()
             && !matches!(self.ready, Some(Ready::Message | Ready::Notify))
         {
@@ -173,6 +182,9 @@ mod tests {
             ("output = { to = \"terminal\", keep = 1 }", "output.keep", "files"),
             ("output = { to = \"journal\", all_file = \"x\" }", "output.all_file", "files"),
             ("output = { to = \"journal\", events_apart = true }", "output.events_apart", "files"),
+            ("overlap = \"skip\"", "overlap", "cron"),
+            ("run_at_start = true", "run_at_start", "cron"),
+            ("cron = \"0 4 * * *\"\nrecycle = { cron = \"0 4 * * *\" }", "recycle.cron", "cron"),
             ("assume_ready = 1", "assume_ready", "message"),
             ("kill_mode = \"process\"\ncgroup = { processes = 1 }", "kill_mode", "cgroup"),
             ("output = { rotate_size = 0, keep = 1 }", "output.keep", "rotate_age"),

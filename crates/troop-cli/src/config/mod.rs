@@ -1,6 +1,7 @@
 //! Configuration files: `troop.toml`, PM2's formats and Procfiles.
 
 mod app;
+mod cron;
 mod effects;
 pub(crate) mod env_file;
 mod inspect;
@@ -23,11 +24,12 @@ use troop::activation::ActivationSocket;
 use troop::policy::Pattern;
 
 pub(crate) use app::{App, LIVE};
+pub(crate) use cron::Times;
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use pm2::fields::LISTEN_TIMEOUT;
 pub(crate) use procfile::app as app_of_command;
 pub(crate) use tables::{
-    Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Ready,
+    Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Overlap, Ready,
     Rebalance, To, Watch, When,
 };
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, instances, size, time, workers};
@@ -236,6 +238,17 @@ impl App {
             if place != "systemd" && !place.starts_with("systemd:") {
                 ActivationSocket::check(at).map_err(|e| format!(".bind: {e}"))?;
             }
+        }
+        for (name, pattern) in [("cron", &self.cron), ("recycle.cron", &self.recycle.cron)] {
+            pattern.as_deref().map_or(Ok(()), |pattern| {
+                Times::parse(pattern).map(drop).map_err(|e| format!(".{name}: {e}"))
+            })?;
+        }
+        if self.cron.is_some() && self.restart.when == Some(When::Always) {
+            return Err(
+                ".restart.when: with `cron` a run ends; choose \"never\", or \"on-failure\" to repeat one that fails"
+                    .into(),
+            );
         }
         if self.ready_timeout.is_some_and(|time| time.0.is_zero()) {
             return Err(".ready_timeout: it must be more than 0".into());

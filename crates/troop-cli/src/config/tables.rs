@@ -77,6 +77,17 @@ pub(crate) enum Ready {
     Notify,
 }
 
+/// What a run does for whose time the last one is not over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Overlap {
+    /// It is left out
+    #[default]
+    Skip,
+    /// It ends the last one
+    Replace,
+}
+
 /// Processes that end with the worker that has started them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -163,6 +174,9 @@ pub(crate) struct Recycle {
     /// Age at which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) age: Option<Time>,
+    /// Times at which all workers are replaced, as by `troop reload`: a pattern as for `cron`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cron: Option<String>,
     /// Number of connections after which a worker is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connections: Option<u64>,

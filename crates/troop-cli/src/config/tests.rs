@@ -36,6 +36,9 @@ fn all_options_are_read_and_written() {
         increment_variable = "PORT"
         env_remove = ["AWS_*", "!AWS_REGION"]
         autostart = false
+        cron = "*/5 * * * *"
+        overlap = "replace"
+        run_at_start = true
         namespace = "shop"
         assume_ready = "3s"
         sandbox = { read = ["/usr", "."], write = [], deny_system_calls = ["all"], best_effort = true }

@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use troop::snapshot::Snapshot;
 
+use crate::app::ScheduleSnapshot;
+
 use crate::records::Text;
 
 /// The version of the protocol.
@@ -122,6 +124,9 @@ pub(crate) struct AppSnapshot {
     /// The number of output lines that could not be written.
     #[serde(default)]
     pub(crate) lost_lines: u64,
+    /// The times at which something happens, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) schedule: Option<ScheduleSnapshot>,
     /// What the primary and its workers use together; `usage` in the snapshot is of the primary alone.
     #[serde(default)]
     pub(crate) total: Total,

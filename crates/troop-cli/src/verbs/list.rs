@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::show::{phase, print_json, serving, snapshots};
+use super::show::{print_json, serving, snapshots};
 use super::table::{self, ago, size, time};
+use super::times;
 use crate::args::Show;
 use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
@@ -76,12 +77,14 @@ fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
     match entry {
         Entry::Running(app) => {
             let snapshot = &app.snapshot;
-            let listening: Vec<_> = snapshot.listeners.iter().map(|l| l.address.clone()).collect();
+            let listening = snapshot.listeners.iter().map(|l| l.address.clone());
+            let times = app.schedule.as_ref().filter(|schedule| schedule.is_job).map(times::short);
+            let listening: Vec<_> = listening.chain(times).collect();
             vec![
                 id,
                 app.name.clone(),
                 snapshot.pid.to_string(),
-                phase(snapshot).to_owned(),
+                times::state(app).to_owned(),
                 format!(
                     "{}/{}",
                     serving(snapshot),

@@ -14,4 +14,5 @@ pub(crate) mod send;
 pub(crate) mod show;
 pub(crate) mod startup;
 mod table;
+mod times;
 pub(crate) mod write;

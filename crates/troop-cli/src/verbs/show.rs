@@ -9,6 +9,7 @@ use troop::text::{self, escaped};
 
 use super::list;
 use super::table::{self, size, time};
+use super::times;
 use crate::args::{Events, Show};
 use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
@@ -108,7 +109,18 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         if at > 0 {
             let _ = writeln!(out);
         }
-        let AppSnapshot { name, program, version, file, log, lost_lines, total, snapshot } = app;
+        let AppSnapshot {
+            name,
+            program,
+            version,
+            file,
+            log,
+            lost_lines,
+            total,
+            schedule,
+            snapshot,
+            ..
+        } = app;
         let _ = writeln!(out, "{name}: {}", escaped(program));
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
@@ -116,9 +128,12 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         let _ = writeln!(
             out,
             "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory} memory, {} restarts",
-            phase(snapshot),
+            times::state(app),
             snapshot.restarts
         );
+        for line in schedule.iter().flat_map(times::lines) {
+            let _ = writeln!(out, "{}", escaped(&line));
+        }
         let (cpu, memory) = (time(total.cpu_ms), size(total.rss));
         let _ = writeln!(out, "with its workers {cpu} CPU, {memory} memory");
         if let Some(end) = &snapshot.last_end {

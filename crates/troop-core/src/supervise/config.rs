@@ -91,7 +91,7 @@ pub struct RestartPolicy {
     /// What a running cluster does when no worker is ready any more. Default: [`WhenFailed::Stay`].
     pub when_failed: WhenFailed,
     /// Whether the cluster goes on when all workers have ended for good, without any, until it is
-    /// scaled or stopped: for jobs that run now and then. Default: false.
+    /// scaled or stopped, and may begin without any: for jobs that run now and then. Default: false.
     pub stay_when_ended: bool,
     /// Whether workers of this cluster were ready before this process began, for example before a
     /// restart in place, so that the cluster does not give up as in a first start. Default: false.

@@ -477,7 +477,8 @@ impl Builder {
     pub fn run(mut self) -> Result<()> {
         nesting::may_be_primary()?;
         let workers = self.workers.unwrap_or_else(available_workers);
-        if workers == 0 {
+        let may_have_none = self.restart.as_ref().is_some_and(|policy| policy.stay_when_ended);
+        if workers == 0 && !may_have_none {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
         self.check(true)?;

@@ -68,7 +68,7 @@ const SILENT: [&str; 22] = [
 ];
 
 /// Fields with an effect, for suggestions.
-const KNOWN: [&str; 44] = [
+const KNOWN: [&str; 45] = [
     "script",
     "name",
     "namespace",
@@ -89,6 +89,7 @@ const KNOWN: [&str; 44] = [
     "exp_backoff_restart_delay",
     "autorestart",
     "autostart",
+    "cron_restart",
     "stop_exit_codes",
     "shutdown_with_message",
     "kill_timeout",
@@ -148,6 +149,7 @@ struct Parts {
     has_source_maps: bool,
     ignored: Vec<String>,
     watch_delay: Option<Time>,
+    cron: Option<String>,
 }
 
 impl<'a> Fields<'a> {
@@ -206,6 +208,13 @@ impl<'a> Fields<'a> {
             warnings.push(format!("more variables can be chosen with {}", names.join(", ")));
         }
         restarts(&mut app, &parts);
+        match parts.cron.take() {
+            // What ends by itself runs again at these times, as from the start on.
+            Some(pattern) if app.restart.when == Some(When::Never) => {
+                (app.cron, app.run_at_start) = (Some(pattern), true);
+            }
+            pattern => app.recycle.cron = pattern,
+        }
         readiness(&mut app, &parts);
         watching(&mut app, &mut parts, &place.directory, &mut warnings);
         warnings.extend(std::mem::take(&mut parts.logs).apply(&name, &mut app.output));
@@ -276,6 +285,8 @@ impl<'a> Fields<'a> {
             "exp_backoff_restart_delay" => parts.backoff = Some(time(value)?),
             "autorestart" if !is_on(value) => app.restart.when = Some(When::Never),
             "autorestart" => {}
+            // As in PM2, 0 turns it off.
+            "cron_restart" => parts.cron = Some(plain(value)).filter(|pattern| pattern != "0"),
             "autostart" => app.autostart = Some(is_on(value)).filter(|is_on| !is_on),
             "stop_exit_codes" => {
                 app.restart.final_codes =

@@ -146,15 +146,13 @@ fn apps_of_the_same_name_get_names_of_their_own() {
 #[test]
 fn what_means_nothing_here_is_said() {
     let Converted { name, app, warnings, .. } = convert(
-        r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "cron_restart": "0 0 * * *", "max_restart": 3, "instance": 1}"#,
+        r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "pid_file": "0 0 * * *", "max_restart": 3, "instance": 1}"#,
     );
     assert_eq!(
         (name.as_str(), app.program.as_str(), &app.args[..]),
         ("my-app", "python3", &["x.py".to_owned()][..])
     );
-    for part in
-        ["cron_restart", "my-app", "did you mean `max_restarts`", "did you mean `instances`"]
-    {
+    for part in ["pid_file", "my-app", "did you mean `max_restarts`", "did you mean `instances`"] {
         assert!(warnings.iter().any(|w| w.contains(part)), "{part}: {warnings:?}");
     }
     assert_eq!((app.workers, app.restart.max), (Some(Workers::Number(1)), None));
@@ -229,6 +227,20 @@ fn a_back_off_overrides_a_fixed_delay() {
         let delays = (millis(app.restart.delay), millis(app.restart.max_delay));
         assert_eq!(delays, (delay, longest), "{fields}");
     }
+}
+
+#[test]
+fn what_ends_by_itself_is_a_job_at_the_times_of_a_restart() {
+    for (fields, job, reload) in [
+        (r#""autorestart": false"#, Some("0 4 * * *"), None),
+        (r#""autorestart": true"#, None, Some("0 4 * * *")),
+    ] {
+        let text = format!(r#"{{"script": "a.js", "cron_restart": "0 4 * * *", {fields}}}"#);
+        let Converted { app, .. } = convert(&text);
+        let times = (app.cron.as_deref(), app.recycle.cron.as_deref(), app.run_at_start);
+        assert_eq!(times, (job, reload, job.is_some()));
+    }
+    assert_eq!(convert(r#"{"script": "a.js", "cron": 0}"#).app.recycle.cron, None);
 }
 
 #[test]
