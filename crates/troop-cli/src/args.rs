@@ -14,7 +14,7 @@ use crate::config::{self, Time};
 use crate::names;
 pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop};
 pub(crate) use pm2_verbs::{
-    Attach, EnvOf, Flush, Jlist, Kill, Pid, Ping, Prettylist, Reset, SendSignal,
+    Attach, EnvOf, Flush, Jlist, Kill, Pid, Ping, Prettylist, Reset, SendSignal, Serve, ServeFiles,
 };
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};
@@ -78,6 +78,9 @@ pub(crate) enum Command {
     #[command(name = "sendSignal")]
     SendSignal(SendSignal),
     Attach(Attach),
+    Serve(Serve),
+    #[command(hide = true)]
+    ServeFiles(ServeFiles),
     Completions(Completions),
     /// Write manual pages into a directory, one for each command
     Man(Man),
@@ -249,10 +252,17 @@ impl Start {
         }
         typed.extend(json.then(|| "--json".into()));
         typed.extend(["--only".into(), apps.join(",").into()]);
+        Start::parsed(typed)
+    }
+
+    /// Parses a command line that this process was not called with.
+    pub(crate) fn parsed(typed: Vec<OsString>) -> Result<Start, clap::Error> {
         let all = std::iter::once("troop".into()).chain(typed.iter().cloned());
-        let command = Troop::try_parse_from(all)?.command;
-        match command {
-            Command::Start(start) => Ok(Start { typed: Some(typed), ..start }),
+        match Troop::try_parse_from(all)?.command {
+            Command::Start(mut start) => {
+                start.run.args = std::mem::take(&mut start.args);
+                Ok(Start { typed: Some(typed), ..start })
+            }
             _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
         }
     }

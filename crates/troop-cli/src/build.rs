@@ -33,12 +33,14 @@ const FINITE: &str = "TROOP_FINITE";
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// Variables of the primary that workers do not inherit.
-pub(crate) const OWN_VARIABLES: [&str; 7] = [
+pub(crate) const OWN_VARIABLES: [&str; 9] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     crate::start::VARIABLE,
     crate::start::RESUMED_VARIABLE,
+    crate::together::VARIABLE,
+    crate::records::keeper::ID_VARIABLE,
     crate::restart::VARIABLE,
     "TROOP_POLICY",
 ];

@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod directory;
 mod error;
+mod files;
 #[doc(hidden)]
 pub mod fuzz;
 mod launcher;
@@ -27,6 +28,7 @@ mod run;
 mod signals;
 mod start;
 mod suggest;
+mod together;
 mod verbs;
 mod watch;
 
@@ -66,7 +68,7 @@ pub fn main() -> ExitCode {
         std::process::exit(e.exit_code())
     });
     let result = match command {
-        Command::Run(args) => return run(args.run, args.args),
+        Command::Run(args) => return foreground(args.run, args.args, args.keep_going),
         // The primary that `troop start` has spawned in the background.
         Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
             // How it was called the first time does not say who waits now.
@@ -75,7 +77,7 @@ pub fn main() -> ExitCode {
             start::choose(&mut args, &start::chosen());
             return run(args.run, args.args);
         }
-        Command::Start(args) if args.no_daemon => return run(args.run, args.args),
+        Command::Start(args) if args.no_daemon => return foreground(args.run, args.args, false),
         Command::Start(mut args) => {
             args.run.args = std::mem::take(&mut args.args);
             match start::known(&args) {
@@ -96,7 +98,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::init(&args).map_err(CliError::Usage),
         Command::Startup(args) => startup::startup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
-        Command::Restart(args) => lifecycle::restart(&args),
+        Command::Restart(args) => lifecycle::restart_apps(&args),
         Command::Ls(args) => list::ls(&args),
         Command::Show(args) => show::show(&args),
         Command::Events(args) => show::events(&args),
@@ -119,6 +121,16 @@ pub fn main() -> ExitCode {
         Command::Kill(_) => lifecycle::kill(),
         Command::SendSignal(args) => operate::signal(&args.into()),
         Command::Attach(args) => logs::show::attach(args.app, 0),
+        Command::Serve(args) => lifecycle::serve(&args),
+        Command::ServeFiles(args) => {
+            return match files::run(&args) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    log::line(&format!("troop: {}", e.chain()));
+                    ExitCode::FAILURE
+                }
+            };
+        }
         Command::Policy(args) => operate::policy(&args),
         Command::Signal(args) => operate::signal(&args),
         Command::Send(args) => send::send(&args),
@@ -135,6 +147,20 @@ pub fn main() -> ExitCode {
                 _ => 1,
             })
         }
+    }
+}
+
+/// Runs an app, or all of a file.
+fn foreground(mut what: args::Run, args: Vec<std::ffi::OsString>, keep_going: bool) -> ExitCode {
+    what.args.clone_from(&args);
+    if let Ok(name) = std::env::var(together::VARIABLE) {
+        what.only = vec![name];
+        return run(what, args);
+    }
+    match together::apps(&what) {
+        Ok(apps) if apps.len() > 1 => together::run(&what, &apps, keep_going),
+        // Another error is found again, and told as all of `run` are.
+        Ok(_) | Err(_) => run(what, args),
     }
 }
 

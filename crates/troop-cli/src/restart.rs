@@ -16,7 +16,8 @@ use crate::start;
 pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 
 /// Variables of a primary that a restart with another environment does not change.
-const KEPT_VARIABLES: [&str; 11] = [
+const KEPT_VARIABLES: [&str; 12] = [
+    crate::together::VARIABLE,
     start::VARIABLE,
     start::RESUMED_VARIABLE,
     "TROOP_RUNTIME_DIR",
@@ -81,7 +82,7 @@ impl RestartRequest {
 
 /// Returns the program to execute: the file that this one was started from, which may have been
 /// replaced, or the running image if that file is gone.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     let plain = own
         .to_str()

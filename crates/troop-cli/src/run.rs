@@ -228,8 +228,12 @@ fn run_as(
         let last_end = last_end.lock().ok().and_then(|mut last| last.take());
         let awaited = reporter.as_ref().filter(|reporter| reporter.is_awaited());
         let is_stopped = restarting.is_stop_requested();
+        let has_finished = awaited
+            .and_then(|reporter| reporter.last_end())
+            .is_some_and(|(_, is_success)| is_success);
         match &result {
             Ok(()) if is_stopped => keeper.end(Ending::Stopped, None),
+            Ok(()) if has_finished => keeper.end(Ending::Finished, last_end),
             // `troop start` says that it has failed.
             _ if awaited.is_some_and(|reporter| !reporter.has_started()) => {
                 let reason = result.as_ref().err().map(Error::chain).or(last_end);

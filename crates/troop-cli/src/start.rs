@@ -1,8 +1,10 @@
 //! `troop start`: spawns a primary in the background and waits until its workers are ready.
 
 mod choice;
+mod order;
 mod reporter;
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -21,10 +23,12 @@ use crate::config;
 use crate::control::protocol::Failure;
 use crate::control::targets;
 use crate::error::CliError;
-use crate::records::{Record, Text};
+use crate::records::keeper::ID_VARIABLE;
+use crate::records::{Record, Text, listed};
 use crate::resolve::{self, ResolvedApp};
 use crate::{launcher, log, logs, print};
 pub(crate) use choice::{Choice, only};
+pub(crate) use order::groups;
 use reporter::is_address_in_use;
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
 
@@ -44,30 +48,51 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a primary has to start a session of its own.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Runs `troop start`.
+/// Runs `troop start`: starts apps side by side, except those that are to start after others.
 pub(crate) fn start(args: &Start) -> Result<(), CliError> {
     let planned = plan(args).map_err(CliError::Usage)?;
+    let groups = order::groups(&order::numbers(&planned));
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, interrupted.clone())
         .map_err(|e| CliError::Io("catch signals".into(), e))?;
-    let (mut failed, mut started) = (None, None);
-    for (at, (run, choice)) in planned.iter().enumerate() {
-        if interrupted.load(Ordering::Acquire) {
-            let rest = planned[at..].iter().map(|(_, choice)| choice.app.as_str());
-            log::line(&format!("troop: not started: {}", rest.collect::<Vec<_>>().join(", ")));
-            break;
+    let ids = listed::free_ids(planned.len());
+    let (mut last, mut failed, mut started) = (None, BTreeSet::new(), None);
+    // The failure of one app does not keep the others from starting.
+    let mut fail = |app: &Planned, error: CliError, failed: &mut BTreeSet<String>| {
+        failed.insert(app.choice.app.clone());
+        if let Some(before) = last.replace(error) {
+            log::line(&format!("troop: {before}"));
         }
-        // The failure of one app does not keep the others from starting.
-        match start_one(args, run, choice, &interrupted) {
-            Ok(name) => started = Some(name),
-            Err(error) => {
-                if let Some(before) = failed.replace(error) {
-                    log::line(&format!("troop: {before}"));
-                }
+    };
+    for group in groups {
+        let apps: Vec<_> = group.into_iter().map(|at| (at, &planned[at])).collect();
+        if interrupted.load(Ordering::Acquire) {
+            let names: Vec<_> = apps.iter().map(|(_, app)| app.shown()).collect();
+            log::line(&format!("troop: not started: {}", names.join(", ")));
+            continue;
+        }
+        let mut starting = Vec::new();
+        for (at, app) in apps {
+            let spawned = match app.after.iter().find(|name| failed.contains(*name)) {
+                Some(name) => Err(CliError::Failed(Failure::new(
+                    "failed",
+                    format!("{}: not started, because {name} has failed", app.shown()),
+                ))),
+                None => spawn(args, app, ids[at]),
+            };
+            match spawned {
+                Ok(primary) => starting.push((app, primary)),
+                Err(error) => fail(app, error, &mut failed),
+            }
+        }
+        for (app, primary) in starting {
+            match primary.finish(args.no_wait, args.json, &interrupted) {
+                Ok(name) => started = Some(name),
+                Err(error) => fail(app, error, &mut failed),
             }
         }
     }
-    match failed {
+    match last {
         Some(error) => Err(error),
         None if args.attach => {
             let app = if planned.len() == 1 { started } else { Some("all".into()) };
@@ -123,7 +148,7 @@ pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
 }
 
 /// Returns the apps to start, each with the command line on which its word is the program.
-fn plan(args: &Start) -> Result<Vec<(Run, Choice)>, String> {
+fn plan(args: &Start) -> Result<Vec<Planned>, String> {
     // A PM2 file is read with the chosen environment.
     for env in &args.run.env {
         if let Env::Chosen(name) = env {
@@ -160,15 +185,57 @@ fn plan(args: &Start) -> Result<Vec<(Run, Choice)>, String> {
         if word > 0 {
             run.program = Some(more[word - 1].clone());
         }
-        for app in names(&run)? {
-            planned.push((run.clone(), Choice { word, app }));
+        for (app, after) in apps(&run)? {
+            planned.push(Planned { run: run.clone(), choice: Choice { word, app }, after });
         }
     }
     Ok(planned)
 }
 
-/// Returns the names of the apps of a word; an empty name stands for a program without a file.
-fn names(run: &Run) -> Result<Vec<String>, String> {
+/// An app that is started.
+#[derive(Debug)]
+struct Planned {
+    /// The command line on which its word is the program.
+    run: Run,
+    choice: Choice,
+    /// Apps of its file that are started before it.
+    after: Vec<String>,
+}
+
+impl Planned {
+    fn shown(&self) -> String {
+        match (&self.choice.app, &self.run.program) {
+            (app, Some(program)) if app.is_empty() => program.to_string_lossy().into_owned(),
+            (app, _) => app.clone(),
+        }
+    }
+}
+
+/// Returns the apps of a file that are selected, each with those that it starts after.
+pub(crate) fn selected(
+    file: &Path,
+    mut apps: config::Apps,
+    wanted: &[String],
+) -> Result<Vec<(String, Vec<String>)>, String> {
+    let names: Vec<_> = apps.keys().cloned().collect();
+    let is_started = |name: &String| {
+        !wanted.is_empty() || apps.get(name).is_none_or(|app| app.autostart != Some(false))
+    };
+    let (started, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_started);
+    for name in others {
+        log::line(&format!(
+            "troop: {name} is not started, as its autostart is false: `--only {name}` starts it"
+        ));
+    }
+    let wanted = only(started, wanted).map_err(|name| resolve::no_app(file, &name, &names))?;
+    let after = |name: &String| apps.remove(name).map(|app| app.after).unwrap_or_default();
+    let afters: Vec<_> = wanted.iter().map(after).collect();
+    Ok(wanted.into_iter().zip(afters).collect())
+}
+
+/// Returns the apps of a word, each with those that it starts after; an empty name stands for a
+/// program without a file.
+fn apps(run: &Run) -> Result<Vec<(String, Vec<String>)>, String> {
     Ok(match resolve::file_of(run)? {
         Some((_, None)) if run.pm2.names_interpreter() => {
             return Err("--interpreter is for a program that is named on the command line".into());
@@ -178,54 +245,33 @@ fn names(run: &Run) -> Result<Vec<String>, String> {
             warnings
                 .iter()
                 .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
-            let names: Vec<_> = apps.keys().cloned().collect();
-            let is_started = |name: &String| {
-                !run.only.is_empty()
-                    || apps.get(name).is_none_or(|app| app.autostart != Some(false))
-            };
-            let (started, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_started);
-            for name in others {
-                log::line(&format!(
-                    "troop: {name} is not started, as its autostart is false: `--only {name}` starts it"
-                ));
-            }
-            only(started, &run.only).map_err(|name| resolve::no_app(&file, &name, &names))?
+            selected(&file, apps, &run.only)?
         }
-        _ => vec![String::new()],
+        _ => vec![(String::new(), Vec::new())],
     })
 }
 
-/// Starts an app and returns its name.
-fn start_one(
-    args: &Start,
-    run: &Run,
-    choice: &Choice,
-    interrupted: &AtomicBool,
-) -> Result<String, CliError> {
+/// Starts the primary of an app.
+fn spawn(args: &Start, app: &Planned, id: u32) -> Result<StartingPrimary, CliError> {
     // Resolved here too, so that errors and warnings reach the terminal.
     let (resolved, source) =
-        resolve::resolve(run.clone(), Some(&choice.app)).map_err(CliError::Usage)?;
+        resolve::resolve(app.run.clone(), Some(&app.choice.app)).map_err(CliError::Usage)?;
     let warnings = source.warnings(&resolved).into_iter().chain(launcher::hint(&resolved));
     warnings.for_each(|warning| log::line(&format!("troop: {warning}")));
     let mut command = Command::new("/proc/self/exe");
     let typed = args.typed.clone().unwrap_or_else(|| std::env::args_os().skip(1).collect());
-    command.arg0("troop").args(typed).env(VARIABLE, choice.encode());
-    let primary = StartingPrimary::spawn(
+    command.arg0("troop").args(typed).env(VARIABLE, app.choice.encode());
+    command.env(ID_VARIABLE, id.to_string());
+    StartingPrimary::spawn(
         command,
         resolved.name.clone().unwrap_or_else(|| resolved.default_name.clone()),
         start_timeout(&resolved),
         resolved.workers_hint(),
-    )?;
-    primary.finish(args.no_wait, args.json, interrupted)
+    )
 }
 
-/// Starts an app again as it was started before.
-pub(crate) fn resume(
-    record: &Record,
-    no_wait: bool,
-    json: bool,
-    interrupted: &AtomicBool,
-) -> Result<(), CliError> {
+/// Starts the primary of an app again, as it was started before.
+pub(crate) fn spawn_again(record: &Record) -> Result<StartingPrimary, CliError> {
     let Some(call) = &record.start else {
         return Err(CliError::Failed(Failure::new(
             "failed",
@@ -240,7 +286,8 @@ pub(crate) fn resume(
         .envs(call.env.iter().map(|(name, value)| (name.to_os(), value.to_os())))
         .current_dir(&call.cwd)
         .env(VARIABLE, &call.app)
-        .env(RESUMED_VARIABLE, &record.name);
+        .env(RESUMED_VARIABLE, &record.name)
+        .env(ID_VARIABLE, record.id.to_string());
     // The verbs that are typed here must find it.
     for name in ["TROOP_RUNTIME_DIR", "XDG_RUNTIME_DIR", "TROOP_STATE_DIR"] {
         match std::env::var_os(name) {
@@ -255,13 +302,11 @@ pub(crate) fn resume(
         )));
     }
     let timeout = Duration::from_millis(call.timeout_ms);
-    StartingPrimary::spawn(command, record.name.clone(), timeout, None)?
-        .finish(no_wait, json, interrupted)
-        .map(|_| ())
+    StartingPrimary::spawn(command, record.name.clone(), timeout, None)
 }
 
 /// A primary in the background whose report is awaited.
-struct StartingPrimary {
+pub(crate) struct StartingPrimary {
     child: Child,
     report: Receiver<std::io::Result<String>>,
     name: String,
@@ -306,7 +351,7 @@ impl StartingPrimary {
     }
 
     /// Waits for the report and prints it. Returns the app's name.
-    fn finish(
+    pub(crate) fn finish(
         mut self,
         no_wait: bool,
         json: bool,

@@ -163,3 +163,83 @@ fn an_app_is_started_in_the_foreground_or_followed() {
     child.wait().unwrap();
     assert_eq!(home.show("server")["phase"], "running");
 }
+
+/// Sends a request; returns the answer.
+fn ask(address: &str, request: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "{request}\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn a_directory_is_served_and_nothing_outside_it() {
+    let home = Home::with(&[("secret.txt", "secret")]);
+    let at = |name: &str| home.path().join("dist").join(name);
+    std::fs::create_dir_all(at("sub dir")).unwrap();
+    std::fs::create_dir_all(at(".git")).unwrap();
+    let large = "x".repeat(300_000);
+    for (name, text) in [
+        ("index.html", "start"),
+        ("sub dir/index.html", "below"),
+        ("a.css", &*large),
+        (".git/config", "hidden"),
+        (".env", "hidden"),
+    ] {
+        std::fs::write(at(name), text).unwrap();
+    }
+    std::os::unix::fs::symlink("../secret.txt", at("leak.txt")).unwrap();
+    std::os::unix::fs::symlink(home.path(), at("up")).unwrap();
+    std::os::unix::fs::symlink("a.css", at("b.css")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::from_raw_mode(0o666))
+        .unwrap();
+    let out = home.fine(&["serve", "dist", "127.0.0.1:0", "-n", "docs"]);
+    assert!(out.starts_with("docs: 1 worker ready on 127.0.0.1:"), "{out}");
+    let address = home.show("docs")["listeners"][0]["address"].as_str().unwrap().to_owned();
+    let get = |path: &str| ask(&address, &format!("GET {path} HTTP/1.1"));
+    let is = |path: &str, status: u32, body: &str| {
+        let answer = get(path);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.ends_with(body),
+            "{path}: {answer:.300}"
+        );
+        answer
+    };
+    let page = is("/", 200, "\r\n\r\nstart");
+    assert!(page.contains("content-type: text/html; charset=utf-8"), "{page}");
+    is("/sub%20dir/", 200, "below");
+    assert!(is("/sub%20dir", 301, "").contains("location: /sub%20dir/\r\n"));
+    assert!(is("/a.css?v=1", 200, &large).contains("content-length: 300000"));
+    is("/b.css", 200, &large);
+    for path in [
+        "/none",
+        "/.git/config",
+        "/.env",
+        "/../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/leak.txt",
+        "/up/secret.txt",
+        "/pipe",
+        "/sub%20dir/..%2f..%2fsecret.txt",
+        "/a.css/",
+        "//etc/passwd",
+    ] {
+        let answer = get(path);
+        assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer:.300}");
+        assert!(!answer.contains("secret") && !answer.contains("hidden"), "{path}: {answer}");
+    }
+    let tag = page.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
+    let known = ask(&address, &format!("GET / HTTP/1.1\r\nIf-None-Match: {tag}"));
+    assert!(known.starts_with("HTTP/1.1 304") && known.ends_with("\r\n\r\n"), "{known}");
+    let head = ask(&address, "HEAD / HTTP/1.1");
+    assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(ask(&address, "POST / HTTP/1.1").starts_with("HTTP/1.1 405"));
+    home.fine(&["delete", "docs"]);
+    home.fine(&["serve", "dist", "127.0.0.1:0", "--spa", "-n", "page"]);
+    let address = home.show("page")["listeners"][0]["address"].as_str().unwrap().to_owned();
+    let answer = ask(&address, "GET /users/7 HTTP/1.1");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("start"), "{answer}");
+    assert_eq!(home.troop(&["serve", "none"]).0, 2);
+}

@@ -81,6 +81,10 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long, conflicts_with = "format")]
     time: bool,
 
+    /// Group of apps; verbs take its name instead of the names of its apps
+    #[arg(help_heading = PM2, long, value_name = "NAME", value_parser = crate::names::app)]
+    namespace: Option<String>,
+
     /// --silent
     #[arg(help_heading = PM2, long)]
     disable_logs: bool,
@@ -164,6 +168,7 @@ impl Pm2 {
         if self.no_autorestart {
             app.restart.when = Some(config::When::Never);
         }
+        set(&mut app.namespace, &self.namespace);
         app.silent |= self.disable_logs;
         if self.no_treekill {
             app.kill_mode = Some(config::KillMode::Group);

@@ -1,7 +1,11 @@
 //! Arguments of verbs that are there because PM2 has them.
 
+use std::ffi::OsString;
+use std::path::PathBuf;
+
 use clap::Args;
 
+use crate::config::{self, Workers};
 use crate::names;
 
 /// Print all workers as PM2's `jlist` does
@@ -97,4 +101,76 @@ pub(crate) struct SendSignal {
 pub(crate) struct Attach {
     /// The app; optional when there is only one
     pub(crate) app: Option<String>,
+}
+
+/// Serve the files of a directory in the background
+///
+/// `index.html` stands for its directory, `404.html` for files that there are not. Hidden files are
+/// not served, except below `.well-known`, nor is what links outside the directory lead to.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop serve dist                     on port 8080
+  troop serve dist 80 --spa            index.html for each page that there is not
+  troop serve dist 127.0.0.1:8000 -n docs")]
+pub(crate) struct Serve {
+    /// The directory
+    #[arg(default_value = ".")]
+    pub(crate) directory: PathBuf,
+
+    /// The port, or address and port
+    #[arg(value_name = "PORT|ADDR", default_value = "8080")]
+    pub(crate) address: String,
+
+    /// Name of the app [default: static-page-server-PORT]
+    #[arg(short, long, value_parser = names::app)]
+    pub(crate) name: Option<String>,
+
+    /// Number of workers, or `auto` for one per usable CPU [default: 1]
+    #[arg(short, long, value_name = "N|auto", value_parser = config::workers)]
+    pub(crate) workers: Option<Workers>,
+
+    /// Answer requests for missing files with index.html, for a single-page app
+    #[arg(long)]
+    pub(crate) spa: bool,
+
+    /// Do not wait until the app is ready
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The worker of `troop serve`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop run -w 4 troop serve-files dist 8080   what troop serve starts, in the foreground")]
+pub(crate) struct ServeFiles {
+    /// The directory
+    pub(crate) directory: PathBuf,
+
+    /// The port, or address and port
+    pub(crate) address: String,
+
+    /// Answer requests for missing files with index.html
+    #[arg(long)]
+    pub(crate) spa: bool,
+}
+
+impl Serve {
+    /// Returns the arguments of the `troop start` that serves the directory with this program.
+    pub(crate) fn as_start(&self, program: PathBuf, directory: PathBuf) -> Vec<OsString> {
+        let port = self.address.rsplit(':').next().unwrap_or_default();
+        let name = self.name.clone().unwrap_or_else(|| format!("static-page-server-{port}"));
+        let workers = self.workers.unwrap_or(Workers::Number(1)).to_string();
+        let mut args: Vec<OsString> =
+            ["start", "--name", &name, "--workers", &workers].map(Into::into).into();
+        args.extend(self.json.then(|| "--json".into()));
+        args.extend(self.no_wait.then(|| "--no-wait".into()));
+        args.extend([program.into_os_string(), "--".into(), "serve-files".into()]);
+        args.extend(self.spa.then(|| "--spa".into()));
+        args.extend([directory.into_os_string(), self.address.clone().into()]);
+        args
+    }
 }

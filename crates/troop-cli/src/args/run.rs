@@ -25,7 +25,8 @@ use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
   troop run --policy 8000=sticky:proxy=pass --policy 9000=p2c server.js
   troop run --env NODE_ENV=production --cwd /srv/app server.js
   troop run -b 8000 -w 4 uvicorn app:app --fd {fd}
-  troop run web                        the app web of the troop.toml in this directory
+  troop run                            all apps of the troop.toml in this directory, or of another file
+  troop run web                        the app web of that file
   troop run --name web server.js       then, in another terminal: troop ls, troop reload web, troop scale web 8
   troop run -w 0 server.js             the program without troop, for a debugger
 
@@ -33,6 +34,10 @@ Exit codes: 0 after a graceful stop, 1 if workers cannot be kept running, 2 for 
 pub(crate) struct Foreground {
     #[command(flatten)]
     pub(crate) run: Run,
+
+    /// Of several apps of a file, let the others go on when one has failed
+    #[arg(long)]
+    pub(crate) keep_going: bool,
 
     /// The program's arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

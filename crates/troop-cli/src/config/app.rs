@@ -28,6 +28,9 @@ pub(crate) struct App {
     /// Number of workers, or "auto" for one per usable CPU. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) workers: Option<Workers>,
+    /// Apps of this file that must be ready before this one starts. Default: all start side by side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) after: Vec<String>,
     /// Sockets to bind and pass to the program by activation: "8000", "127.0.0.1:8000", "udp:53",
     /// "/run/app.sock", with or without "name=".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -248,6 +251,7 @@ impl App {
             args: Vec::new(),
             node_args: Vec::new(),
             workers: None,
+            after: Vec::new(),
             bind: Vec::new(),
             policy: None,
             listeners: BTreeMap::new(),

@@ -12,7 +12,7 @@ pub(crate) mod source;
 mod tables;
 mod values;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -176,8 +176,30 @@ fn checked(apps: Apps, file: &Path) -> Result<Apps, String> {
             return Err(format!("{shown}: {name:?} cannot be an app's name: {}", names::APP_RULE));
         }
         app.check().map_err(|e| format!("{shown}: app.{name}{}", source::concise(&e)))?;
+        if let Some(other) = app.after.iter().find(|other| !apps.contains_key(*other)) {
+            let meant = suggest::app(other, apps.keys().map(String::as_str));
+            return Err(format!(
+                "{shown}: app.{name}.after: there is no app {other:?} here{meant}"
+            ));
+        }
+    }
+    if let Some(name) = in_circle(&apps) {
+        return Err(format!("{shown}: app.{name}.after: it would start after itself"));
     }
     Ok(apps)
+}
+
+/// Returns an app that would start after itself.
+fn in_circle(apps: &Apps) -> Option<&String> {
+    let mut left: BTreeSet<&String> = apps.keys().collect();
+    loop {
+        let waits = |name: &&String| apps[*name].after.iter().any(|other| left.contains(other));
+        let next: BTreeSet<_> = left.iter().copied().filter(waits).collect();
+        if next.len() == left.len() {
+            return left.into_iter().next();
+        }
+        left = next;
+    }
 }
 
 impl App {

@@ -17,6 +17,10 @@ use crate::start;
 /// Interval in which a primary shows that it is alive, so that the time of a crash is known.
 const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_secs(15);
 
+/// The variable by which a primary gets the number that its app should have, so that apps which
+/// start side by side have theirs in order.
+pub(crate) const ID_VARIABLE: &str = "TROOP_APP_ID";
+
 /// Keeps the record of the app that this process runs.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -33,7 +37,12 @@ impl Keeper {
         let store = Store::create()?;
         let _lock = store.lock()?;
         let before = store.read(name);
-        let ids = || store.all().map(|all| free_id(all.iter().map(|record| record.id)));
+        let ids = || {
+            let taken: Vec<_> = store.all()?.iter().map(|record| record.id).collect();
+            let wished = std::env::var(ID_VARIABLE).ok().and_then(|id| id.parse().ok());
+            let wished = wished.filter(|id| !taken.contains(id));
+            Ok::<_, io::Error>(wished.unwrap_or_else(|| free_id(taken)))
+        };
         let record = Record {
             id: before.as_ref().map_or_else(ids, |before| Ok(before.id))?,
             name: name.to_owned(),
@@ -102,7 +111,7 @@ impl Keeper {
 fn call(app: &ResolvedApp) -> io::Result<StartCall> {
     Ok(StartCall {
         args: std::env::args_os().skip(1).map(|arg| Text::from(arg.as_os_str())).collect(),
-        cwd: std::env::current_dir()?,
+        cwd: crate::directory::current()?,
         env: own_env(),
         app: std::env::var(start::VARIABLE).unwrap_or_default(),
         timeout_ms: start::start_timeout(app).as_millis().try_into().unwrap_or(u64::MAX),

@@ -5,7 +5,7 @@ use std::io;
 use std::time::SystemTime;
 
 use super::store::Store;
-use super::{End, Life, Record};
+use super::{End, Life, Record, free_id};
 use crate::control::sockets;
 
 /// An app that has a record.
@@ -20,6 +20,19 @@ pub(crate) struct Listed {
 pub(crate) fn all() -> io::Result<Vec<Listed>> {
     let Some(store) = Store::find()? else { return Ok(Vec::new()) };
     Ok(store.all()?.into_iter().filter_map(|record| settle(&store, record)).collect())
+}
+
+/// Returns numbers for this many apps that are started now.
+pub(crate) fn free_ids(count: usize) -> Vec<u32> {
+    let known = Store::find().ok().flatten().and_then(|store| store.all().ok()).unwrap_or_default();
+    let mut taken: Vec<_> = known.iter().map(|record| record.id).collect();
+    let mut free = Vec::new();
+    for _ in 0..count {
+        let id = free_id(taken.iter().copied());
+        taken.push(id);
+        free.push(id);
+    }
+    free
 }
 
 /// Returns the app of a name, if it has a record.

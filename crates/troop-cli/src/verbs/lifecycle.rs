@@ -13,13 +13,13 @@ use troop::snapshot::Phase;
 use troop::text::{counted, escaped};
 
 use super::operate::{named, report, unchanged};
-use crate::args::{Delete, OfFile, Reload, Restart, Start, Stop};
+use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop};
 use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::records::{Record, Text, listed, own_env};
-use crate::{config, log, resolve, start};
+use crate::{config, log, resolve, restart, start};
 
 /// Time that an app has to be ready after a restart, if it has not answered with its own.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
@@ -125,7 +125,7 @@ fn resume(
     if let Some(call) = record.start.as_mut().filter(|_| update_env) {
         call.env = own_env();
     }
-    start::resume(&record, no_wait, json, interrupted)
+    start::spawn_again(&record)?.finish(no_wait, json, interrupted).map(|_| ())
 }
 
 /// Starts apps again that are known, as they were started before.
@@ -213,8 +213,19 @@ fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<
     Ok(())
 }
 
+/// Runs `troop serve`: starts an app of this program that serves a directory.
+pub(crate) fn serve(args: &Serve) -> Result<(), CliError> {
+    let directory = std::path::absolute(&args.directory)
+        .map_err(|e| CliError::Usage(format!("{}: {e}", args.directory.display())))?;
+    if !directory.is_dir() {
+        return Err(CliError::Usage(format!("there is no directory {}", directory.display())));
+    }
+    let start = Start::parsed(args.as_start(restart::program(), directory));
+    start::start(&start.map_err(|e| CliError::Usage(e.to_string()))?)
+}
+
 /// Runs `troop restart`: restarts the selected apps in turn, and starts those again that do not run.
-pub(crate) fn restart(args: &Restart) -> Result<(), CliError> {
+pub(crate) fn restart_apps(args: &Restart) -> Result<(), CliError> {
     let env = args.update_env.then(own_env);
     let interrupted = catch_interrupt()?;
     each_started(&args.apps, &args.of_file, args.json, |target| match target {

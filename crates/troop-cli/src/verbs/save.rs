@@ -58,7 +58,13 @@ pub(crate) fn resurrect(args: &Resurrect) -> Result<(), CliError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, interrupted.clone())
         .map_err(|e| CliError::Io("catch signals".into(), e))?;
-    let mut last = None;
+    let (mut starting, mut last) = (Vec::new(), None);
+    // The failure of one app does not keep the others from starting.
+    let mut fail = |e: CliError| {
+        if let Some(before) = last.replace(e) {
+            log::line(&format!("troop: {before}"));
+        }
+    };
     for record in saved {
         if interrupted.load(Ordering::Acquire) {
             break;
@@ -68,11 +74,14 @@ pub(crate) fn resurrect(args: &Resurrect) -> Result<(), CliError> {
             report(args.json, &state, || format!("{}: runs already", record.name));
             continue;
         }
-        // The failure of one app does not keep the others from starting.
-        if let Err(e) = start::resume(&record, args.no_wait, args.json, &interrupted)
-            && let Some(before) = last.replace(e)
-        {
-            log::line(&format!("troop: {before}"));
+        match start::spawn_again(&record) {
+            Ok(primary) => starting.push(primary),
+            Err(e) => fail(e),
+        }
+    }
+    for primary in starting {
+        if let Err(e) = primary.finish(args.no_wait, args.json, &interrupted) {
+            fail(e);
         }
     }
     last.map_or(Ok(()), Err)

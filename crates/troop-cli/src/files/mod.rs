@@ -1,0 +1,7 @@
+//! `troop serve`: a worker that serves the files of a directory.
+
+mod body;
+mod path;
+mod server;
+
+pub(crate) use server::run;

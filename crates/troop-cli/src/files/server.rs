@@ -1,0 +1,163 @@
+//! Answers requests for files. No path leads out of the directory: the kernel resolves it below the
+//! open directory, links included.
+
+use std::convert::Infallible;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use troop::Error;
+
+use super::body::Answer;
+use super::path;
+use crate::args::ServeFiles;
+
+struct Files {
+    directory: OwnedFd,
+    is_single_page: bool,
+}
+
+/// Runs a worker that serves a directory.
+///
+/// # Errors
+/// If this process is no worker, the directory cannot be opened, or the address cannot be bound.
+pub(crate) fn run(args: &ServeFiles) -> Result<(), Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = openat(CWD, &args.directory, flags, Mode::empty())
+        .map_err(|e| Error::Settings(format!("cannot open {}: {e}", args.directory.display())))?;
+    let files = Arc::new(Files { directory, is_single_page: args.spa });
+    let address = args.address.clone();
+    troop::worker()?.block_on(async |worker| {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let files = files.clone();
+            async move { Ok::<_, Infallible>(files.answer(&request)) }
+        });
+        let listener = match address.parse::<u16>() {
+            Ok(port) => worker.listen(port).await?,
+            Err(_) => worker.listen(address.as_str()).await?,
+        };
+        troop::serve::hyper(listener, service).await;
+        Ok(())
+    })
+}
+
+impl Files {
+    fn answer(&self, request: &Request<Incoming>) -> Response<Answer> {
+        let is_head = request.method() == Method::HEAD;
+        if !is_head && request.method() != Method::GET {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        let target = request.uri().path();
+        let known = request.headers().get(IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
+        let mut answer = match path::of(target) {
+            Some(path) => self.file(&path, target.ends_with('/'), known),
+            None => text(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        if is_head {
+            *answer.body_mut() = Answer::Text(None);
+        }
+        answer
+    }
+
+    fn file(&self, path: &Path, is_directory: bool, known: Option<&str>) -> Response<Answer> {
+        match self.open(path) {
+            Ok((file, found)) if found.is_file() && !is_directory => {
+                sent(path, file, &found, known)
+            }
+            Ok((_, found)) if found.is_dir() && (is_directory || path.as_os_str().is_empty()) => {
+                self.page(&path.join("index.html"), known)
+            }
+            Ok((_, found)) if found.is_dir() => {
+                let mut answer = text(StatusCode::MOVED_PERMANENTLY, "");
+                if let Ok(location) = HeaderValue::from_str(&path::of_directory(path)) {
+                    answer.headers_mut().insert(LOCATION, location);
+                }
+                answer
+            }
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                text(StatusCode::FORBIDDEN, "forbidden\n")
+            }
+            _ => self.missing(known),
+        }
+    }
+
+    fn page(&self, path: &Path, known: Option<&str>) -> Response<Answer> {
+        match self.open(path) {
+            Ok((file, found)) if found.is_file() => sent(path, file, &found, known),
+            _ => self.missing(known),
+        }
+    }
+
+    /// Answers for a file that there is not: with the page of a single-page app, or `404.html`.
+    fn missing(&self, known: Option<&str>) -> Response<Answer> {
+        let (page, known) = match self.is_single_page {
+            true => ("index.html", known),
+            false => ("404.html", None),
+        };
+        match self.open(Path::new(page)) {
+            Ok((file, found)) if found.is_file() => {
+                let mut answer = sent(Path::new(page), file, &found, known);
+                if !self.is_single_page {
+                    *answer.status_mut() = StatusCode::NOT_FOUND;
+                }
+                answer
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    /// Opens a file below the directory. Does not block, whatever it is.
+    fn open(&self, path: &Path) -> io::Result<(File, Metadata)> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = File::from(openat2(&self.directory, path, flags, Mode::empty(), resolve)?);
+        let found = file.metadata()?;
+        Ok((file, found))
+    }
+}
+
+fn text(status: StatusCode, text: &'static str) -> Response<Answer> {
+    let mut answer = Response::new(Answer::Text(Some(text.into())));
+    *answer.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}
+
+/// Sends a file, unless the client has it.
+fn sent(path: &Path, file: File, found: &Metadata, known: Option<&str>) -> Response<Answer> {
+    let tag = format!("\"{:x}-{:x}-{:x}\"", found.mtime(), found.mtime_nsec(), found.len());
+    let is_known = known.is_some_and(|known| {
+        known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag)
+    });
+    let mut answer = match is_known {
+        true => Response::new(Answer::Text(None)),
+        false => Response::new(Answer::File(file, found.len())),
+    };
+    if is_known {
+        *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(path::media_type(path)));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    // Stored, but asked about each time.
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        headers.insert(ETAG, tag);
+    }
+    answer
+}
