@@ -16,6 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::SIGINT;
+use troop::setup::KillMode;
 use troop::text;
 
 use crate::args::{Env, Run, Start};
@@ -331,9 +332,11 @@ impl StartingPrimary {
         hint: Option<&'static str>,
     ) -> Result<StartingPrimary, CliError> {
         let doing = |e| CliError::Io("start the primary".into(), e);
+        // A worker that starts another app does not take it along when it ends.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| KillMode::is_variable(name)) {
+            command.env_remove(variable);
+        }
         let mut child = command
-            // A worker that starts another app does not take it along when it ends.
-            .env_remove(troop::setup::KillMode::VARIABLE)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -54,7 +55,7 @@ impl Scene {
     }
 
     fn stop(&mut self) {
-        let (code, _, text) = self.app.troop(["stop"]);
+        let (code, _, text) = self.app.troop(["stop", "app"]);
         assert_eq!(code, 0, "{text}");
         assert_eq!(self.app.end().0, Some(0));
     }
@@ -121,7 +122,7 @@ fn a_process_with_a_session_of_its_own_ends_with_its_worker() {
 fn one_that_ignores_the_first_signal_is_killed() {
     let mut scene = Scene::start(
         "const program = ['sh', '-c', 'trap \"\" TERM; echo > \"$0\"; while :; do sleep 1; done', __dirname + '/trapped'], { env } = process;",
-        &[],
+        &["--grace", "2"],
     );
     let child = scene.child();
     wait_until("its trap", || scene.directory.path().join("trapped").exists());
@@ -244,4 +245,81 @@ fn a_socket_from_outside_is_not_shut_down() {
     client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     listener.set_nonblocking(true).unwrap();
     assert!(listener.accept().is_ok());
+}
+
+/// A cluster that runs below a worker, whose own worker ignores `SIGTERM`.
+#[test]
+fn workers_of_a_cluster_below_a_worker_end_with_that_one() {
+    let mut scene = Scene::start(
+        "const { NODE_UNIQUE_ID, NODE_CHANNEL_FD, ...env } = process.env;
+        const ignores = 'trap \"\" TERM; echo $$ > \"$0.new\"; mv \"$0.new\" \"$0\"; while :; do sleep 1; done';
+        const program = [env.TROOP_BINARY, 'run', '-b', '127.0.0.1:0', '-w', '1', '-n', 'inner', '--', 'sh', '-c', ignores, __dirname + '/inner'];",
+        &["--env", concat!("TROOP_BINARY=", env!("CARGO_BIN_EXE_troop")), "--grace", "3"],
+    );
+    let primary = scene.child();
+    let mut pid = None;
+    wait_until("the inner worker", || {
+        let text = std::fs::read_to_string(scene.directory.path().join("inner")).ok();
+        pid = text.and_then(|text| text.trim().parse().ok());
+        pid.is_some()
+    });
+    let worker = Started(pid.unwrap());
+    scene.stop();
+    assert!(!primary.is_running() && !worker.is_running());
+}
+
+/// A server that a shell has started, which ends at once when it is to finish.
+#[test]
+fn what_a_worker_has_started_has_its_grace_period_to_finish() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = "
+        const server = require('http').createServer((q, s) => {
+            if (q.url === '/slow') setTimeout(() => s.end('whole'), 4000);
+            else s.end('x');
+        });
+        server.listen({ fd: 3 });
+        process.on('SIGTERM', () => server.close());";
+    std::fs::write(directory.path().join("server.js"), server).unwrap();
+    let port = troop_testkit::free_port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1", "-b", &format!("127.0.0.1:{port}"), "--"]);
+    command.args(["sh", "-c", "node server.js; true"]).current_dir(directory.path());
+    let mut app = start(command);
+    app.event("online");
+    let ask = move |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let whole = |mut stream: TcpStream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let slow = ask("/slow");
+    // The server is past the other one.
+    assert!(whole(ask("/")).ends_with('x'));
+    assert_eq!(app.troop(["stop"]).0, 0);
+    app.end();
+    assert!(whole(slow).ends_with("whole"));
+}
+
+/// Who stops an app a second time does not wait for what its workers have left behind.
+#[test]
+fn a_second_stop_ends_what_is_left_behind() {
+    let mut scene = Scene::start(
+        "const program = ['sh', '-c', 'trap \"\" TERM; echo > \"$0\"; while :; do sleep 1; done', __dirname + '/trapped'], { env } = process;",
+        &["--grace", "1000"],
+    );
+    let child = scene.child();
+    wait_until("its trap", || scene.directory.path().join("trapped").exists());
+    let worker = scene.app.workers()[0];
+    scene.app.signal(Signal::TERM);
+    wait_until("the end of the worker", || !is_running(worker));
+    assert!(child.is_running());
+    scene.app.signal(Signal::QUIT);
+    scene.app.end();
+    assert!(!child.is_running());
 }

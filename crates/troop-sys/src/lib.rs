@@ -21,6 +21,7 @@ pub mod own_code;
 pub mod poll;
 mod proc_file;
 pub mod process;
+pub mod process_group;
 pub mod safe_path;
 pub mod sandbox;
 pub mod serving;

@@ -1,12 +1,12 @@
-//! Releases memory that holds this program's own code.
+//! Releases memory that holds this program's own code and constants.
 
 use std::os::unix::ffi::OsStrExt as _;
 
-/// Unmaps the pages of this program's code (`MADV_DONTNEED`, `madvise(2)`) and returns their size
-/// in bytes. The kernel maps a page again, from the page cache, when it is executed. Called after a
-/// start, this frees the code that only the start needed.
+/// Unmaps the pages of this program's code and constants (`MADV_DONTNEED`, `madvise(2)`) and returns
+/// their size in bytes. The kernel maps a page again, from the page cache, when it is used. Called
+/// after a start, this frees what only the start needed.
 ///
-/// Touches only mappings that the file can restore: private, readable and executable, of the
+/// Touches only mappings that the file can restore: private, readable and not writable, of the
 /// program's own file (`/proc/self/exe`), without a page that differs from the file, as relocated
 /// and patched code does (`/proc/self/smaps`). Libraries are left alone. Does nothing while a
 /// debugger traces the process, because debuggers patch code.
@@ -83,7 +83,8 @@ impl Mapping {
             *field = &rest[..end];
             rest = &rest[end + 1..];
         }
-        let is_own_code = fields[1] == b"r-xp" && rest.trim_ascii_start() == program;
+        let is_read_only = matches!(fields[1], b"r-xp" | b"r--p");
+        let is_own_code = is_read_only && rest.trim_ascii_start() == program;
         Some(Mapping { range, is_own_code, clean_fields: 0 })
     }
 
@@ -167,7 +168,13 @@ mod tests {
             (own, [0, 0, 0, 4], false),
             ("1000-3000 rwxp 00001000 08:01 42                 /opt/a program", [0; 4], false),
             ("1000-3000 r-xs 00001000 08:01 42                 /opt/a program", [0; 4], false),
-            ("1000-3000 r--p 00001000 08:01 42                 /opt/a program", [0; 4], false),
+            ("1000-3000 rw-p 00001000 08:01 42                 /opt/a program", [0; 4], false),
+            ("1000-3000 r--p 00001000 08:01 42                 /opt/a program", [0; 4], true),
+            (
+                "1000-3000 r--p 00001000 08:01 42                 /opt/a program",
+                [0, 4, 0, 0],
+                false,
+            ),
             ("1000-3000 r-xp 00001000 08:01 42                 /lib/libc.so", [0; 4], false),
             ("1000-3000 r-xp 00000000 00:00 0                  [vdso]", [0; 4], false),
             ("1000-3000 r-xp 00000000 00:00 0 ", [0; 4], false),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus};
@@ -124,7 +124,6 @@ pub fn open_all(list: impl Fn() -> Vec<u32>) -> Vec<OwnedFd> {
 /// Sends a signal to all processes in a list of the kernel's that are still in it once they are
 /// held.
 pub fn signal_all(list: impl Fn() -> Vec<u32>, number: i32) {
-    use std::os::fd::AsFd;
     for some in list().chunks(MAX_HELD) {
         for held in open_all(|| list().into_iter().filter(|pid| some.contains(pid)).collect()) {
             let _ = signal(held.as_fd(), number);
@@ -148,7 +147,6 @@ pub fn descends(pid: u32, ancestor: u32) -> bool {
 /// Sends a signal to the descendants of a process, but not to itself. Walks all processes, for about
 /// `limit` at most. Descendants whose parents have ended are not found.
 pub fn signal_descendants(pid: u32, number: i32, limit: Duration) {
-    use std::os::fd::AsFd;
     let until = Instant::now() + limit;
     let mut children: HashMap<u32, Vec<Seen>> = HashMap::new();
     for seen in all().take_while(|_| Instant::now() < until) {
@@ -184,9 +182,10 @@ impl Seen {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The process name may contain anything and ends at the last parenthesis.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        let is_dead = matches!(fields.next()?, "Z" | "X");
+        // A process whose first thread has ended is shown as a zombie, though others may run.
+        let is_gone = fields.next()? == "X";
         let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        (!is_dead).then_some(Seen { pid, parent, group })
+        (!is_gone).then_some(Seen { pid, parent, group })
     }
 
     /// Returns a pidfd, if the process is still the one that was listed.
@@ -196,6 +195,7 @@ impl Seen {
         // between.
         Seen::of(self.pid)
             .filter(|now| (now.parent, now.group) == (self.parent, self.group))
+            .filter(|_| !has_ended(held.as_fd()))
             .map(|_| held)
     }
 }

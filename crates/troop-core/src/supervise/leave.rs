@@ -49,6 +49,13 @@ impl Supervisor {
         self.leaving.iter().find(|l| l.worker == worker).map(|l| l.kill_at)
     }
 
+    /// Returns the end of the grace period of a draining worker; `None` if it was ended before.
+    #[must_use]
+    pub fn grace_of(&self, worker: WorkerId) -> Option<Time> {
+        let leaving = self.leaving.iter().find(|leaving| leaving.worker == worker)?;
+        (!leaving.is_killed()).then_some(leaving.kill_at)
+    }
+
     /// Whether a worker drains because of scaling down, without a successor.
     #[must_use]
     pub fn is_surplus(&self, worker: WorkerId) -> bool {

@@ -3,6 +3,7 @@
 
 mod search;
 
+use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::time::Duration;
@@ -12,9 +13,15 @@ use search::{Memory, Stat};
 
 /// The variable with the token.
 pub const VARIABLE: &str = "TROOP_TREE";
+/// Beginning of the variables that have the tokens of outer trees, where processes of a tree start
+/// trees of their own: `TROOP_TREE_TOKEN=`.
+pub const OUTER: &str = "TROOP_TREE_";
 
 /// Maximum number of trees that are looked for in one search.
 pub const MAX_TREES: usize = 400;
+
+/// Length of a token's text.
+const TOKEN_LENGTH: usize = 32;
 
 /// A random text, which no other process tree has.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,6 +63,15 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Returns the name of the variable that has the token of the tree in which this process runs, for
+/// processes that begin trees of their own; `None` if it is in none.
+#[must_use]
+pub fn outer_variable(token: Option<&OsStr>) -> Option<String> {
+    let token = token?.to_str()?;
+    let is_token = token.len() == TOKEN_LENGTH && token.bytes().all(|b| b.is_ascii_hexdigit());
+    is_token.then(|| format!("{OUTER}{token}"))
+}
+
 /// A process, and all that it has started and that is in its process group or has its token.
 #[derive(Debug, Clone)]
 pub struct ProcessTree {
@@ -90,6 +106,11 @@ impl ProcessTree {
         self.leader
     }
 
+    /// The process group is empty: another one may have its number from now on.
+    pub fn forget_group(&mut self) {
+        self.leads_group = false;
+    }
+
     /// Whether processes that have left the group are found, too.
     #[must_use]
     pub fn has_token(&self) -> bool {
@@ -104,8 +125,8 @@ pub struct Search {
     pub tree: ProcessTree,
     /// The signal; with `None` the processes are only counted.
     pub signal: Option<i32>,
-    /// Whether those in the process group of the tree's first process get no signal.
-    pub spares_group: bool,
+    /// Whether those get no signal that belong to a tree of their own within this one.
+    pub spares_nested: bool,
 }
 
 /// What a search has found.
@@ -135,8 +156,8 @@ impl Searcher {
     /// or have the token, run as the tree's user, and were started after its first process, so that
     /// it is neither another one with its number nor one of another user who has copied the token.
     /// Those of other users are left alone, whatever they have inherited. Trees beyond the first
-    /// [`MAX_TREES`] are not looked for. Where one of a group is found, the signal goes to the whole
-    /// group.
+    /// [`MAX_TREES`] are not looked for. Those in the group are only counted: a
+    /// [`HeldGroup`](crate::process_group::HeldGroup) signals them.
     ///
     /// Walks all processes with numbers above `after`, in their order, for `limit` at most; one is
     /// checked in any case. Blocks for `timeout` at most.
@@ -169,6 +190,7 @@ mod tests {
     use std::os::fd::AsFd as _;
     use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
     use std::process::{Child, Command};
+    use std::time::Instant;
 
     use super::*;
     use crate::process;
@@ -197,7 +219,7 @@ mod tests {
     }
 
     fn count(tree: &ProcessTree, signal: Option<i32>) -> usize {
-        let search = Search { tree: tree.clone(), signal, spares_group: false };
+        let search = Search { tree: tree.clone(), signal, spares_nested: false };
         search_one(search)
     }
 
@@ -235,12 +257,88 @@ mod tests {
             drop(copied);
         }
         // Its own group is spared, and another one is not.
-        let spared = Search { tree: tree.clone(), signal: Some(9), spares_group: true };
+        let led = ProcessTree { leads_group: true, ..tree.clone() };
+        let spared = Search { tree: led, signal: Some(9), spares_nested: true };
         let mut second = sleep(|command| command.env(VARIABLE, token.as_str()).process_group(0));
         assert_eq!(search_one(spared), before + 1);
         assert!(!second.0.wait().unwrap().success());
         assert!(!process::has_ended(process::pidfd(first.0.id()).unwrap().as_fd()));
         assert!(search_for(Duration::ZERO, &[]).stopped_after.is_some(), "the time is over");
+    }
+
+    #[test]
+    fn processes_of_a_tree_within_a_tree_are_left_to_their_own_at_first() {
+        let (token, own) = (Token::random().unwrap(), rustix::process::getuid().as_raw());
+        let first = sleep(|command| command.env(VARIABLE, token.as_str()));
+        let tree = ProcessTree::of(first.0.id(), Some(&token), false, own).unwrap();
+        let before = count(&tree, None);
+        let outer = outer_variable(Some(token.as_str().as_ref())).unwrap();
+        assert_eq!(outer_variable(Some("/etc".as_ref())), None);
+        let inner = Token::random().unwrap();
+        let mut nested = sleep(|command| command.env(VARIABLE, inner.as_str()).env(&outer, ""));
+        let _foreign = sleep(|command| command.env(format!("{OUTER}{}", inner.as_str()), ""));
+        assert_eq!(count(&tree, None), before + 1);
+        let search = |signal| Search { tree: tree.clone(), signal, spares_nested: true };
+        assert_eq!(search_one(search(Some(15))), before + 1);
+        assert!(!process::has_ended(process::pidfd(nested.0.id()).unwrap().as_fd()));
+        assert!((1..=before + 1).contains(&count(&tree, Some(9))));
+        assert_eq!(nested.0.wait().unwrap().signal(), Some(9));
+    }
+
+    /// Ends its first thread; another one goes on.
+    const WITHOUT_FIRST_THREAD: &str = "
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+print(flush=True)
+ctypes.CDLL(None).syscall(60, 0)";
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_process_whose_first_thread_has_ended_is_found() {
+        use std::io::Read as _;
+
+        let (token, own) = (Token::random().unwrap(), rustix::process::getuid().as_raw());
+        let first = sleep(|command| command.env(VARIABLE, token.as_str()));
+        let tree = ProcessTree::of(first.0.id(), Some(&token), false, own).unwrap();
+        let mut python = Command::new("python3");
+        python.args(["-c", WITHOUT_FIRST_THREAD]).env(VARIABLE, token.as_str());
+        let mut started = Killed(python.stdout(std::process::Stdio::piped()).spawn().unwrap());
+        started.0.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        let before = count(&tree, None);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !Stat::of(&mut [0; 1024], started.0.id()).unwrap().is_dead() {
+            assert!(Instant::now() < deadline, "its first thread ends");
+            std::thread::yield_now();
+        }
+        assert_eq!(count(&tree, Some(9)), before);
+        assert_eq!(started.0.wait().unwrap().signal(), Some(9));
+    }
+
+    /// As for a root without `CAP_SYS_PTRACE`, in containers.
+    #[test]
+    fn processes_of_another_user_are_found_without_the_capability_to_trace_them() {
+        if !rustix::process::getuid().is_root() {
+            return;
+        }
+        let token = Token::random().unwrap();
+        let as_other = |command: &mut Command| {
+            command.env(VARIABLE, token.as_str()).uid(65_534).gid(65_534);
+        };
+        let first = sleep(|command| {
+            as_other(command);
+            command
+        });
+        let tree = ProcessTree::of(first.0.id(), Some(&token), false, 65_534).unwrap();
+        let search = Search { tree, signal: None, spares_nested: false };
+        // Capabilities are those of a thread, and the search inherits them.
+        let found = std::thread::spawn(move || {
+            let mut sets = rustix::thread::capabilities(None).unwrap();
+            sets.effective.remove(rustix::thread::CapabilitySet::SYS_PTRACE);
+            sets.permitted.remove(rustix::thread::CapabilitySet::SYS_PTRACE);
+            rustix::thread::set_capabilities(None, sets).unwrap();
+            search_for(Duration::from_secs(60), &[search]).counts[0]
+        });
+        assert!(found.join().unwrap() >= 1);
     }
 
     #[test]
@@ -267,7 +365,7 @@ mod tests {
         let own = rustix::process::getuid().as_raw();
         let leader = sleep(|command| command.process_group(0));
         let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
-        let search = Search { tree, signal: None, spares_group: false };
+        let search = Search { tree, signal: None, spares_nested: false };
         let found = search_for(Duration::from_secs(60), &vec![search; MAX_TREES + 1]);
         assert_eq!((found.counts.len(), found.counts[0]), (MAX_TREES, 1));
     }
@@ -284,11 +382,13 @@ mod tests {
         assert_eq!(count(&tree, None), 2);
         let another = ProcessTree { uid: own + 1, ..tree.clone() };
         assert_eq!(count(&another, Some(9)), 0);
-        // The first one that is found has the whole group killed, so the other may be gone by then.
-        assert!((1..=2).contains(&count(&tree, Some(9))));
-        for ended in [&mut leader, &mut member] {
-            assert_eq!(ended.0.wait().unwrap().signal(), Some(9));
+        // A signal for them is sent to the whole group.
+        assert_eq!(count(&tree, Some(9)), 2);
+        for running in [&mut leader, &mut member] {
+            assert!(running.0.try_wait().unwrap().is_none());
         }
+        let mut tree = tree;
+        tree.forget_group();
         assert_eq!(count(&tree, None), 0);
     }
 
@@ -298,7 +398,7 @@ mod tests {
         let all: Vec<_> =
             (0..3).map(|_| sleep(|command| command.env(VARIABLE, token.as_str()))).collect();
         let tree = ProcessTree::of(all[0].0.id(), Some(&token), false, own).unwrap();
-        let searches = [Search { tree, signal: None, spares_group: false }];
+        let searches = [Search { tree, signal: None, spares_nested: false }];
         let searcher = Searcher::start().unwrap();
         let (mut after, mut count) = (0, 0);
         loop {
@@ -310,31 +410,6 @@ mod tests {
             after = last;
         }
         assert_eq!(count, all.len());
-        assert!(searcher.leave(Duration::from_secs(60)).is_none());
-    }
-
-    #[test]
-    fn a_group_of_which_one_process_is_found_gets_the_signal_at_once() {
-        let own = rustix::process::getuid().as_raw();
-        let leader = sleep(|command| command.process_group(0));
-        let tree = ProcessTree::of(leader.0.id(), None, true, own).unwrap();
-        let group = i32::try_from(leader.0.id()).unwrap();
-        let mut members: Vec<_> =
-            (0..5).map(|_| sleep(|command| command.process_group(group))).collect();
-        let search = |signal| Search { tree: tree.clone(), signal, spares_group: false };
-        let searcher = Searcher::start().unwrap();
-        // The leader is the first that is checked, and the only one: there is no time for others.
-        let after = leader.0.id() - 1;
-        let timeout = Duration::from_secs(60);
-        let found = searcher.search(&[search(Some(9))], after, Duration::ZERO, timeout).unwrap();
-        assert_eq!((found.counts[0], found.stopped_after), (1, Some(leader.0.id())));
-        let deadline = std::time::Instant::now() + timeout;
-        for member in &mut members {
-            while member.0.try_wait().unwrap().is_none() {
-                assert!(std::time::Instant::now() < deadline, "it has not got the signal");
-                std::thread::yield_now();
-            }
-        }
         assert!(searcher.leave(Duration::from_secs(60)).is_none());
     }
 }

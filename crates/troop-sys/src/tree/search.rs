@@ -1,13 +1,14 @@
 //! The search itself. It allocates nothing after [`Memory::new`] (see [`aside`](crate::aside)).
 
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{OFlags, RawDir};
+use rustix::io::Errno;
 use rustix::process::PidfdFlags;
 
-use super::{Found, MAX_TREES, ProcessTree, Search};
+use super::{Found, MAX_TREES, OUTER, ProcessTree, Search, VARIABLE};
 use crate::aside::MAX_LENGTH;
 use crate::proc_file::{Path, number, words};
 use crate::process;
@@ -55,13 +56,11 @@ impl Memory {
 /// One tree of a request.
 #[derive(Clone, Copy)]
 struct Sought {
-    /// Whether its group was sent the signal in this search.
-    is_group_signalled: bool,
     entry: [u8; MAX_ENTRY],
     /// 0 without a token.
     entry_length: u8,
     leads_group: bool,
-    spares_group: bool,
+    spares_nested: bool,
     signal: i32,
     leader: u32,
     uid: u32,
@@ -76,11 +75,10 @@ impl Sought {
         let length = text.len().min(MAX_ENTRY);
         bytes[..length].copy_from_slice(&text[..length]);
         Sought {
-            is_group_signalled: false,
             entry: bytes,
             entry_length: u8::try_from(length).unwrap_or(0),
             leads_group: *leads_group,
-            spares_group: search.spares_group,
+            spares_nested: search.spares_nested,
             signal: search.signal.unwrap_or(0),
             leader: *leader,
             uid: *uid,
@@ -90,7 +88,7 @@ impl Sought {
 
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.entry);
-        let flags = [self.leads_group, self.spares_group].map(u8::from);
+        let flags = [self.leads_group, self.spares_nested].map(u8::from);
         out.extend_from_slice(&[self.entry_length, flags[0], flags[1], 0]);
         out.extend_from_slice(&self.signal.to_ne_bytes());
         out.extend_from_slice(&self.leader.to_ne_bytes());
@@ -106,11 +104,10 @@ impl Sought {
         let (uid, rest) = rest.split_first_chunk::<4>()?;
         let (since, _) = rest.split_first_chunk::<8>()?;
         Some(Sought {
-            is_group_signalled: false,
             entry: *entry,
             entry_length: flags[0],
             leads_group: flags[1] != 0,
-            spares_group: flags[2] != 0,
+            spares_nested: flags[2] != 0,
             signal: i32::from_ne_bytes(*signal),
             leader: u32::from_ne_bytes(*leader),
             uid: u32::from_ne_bytes(*uid),
@@ -120,6 +117,18 @@ impl Sought {
 
     fn entry(&self) -> &[u8] {
         &self.entry[..usize::from(self.entry_length).min(MAX_ENTRY)]
+    }
+
+    /// Whether an entry of an environment has the tree's token; if so, whether its process belongs to
+    /// a tree of its own within this one.
+    fn matches(&self, entry: &[u8]) -> Option<bool> {
+        let own = self.entry();
+        let (name, token) = own.split_at_checked(VARIABLE.len() + 1)?;
+        if entry == own {
+            return Some(false);
+        }
+        let outer = entry.strip_prefix(OUTER.as_bytes())?.strip_suffix(b"=")?;
+        (!name.is_empty() && outer == token).then_some(true)
     }
 
     /// Whether a process of this user and start can be one of the tree.
@@ -177,7 +186,7 @@ pub(super) fn answer(memory: &mut Memory, request: &[u8], answer: &mut [u8]) -> 
 fn search(
     directory: &mut [MaybeUninit<u8>],
     chunk: &mut [u8],
-    trees: &mut [Sought],
+    trees: &[Sought],
     counts: &mut [u32],
     after: u32,
     until: Instant,
@@ -200,7 +209,7 @@ fn search(
         }
         last = pid;
         let is_other = pid != own && i32::try_from(pid) != Ok(parent);
-        let stat = Stat::of(chunk, pid).filter(|stat| !stat.is_dead && stat.start >= first);
+        let stat = Stat::of(chunk, pid).filter(|stat| stat.start >= first);
         if is_other && stat.is_some() {
             check(chunk, pid, trees, counts);
         }
@@ -209,22 +218,29 @@ fn search(
 }
 
 /// Checks one process, which may end meanwhile.
-fn check(chunk: &mut [u8], pid: u32, trees: &mut [Sought], counts: &mut [u32]) -> Option<()> {
+fn check(chunk: &mut [u8], pid: u32, trees: &[Sought], counts: &mut [u32]) -> Option<()> {
     let number = rustix::process::Pid::from_raw(pid.try_into().ok()?)?;
     let held = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
     let stat = Stat::of(chunk, pid)?;
-    let uid = uid(chunk, pid)?;
+    // Its first thread may have ended before the others.
+    if stat.is_dead && process::has_ended(held.as_fd()) {
+        return None;
+    }
+    let ids = Ids::of(chunk, pid)?;
+    let uid = ids.uid;
     let is_member =
         |tree: &Sought| tree.may_have(uid, &stat) && tree.leads_group && stat.group == tree.leader;
-    let at = match trees.iter().position(is_member) {
-        Some(at) => at,
+    let (at, is_nested) = match trees.iter().position(is_member) {
+        Some(at) => (at, false),
         None => {
             let may_have = |tree: &Sought| tree.entry_length > 0 && tree.may_have(uid, &stat);
             if !trees.iter().any(may_have) {
                 return None;
             }
-            find_entry(chunk, pid, |entry| {
-                trees.iter().position(|tree| may_have(tree) && tree.entry() == entry)
+            find_entry(chunk, pid, &stat, ids, |entry| {
+                let trees = trees.iter().enumerate().filter(|(_, tree)| may_have(tree));
+                let mut matches = trees.filter_map(|(at, tree)| Some((at, tree.matches(entry)?)));
+                matches.next()
             })?
         }
     };
@@ -233,18 +249,13 @@ fn check(chunk: &mut [u8], pid: u32, trees: &mut [Sought], counts: &mut [u32]) -
         return None;
     }
     counts[at] += 1;
-    let tree = &mut trees[at];
+    let tree = &trees[at];
     if tree.signal == 0 {
         return Some(());
     }
-    if !tree.leads_group || stat.group != tree.leader {
-        let is_spared = tree.spares_group && stat.group == tree.leader;
-        let _ = (!is_spared).then(|| process::signal(held.as_fd(), tree.signal));
-    } else if !tree.spares_group && !tree.is_group_signalled {
-        // All of the group at once, as the others may be many. This one is in it and has not ended,
-        // so the group's number was not reused.
-        tree.is_group_signalled = process::signal_group(tree.leader, tree.signal).is_ok();
-    }
+    let is_member = tree.leads_group && stat.group == tree.leader;
+    let is_spared = is_member || (tree.spares_nested && is_nested);
+    let _ = (!is_spared).then(|| process::signal(held.as_fd(), tree.signal));
     Some(())
 }
 
@@ -253,9 +264,11 @@ fn check(chunk: &mut [u8], pid: u32, trees: &mut [Sought], counts: &mut [u32]) -
 fn find_entry<T>(
     chunk: &mut [u8],
     pid: u32,
+    stat: &Stat,
+    ids: Ids,
     mut find: impl FnMut(&[u8]) -> Option<T>,
 ) -> Option<T> {
-    let file = Path::new(format_args!("/proc/{pid}/environ")).open(OFlags::RDONLY).ok()?;
+    let file = open_environment(pid, stat, ids)?;
     let mut entry = [0; MAX_ENTRY];
     let (mut length, mut total) = (0, 0);
     while total < MAX_ENVIRONMENT {
@@ -282,17 +295,86 @@ fn find_entry<T>(
     entry.get(..length).and_then(&mut find)
 }
 
-/// Returns the user that a process runs as; `None` if its real and its effective one differ.
-fn uid(chunk: &mut [u8], pid: u32) -> Option<u32> {
-    let status = Path::new(format_args!("/proc/{pid}/status")).read(chunk).ok()?;
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Uid:"))?;
-    let mut ids = words(line);
-    let (real, effective) = (number::<u32>(ids.next()?)?, number(ids.next()?)?);
-    (real == effective).then_some(real)
+/// Opens the environment of a process. The kernel shows it to those who may trace the process: also,
+/// without the capability for that, to its own user.
+fn open_environment(pid: u32, stat: &Stat, ids: Ids) -> Option<OwnedFd> {
+    // A thread that has ended has no environment any more.
+    let thread = if stat.is_dead { other_thread(pid)? } else { pid };
+    let path = Path::new(format_args!("/proc/{pid}/task/{thread}/environ"));
+    match path.open(OFlags::RDONLY) {
+        Err(Errno::ACCESS | Errno::PERM) => ids.assumed(|| path.open(OFlags::RDONLY).ok()),
+        file => file.ok(),
+    }
+}
+
+/// Returns a thread of a process but the first one.
+fn other_thread(pid: u32) -> Option<u32> {
+    let path = Path::new(format_args!("/proc/{pid}/task"));
+    let all = path.open(OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
+    let mut names = [MaybeUninit::uninit(); 1024];
+    let mut names = RawDir::new(all, &mut names);
+    while let Some(Ok(entry)) = names.next() {
+        let thread = number::<u32>(entry.file_name().to_bytes());
+        if let Some(thread) = thread.filter(|thread| *thread != pid) {
+            return Some(thread);
+        }
+    }
+    None
+}
+
+/// The user and group that a process runs as.
+#[derive(Clone, Copy)]
+struct Ids {
+    uid: u32,
+    gid: u32,
+}
+
+impl Ids {
+    /// `None` if its real and its effective user differ.
+    fn of(chunk: &mut [u8], pid: u32) -> Option<Ids> {
+        let status = Path::new(format_args!("/proc/{pid}/status")).read(chunk).ok()?;
+        let line = |name: &[u8]| {
+            let mut lines = status.split(|byte| *byte == b'\n');
+            lines.find_map(|line| line.strip_prefix(name)).map(words)
+        };
+        let mut users = line(b"Uid:")?;
+        let (real, effective) = (number::<u32>(users.next()?)?, number(users.next()?)?);
+        let gid = number(line(b"Gid:")?.nth(1)?)?;
+        (real == effective).then_some(Ids { uid: real, gid })
+    }
+
+    /// Does something with the rights of this user to files (`setfsuid(2)`), which are this thread's
+    /// own.
+    fn assumed<T>(self, what: impl FnOnce() -> T) -> T {
+        let own = Ids {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        };
+        // The user last, as it may have no right to change the group.
+        set_fs_group(self.gid);
+        set_fs_user(self.uid);
+        let result = what();
+        set_fs_user(own.uid);
+        set_fs_group(own.gid);
+        result
+    }
+}
+
+/// Fails without a consequence where this process may not.
+fn set_fs_user(uid: u32) {
+    // SAFETY: changes an attribute of this thread, which decides about access to files.
+    unsafe { libc::setfsuid(uid) };
+}
+
+/// As [`set_fs_user`].
+fn set_fs_group(gid: u32) {
+    // SAFETY: as in `set_fs_user`.
+    unsafe { libc::setfsgid(gid) };
 }
 
 /// What `proc_pid_stat(5)` says of a process.
 pub(super) struct Stat {
+    /// Whether its first thread has ended; others may run.
     is_dead: bool,
     group: u32,
     /// In clock ticks since the system has started.
@@ -300,6 +382,11 @@ pub(super) struct Stat {
 }
 
 impl Stat {
+    #[cfg(test)]
+    pub(super) fn is_dead(&self) -> bool {
+        self.is_dead
+    }
+
     pub(super) fn of(buffer: &mut [u8], pid: u32) -> Option<Stat> {
         let stat = Path::new(format_args!("/proc/{pid}/stat")).read(buffer).ok()?;
         // The process name may contain anything and ends at the last parenthesis.

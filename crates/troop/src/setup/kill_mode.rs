@@ -1,11 +1,14 @@
 //! Which processes end with their worker.
 
+use std::ffi::OsStr;
+
 use troop_sys::tree;
 
 /// Which processes that a worker has started end with it: see
 /// [`Setup::kill_mode`](crate::Setup::kill_mode).
 ///
-/// Except with [`KillMode::Process`], they get `SIGTERM` when the worker has ended, and two seconds later `SIGKILL`. In a control group
+/// Except with [`KillMode::Process`], they get `SIGTERM` when the worker has ended, and two seconds
+/// later `SIGKILL`, or at the end of the grace period of a worker that was asked to finish. In a control group
 /// ([`Setup::cgroup`](crate::Setup::cgroup)) all processes of the group end, whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -22,8 +25,9 @@ pub enum KillMode {
     ///
     /// Each worker gets a random token in its environment ([`KillMode::VARIABLE`]), which its
     /// children inherit. When it has ended, a thread looks for running processes that have the token,
-    /// run as the worker's user, and are younger than the worker. A process that is to survive is
-    /// started without the variable: `env -u TROOP_TREE daemon`. One that overwrites its environment
+    /// run as the worker's user, and are younger than the worker. Workers of a cluster within it get
+    /// no `SIGTERM`, as that cluster's primary has them finish, but `SIGKILL`. A process that is to
+    /// survive is started without the variable: `env -u TROOP_TREE daemon`. One that overwrites its environment
     /// or changes its user survives too.
     Tree,
 }
@@ -32,4 +36,11 @@ impl KillMode {
     /// The variable with the token: a process that is started without it does not end with the
     /// worker.
     pub const VARIABLE: &'static str = tree::VARIABLE;
+
+    /// Whether an environment variable has such a token: [`KillMode::VARIABLE`], or one of those by
+    /// which workers of a cluster within a worker end with the latter.
+    #[must_use]
+    pub fn is_variable(name: &OsStr) -> bool {
+        name == tree::VARIABLE || name.as_encoded_bytes().starts_with(tree::OUTER.as_bytes())
+    }
 }

@@ -212,6 +212,9 @@ impl Setup {
         let token = self.has_tree().then(Token::random).transpose();
         let token = token.map_err(Error::io("get a random number"))?;
         if let Some(token) = &token {
+            // They belong to the tree in which this process runs, too.
+            let outer = tree::outer_variable(std::env::var_os(tree::VARIABLE).as_deref());
+            env.extend(outer.map(|name| (name.into(), "".into())));
             env.insert(tree::VARIABLE.into(), token.as_str().into());
         }
         self.add_preload(&mut env);

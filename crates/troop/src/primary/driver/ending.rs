@@ -69,6 +69,7 @@ impl Driver {
         };
         if at_once {
             supervisor.stop_now(self.now);
+            self.workers.hurry_leftovers(self.now);
         } else {
             supervisor.stop(self.now);
         }

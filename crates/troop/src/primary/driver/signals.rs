@@ -96,9 +96,11 @@ impl Driver {
         };
         match means {
             SignalMeans::Stop if !self.signals.is_new_stop(self.now) => {}
-            SignalMeans::Stop if supervisor.is_stopping() => supervisor.stop_now(self.now),
-            SignalMeans::Stop => supervisor.stop(self.now),
-            SignalMeans::StopNow => supervisor.stop_now(self.now),
+            SignalMeans::Stop if !supervisor.is_stopping() => supervisor.stop(self.now),
+            SignalMeans::Stop | SignalMeans::StopNow => {
+                supervisor.stop_now(self.now);
+                self.workers.hurry_leftovers(self.now);
+            }
             SignalMeans::OneMore => {
                 supervisor.scale(self.now, (supervisor.wanted() + 1).min(MAX_WORKERS))
             }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use troop_core::event::ExitHow;
 use troop_core::{Time, WorkerId};
 use troop_sys::process::{self, Exit};
+use troop_sys::process_group::HeldGroup;
 use troop_sys::tree::ProcessTree;
 use troop_sys::{diag, socket};
 
-use super::orphans::TERMINATE;
+use super::orphans::{KILL_DELAY, TERMINATE};
 use super::{Process, Workers};
 use crate::error::Error;
 use crate::event::Event;
@@ -24,6 +25,12 @@ const KILL: i32 = 9;
 const MAX_WALK: Duration = Duration::from_millis(20);
 
 impl Process {
+    /// Its process group, if it leads one.
+    fn group(&self) -> Option<HeldGroup> {
+        let pidfd = self.leads_group.then(|| self.pidfd.as_fd().try_clone_to_owned())?;
+        Some(HeldGroup::new(self.handle.pid(), pidfd.ok()?))
+    }
+
     /// How it has ended, if it has.
     fn try_reap(&self) -> Option<ExitHow> {
         let ended = if self.adopted {
@@ -43,19 +50,29 @@ impl Process {
 
 impl Workers {
     /// A worker has been reaped: what it has left in its process group or control group, or elsewhere
-    /// with its token, is to end too.
+    /// with its token, is to end too: by `SIGTERM`, and by `SIGKILL` two seconds later, or at the end
+    /// of the grace period that the worker had to finish.
     pub(super) fn end_leftovers(
         &mut self,
         now: Time,
-        leader: Option<u32>,
+        group: Option<HeldGroup>,
         cgroup: Option<WorkerCgroup>,
         tree: Option<ProcessTree>,
+        grace: Option<Time>,
     ) {
+        let kill_at = grace.unwrap_or(now).max(now + KILL_DELAY);
         let has_cgroup = cgroup.is_some();
-        self.orphans.end(now, cgroup);
-        let is_left = !has_cgroup
-            && leader.is_some_and(|leader| process::signal_group(leader, TERMINATE).is_ok());
-        self.strays.end(now, tree.filter(|tree| is_left || tree.has_token()));
+        self.orphans.end(now, cgroup, kill_at);
+        let group = group.filter(|_| !has_cgroup);
+        let group = group.and_then(|mut group| group.signal(TERMINATE).then_some(group));
+        let tree = tree.filter(|tree| group.is_some() || tree.has_token());
+        self.strays.end(now, tree, group, kill_at);
+    }
+
+    /// Has what workers left behind killed soon: the cluster is to end at once.
+    pub(in crate::primary::driver) fn hurry_leftovers(&mut self, now: Time) {
+        self.orphans.hurry(now);
+        self.strays.hurry(now);
     }
 
     /// Ends a worker by a signal.
@@ -129,8 +146,8 @@ impl Driver {
         if self.workers.unkillable.get(&id).is_some_and(|process| process.try_reap().is_some())
             && let Some(process) = self.workers.unkillable.remove(&id)
         {
-            let leader = process.leads_group.then(|| process.handle.pid());
-            self.workers.end_leftovers(self.now, leader, process.cgroup, process.tree);
+            let group = process.group();
+            self.workers.end_leftovers(self.now, group, process.cgroup, process.tree, None);
             self.cluster.ended_at_last();
         }
     }
@@ -145,6 +162,9 @@ impl Driver {
         }
         let Some(how) = process.try_reap() else { return };
         let handle = process.handle.clone();
+        // What ends with it has as long to finish as it had.
+        let grace = self.cluster.supervisor().and_then(|supervisor| supervisor.grace_of(id));
+        let grace = grace.filter(|_| how != ExitHow::Signal(KILL));
         if how == ExitHow::Signal(KILL)
             && let Some(error) = self.workers.memory_error(id)
         {
@@ -152,9 +172,10 @@ impl Driver {
         }
         let Some(process) = self.workers.processes.get_mut(&id) else { return };
         let (cgroup, tree) = (process.cgroup.take(), process.tree.take());
-        // At once: its number is free from now on, and no signal may go to its group any more.
-        let leader = std::mem::take(&mut process.leads_group).then(|| handle.pid());
-        self.workers.end_leftovers(self.now, leader, cgroup, tree);
+        // Its number is free from now on, and no signal may go to the group by that any more.
+        let group = process.group();
+        process.leads_group = false;
+        self.workers.end_leftovers(self.now, group, cgroup, tree, grace);
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
         // open, and write into it without end, so no more is read than there is now.
         let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));

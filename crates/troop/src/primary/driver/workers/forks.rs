@@ -425,7 +425,7 @@ impl Driver {
         let _ = std::thread::Builder::new()
             .name("troop-reap".into())
             .spawn(move || process::reap(child.pidfd.as_fd()));
-        self.workers.end_leftovers(self.now, None, cgroup, tree);
+        self.workers.end_leftovers(self.now, None, cgroup, tree, None);
     }
 
     pub(in crate::primary::driver) fn handle(

@@ -8,7 +8,7 @@ use troop_sys::process;
 
 use crate::primary::cgroup::WorkerCgroup;
 
-/// Time between `SIGTERM` and `SIGKILL`.
+/// Minimum time between `SIGTERM` and `SIGKILL`.
 pub(super) const KILL_DELAY: Duration = Duration::from_secs(2);
 /// Interval between checks whether they have ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -46,14 +46,19 @@ impl AllOrphans {
 
     /// A worker that had a control group of its own has been reaped: what is left of it is to end
     /// too.
-    pub(super) fn end(&mut self, now: Time, cgroup: Option<WorkerCgroup>) {
+    pub(super) fn end(&mut self, now: Time, cgroup: Option<WorkerCgroup>, kill_at: Time) {
         let Some(cgroup) = cgroup.filter(|cgroup| !cgroup.remove()) else {
             // No process is left, as nearly always.
             return;
         };
         process::signal_all(|| cgroup.members(), TERMINATE);
-        self.of_workers.push(Orphans { cgroup, kill_at: now + KILL_DELAY });
+        self.of_workers.push(Orphans { cgroup, kill_at });
         self.check_at.get_or_insert(now + CHECK_INTERVAL);
+    }
+
+    /// Has processes killed that have longer to end.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.of_workers.iter_mut().for_each(|left| left.kill_at = left.kill_at.min(now));
     }
 
     fn check(&mut self, now: Time) {

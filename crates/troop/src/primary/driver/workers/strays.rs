@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use troop_core::Time;
 use troop_sys::LeftBehind;
+use troop_sys::process_group::HeldGroup;
 use troop_sys::tree::{Found, ProcessTree, Searcher};
 
 use crate::error::Error;
@@ -121,11 +122,22 @@ impl AllStrays {
         self.passes.next_deadline()
     }
 
-    /// A worker has been reaped: what it has started is to end too.
-    pub(super) fn end(&mut self, now: Time, tree: Option<ProcessTree>) {
+    /// A worker has been reaped: what it has started is to end too, at `kill_at` by `SIGKILL`.
+    pub(super) fn end(
+        &mut self,
+        now: Time,
+        tree: Option<ProcessTree>,
+        group: Option<HeldGroup>,
+        kill_at: Time,
+    ) {
         if let Some(tree) = tree {
-            self.passes.add(now, tree);
+            self.passes.add(now, tree, group, kill_at);
         }
+    }
+
+    /// Has processes killed that have longer to end.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.passes.hurry(now);
     }
 
     /// Begins the search that is due.
@@ -226,7 +238,7 @@ mod tests {
         let tree = ProcessTree::of(started.0[0].id(), Some(&token), false, uid).unwrap();
         let (mut passes, mut searches) = (Passes::default(), Searches::new(Duration::ZERO));
         let mut now = Time(0);
-        passes.add(now, tree);
+        passes.add(now, tree, None, Time(2_000));
         while let Some(at) = passes.next_deadline() {
             now = now.max(at);
             let order = passes.next(now, false).unwrap();

@@ -5,12 +5,15 @@ use std::io;
 use std::time::Duration;
 
 use troop_core::Time;
+use troop_sys::process_group::HeldGroup;
 use troop_sys::tree::{Found, MAX_TREES, ProcessTree, Search};
 
 use crate::primary::driver::workers::orphans::{KILL, KILL_DELAY, TERMINATE};
 
 /// Interval between passes while some processes run, and between attempts that fail.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// The same while processes have longer than [`KILL_DELAY`] to end.
+const LONG_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time for `SIGKILL` to end them all. The end of the cluster waits for [`KILL_DELAY`].
 const MAX_KILL_TIME: Duration = Duration::from_secs(30);
 
@@ -24,7 +27,10 @@ struct Part {
 /// The tree of one ended worker.
 struct Strays {
     tree: ProcessTree,
-    ended_at: Time,
+    /// The process group, unless it is empty.
+    group: Option<HeldGroup>,
+    /// Time of `SIGKILL`.
+    kill_at: Time,
     /// Begin of the pass that sends `SIGTERM`.
     terminated_at: Option<Time>,
     is_killed: bool,
@@ -37,9 +43,20 @@ struct Strays {
 }
 
 impl Strays {
+    /// Notes whether its group is empty. Returns whether there is anything to look for.
+    fn check_group(&mut self) -> bool {
+        if self.group.as_mut().is_some_and(|group| !group.signal(0)) {
+            self.group = None;
+        }
+        if self.group.is_none() {
+            self.tree.forget_group();
+        }
+        self.group.is_some() || self.tree.has_token()
+    }
+
     fn is_kill_due(&self, now: Time, is_ending: bool) -> bool {
         let had_time = self.terminated_at.is_some_and(|at| at + KILL_DELAY <= now);
-        self.ended_at + KILL_DELAY <= now && (had_time || is_ending)
+        self.kill_at <= now && (had_time || is_ending)
     }
 
     fn due_signal(&self, now: Time, is_ending: bool) -> Option<i32> {
@@ -52,13 +69,13 @@ impl Strays {
     /// Its part of the next search.
     fn search(&self) -> Option<Search> {
         let signal = self.part.as_ref()?.signal;
-        // The worker's process group was sent it already.
-        Some(Search { tree: self.tree.clone(), signal, spares_group: signal == Some(TERMINATE) })
+        // Workers of other clusters finish when theirs asks them to.
+        let spares_nested = signal == Some(TERMINATE);
+        Some(Search { tree: self.tree.clone(), signal, spares_nested })
     }
 
     fn is_over(&self, now: Time, is_ending: bool, has_failed: bool) -> bool {
-        let limit = KILL_DELAY + if is_ending { KILL_DELAY } else { MAX_KILL_TIME };
-        let end = self.ended_at + limit;
+        let end = self.kill_at + if is_ending { KILL_DELAY } else { MAX_KILL_TIME };
         // One that had to wait for the passes of others is killed at least once.
         end <= now && (self.is_killed || has_failed || end + KILL_DELAY <= now)
     }
@@ -110,11 +127,19 @@ impl Passes {
         self.next_deadline().is_some_and(|at| at <= now)
     }
 
-    /// Adds the tree of a worker that has ended.
-    pub(super) fn add(&mut self, now: Time, tree: ProcessTree) {
+    /// Adds the tree of a worker that has ended and its process group, which was sent `SIGTERM`, with
+    /// the time of `SIGKILL`.
+    pub(super) fn add(
+        &mut self,
+        now: Time,
+        tree: ProcessTree,
+        group: Option<HeldGroup>,
+        kill_at: Time,
+    ) {
         self.of_workers.push(Strays {
             tree,
-            ended_at: now,
+            group,
+            kill_at,
             terminated_at: None,
             is_killed: false,
             pass_at: None,
@@ -125,6 +150,20 @@ impl Passes {
         if self.failure.is_none() || self.search_at.is_none() {
             self.search_at = Some(now);
         }
+    }
+
+    /// Has processes killed that have longer to end.
+    pub(super) fn hurry(&mut self, now: Time) {
+        for strays in &mut self.of_workers {
+            strays.kill_at = strays.kill_at.min(now);
+        }
+        self.search_at = self.search_at.map(|at| at.min(now));
+    }
+
+    /// The interval between passes.
+    fn interval(&self, now: Time) -> Duration {
+        let is_soon = |strays: &Strays| strays.kill_at <= now + KILL_DELAY;
+        if self.of_workers.iter().any(is_soon) { INTERVAL } else { LONG_INTERVAL }
     }
 
     /// Returns the search that is due. Its result must be told by [`found`](Passes::found) or
@@ -138,7 +177,14 @@ impl Passes {
         }
         let after = match &self.pass {
             Some(pass) => pass.after,
-            None => self.begin(now, is_ending),
+            None => {
+                self.of_workers.retain_mut(Strays::check_group);
+                if self.is_empty() {
+                    self.search_at = None;
+                    return None;
+                }
+                self.begin(now, is_ending)
+            }
         };
         self.search_at = None;
         self.is_under_way = true;
@@ -167,6 +213,10 @@ impl Passes {
         for (number, strays) in self.of_workers.iter_mut().enumerate() {
             let signal = strays.due_signal(now, is_ending);
             strays.part = (number < MAX_TREES).then_some(Part { signal, count: 0 });
+            if let (Some(KILL), Some(group)) = (signal, &mut strays.group) {
+                // All of them at once, as they may be many.
+                group.signal(KILL);
+            }
         }
         self.pass = Some(Pass { begun_at: now, after: 0 });
         0
@@ -201,7 +251,8 @@ impl Passes {
             part.count > 0
         });
         let is_new = self.of_workers.iter().any(|strays| strays.pass_at.is_none());
-        self.search_at = (!self.is_empty()).then(|| if is_new { now } else { now + INTERVAL });
+        let next = if is_new { now } else { now + self.interval(now) };
+        self.search_at = (!self.is_empty()).then_some(next);
     }
 
     /// A search has failed. It is repeated later, unless that would fail too.
@@ -260,16 +311,19 @@ impl Passes {
 
 #[cfg(test)]
 mod tests {
+    use troop_sys::tree::Token;
+
     use super::*;
 
     fn tree() -> ProcessTree {
-        ProcessTree::of(std::process::id(), None, true, 0).unwrap()
+        let token = Token::random().unwrap();
+        ProcessTree::of(std::process::id(), Some(&token), false, 0).unwrap()
     }
 
     /// Passes for the tree of a worker that has ended at 0, and of another one.
     fn passes(trees: usize) -> Passes {
         let mut passes = Passes::default();
-        (0..trees).for_each(|_| passes.add(Time(0), tree()));
+        (0..trees).for_each(|_| passes.add(Time(0), tree(), None, Time(2_000)));
         passes
     }
 
@@ -282,9 +336,18 @@ mod tests {
     fn search(passes: &mut Passes, now: u64, is_ending: bool) -> (Vec<Option<i32>>, u32) {
         let order = passes.next(Time(now), is_ending).expect("a search is due");
         assert!(passes.next(Time(now), is_ending).is_none(), "one at a time");
-        let spared = order.searches.iter().all(|one| one.spares_group == (one.signal == Some(15)));
+        let spared = order.searches.iter().all(|one| one.spares_nested == (one.signal == Some(15)));
         assert!(spared, "the group was sent SIGTERM already");
         (order.searches.iter().map(|search| search.signal).collect(), order.after)
+    }
+
+    #[test]
+    fn what_has_neither_a_group_nor_a_token_is_not_looked_for() {
+        let mut passes = Passes::default();
+        let tree = ProcessTree::of(std::process::id(), None, true, 0).unwrap();
+        passes.add(Time(0), tree, None, Time(2_000));
+        assert!(passes.next(Time(0), false).is_none());
+        assert!(passes.is_empty() && passes.next_deadline().is_none());
     }
 
     fn exhausted() -> io::Error {
@@ -314,7 +377,7 @@ mod tests {
         passes.found(Time(1_000), &found(&[0], Some(700)));
         // Though the kill would be due, all get SIGTERM first.
         assert_eq!(search(&mut passes, 2_500, false), (vec![Some(15)], 700));
-        passes.add(Time(2_600), tree());
+        passes.add(Time(2_600), tree(), None, Time(4_600));
         passes.found(Time(3_000), &found(&[40], Some(1_400)));
         assert_eq!(search(&mut passes, 3_000, false), (vec![Some(15)], 1_400));
         passes.found(Time(3_100), &found(&[2], None));
@@ -401,7 +464,7 @@ mod tests {
     fn a_search_that_is_not_answered_is_not_repeated() {
         let mut passes = passes(1);
         search(&mut passes, 0, false);
-        passes.add(Time(1), tree());
+        passes.add(Time(1), tree(), None, Time(2_001));
         passes.failed(Time(3_000), io::ErrorKind::TimedOut.into());
         let (given_up, failure) = passes.give_up(Time(3_000), false);
         assert_eq!(given_up.len(), 1);
