@@ -19,6 +19,8 @@ use crate::table::{Table, median, number, times};
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after a start at which an app counts as idle.
 const IDLE_DELAY: Duration = Duration::from_secs(2);
+/// The same for memory, some of which is released late.
+const MEMORY_DELAY: Duration = Duration::from_secs(8);
 /// Duration of the log test.
 const LOG_TEST_DURATION: Duration = Duration::from_secs(5);
 
@@ -218,7 +220,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<D
 }
 
 fn resident(pid: u32) -> Result<f64> {
-    std::thread::sleep(IDLE_DELAY);
+    std::thread::sleep(MEMORY_DELAY);
     cpu::memory(pid)
         .map(|memory| memory.resident)
         .ok_or_else(|| "the memory of a manager cannot be read".into())

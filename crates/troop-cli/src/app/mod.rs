@@ -27,8 +27,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{sleep, timeout};
 use troop::Cluster;
 
 use crate::control::protocol::Failure;
@@ -42,6 +42,9 @@ use crate::watch::Watched;
 
 /// Timeout of a start, after which memory that only the start needed is released in any case.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time after a start or a request, after which code that only these needed is released, too.
+const RELEASE_DELAY: Duration = Duration::from_secs(5);
 
 /// The parts of a running app besides its cluster.
 #[derive(Debug)]
@@ -81,6 +84,8 @@ pub(crate) struct RunningApp {
     reloading: tokio::sync::Mutex<()>,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
+    /// Wakes what releases memory, after a request.
+    used: Notify,
 }
 
 /// Starts the thread of an app: it handles signals and changes of files and runs `serve`, until the
@@ -110,6 +115,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
         schedule: Mutex::default(),
+        used: Notify::new(),
     });
     let run = move || {
         runtime.block_on(async {
@@ -119,7 +125,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
             if let Some(lock) = lock {
                 tokio::spawn(keeper::show_life(lock));
             }
-            tokio::spawn(app.clone().release_startup_memory());
+            tokio::spawn(app.clone().release_unused_memory());
             if let Some(watched) = watched {
                 tokio::spawn(app.clone().watch_files(watched));
             }
@@ -144,10 +150,21 @@ impl RunningApp {
         reporter.watch(&self.cluster, &self.name, timeout).await;
     }
 
-    /// Releases memory that only the start needed, once all workers are ready.
-    async fn release_startup_memory(self: Arc<RunningApp>) {
+    /// A request has been handled.
+    pub(crate) fn note_use(&self) {
+        self.used.notify_one();
+    }
+
+    /// Releases memory with code that only the start needed, once all workers are ready, and later
+    /// that with code which only requests need.
+    async fn release_unused_memory(self: Arc<RunningApp>) {
         let _ = timeout(RELEASE_TIMEOUT, self.cluster.ready()).await;
         troop::program::own_code::release();
+        loop {
+            sleep(RELEASE_DELAY).await;
+            troop::program::own_code::release();
+            self.used.notified().await;
+        }
     }
 
     fn resolved(&self) -> ResolvedApp {

@@ -82,6 +82,7 @@ impl Server {
             Err(failure) => Err(failure),
         };
         let _ = client.send(&answer.map_or_else(Answer::Failed, Answer::Done)).await;
+        self.app.note_use();
     }
 
     async fn handle_request(
