@@ -4,7 +4,7 @@ const cluster = require('cluster');
 const net = require('net');
 
 const id = cluster.worker ? cluster.worker.id : process.env.NODE_APP_INSTANCE || 0;
-const mark = String(id % 10);
+const mark = Buffer.from([48 + (id % 200)]);
 net.createServer((socket) => {
   socket.on('error', () => {});
   socket.end(mark);

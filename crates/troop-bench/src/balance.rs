@@ -60,7 +60,7 @@ fn shares(options: &Options) -> Result<()> {
     let mut all = vec![nodes_own("rr", "server.js"), nodes_own("none", "server.js")];
     for kind in ["node", "rust"] {
         for scheduling in
-            ["round-robin", "weighted", "least-connections", "p2c", "steered", "shared"]
+            ["round-robin", "auto", "weighted", "least-connections", "p2c", "steered", "shared"]
         {
             all.push(troop(kind, scheduling, "")?);
         }
@@ -101,7 +101,7 @@ fn slow(options: &Options) -> Result<()> {
     );
     let mut all = vec![nodes_own("rr", "slow.js"), nodes_own("none", "slow.js")];
     for kind in ["node-slow", "rust-slow"] {
-        for scheduling in ["round-robin", "least-connections", "p2c", "steered"] {
+        for scheduling in ["round-robin", "auto", "least-connections", "p2c", "steered", "shared"] {
             all.push(troop(kind, scheduling, "")?);
         }
     }

@@ -223,7 +223,7 @@ pub(crate) fn primary(kind: &str, workers: usize, scheduling: &str, weights: &[u
 /// Runs a Rust worker that does what the script for Node does.
 pub(crate) fn server() -> Result<()> {
     troop::worker()?.block_on(async |worker| {
-        let mark = [b'0' + (worker.id().map_or(0, |id| id.0) % 10) as u8];
+        let mark = [b'0' + (worker.id().map_or(0, |id| id.0) % 200) as u8];
         let listener = worker.listen("127.0.0.1:0").await?;
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {

@@ -85,6 +85,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let mut racers = vec![
         start("one process, a thread for each CPU", ourselves(&["http", "threads"])?)?,
+        start("one process, a loop of its own for each CPU", ourselves(&["http", "loops"])?)?,
+        start("troop, auto", ourselves(&["http", "auto"])?)?,
         start("troop, round-robin", ourselves(&["http", "round-robin"])?)?,
         start("troop, p2c", ourselves(&["http", "p2c"])?)?,
         start("troop, shared", ourselves(&["http", "shared"])?)?,
@@ -134,6 +136,28 @@ fn app() -> Router {
     Router::new().route("/", get(async || "hello world\n"))
 }
 
+/// Runs a thread for each CPU, each with its own socket, connections and runtime, so that none can
+/// serve the connections of another one.
+fn loops() -> Result<()> {
+    let mut port = 0;
+    let mut threads = Vec::new();
+    for _ in 0..troop::available_workers() {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_reuseport(true)?;
+        socket.bind((Ipv4Addr::LOCALHOST, port).into())?;
+        port = socket.local_addr()?.port();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        threads.push(std::thread::spawn(move || {
+            runtime.block_on(async { axum::serve(socket.listen(1024)?, app()).await })
+        }));
+    }
+    println!("ready {port}");
+    for thread in threads {
+        thread.join().map_err(|_| "a thread has panicked")??;
+    }
+    Ok(())
+}
+
 /// Runs the peer: the same program as one process with threads, as a primary, or as its worker.
 pub(crate) fn server(how: &str) -> Result<()> {
     match how {
@@ -147,6 +171,7 @@ pub(crate) fn server(how: &str) -> Result<()> {
                 },
             )
         }
+        "loops" => loops(),
         "worker" => troop::worker()?.block_on(async |worker| {
             let listener = worker.listen("127.0.0.1:0").await?;
             Ok(axum::serve(listener, app()).with_graceful_shutdown(worker.draining()).await?)

@@ -25,6 +25,7 @@ mod memory;
 mod messages;
 mod peer;
 mod policies;
+mod rates;
 mod reloads;
 mod spawn;
 mod table;
@@ -38,9 +39,10 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 11] = [
+const SECTIONS: [Section; 12] = [
     ("connections", connections::run),
     ("policies", policies::run),
+    ("rates", rates::run),
     ("balance", balance::run),
     ("crowd", crowd::run),
     ("keepalive", keepalive::run),

@@ -446,7 +446,7 @@ impl ResolvedApp {
             changes.push("cwd".into());
         }
         if self.app.policy != next.app.policy {
-            changes.push(format!("policy {}", next.app.policy.clone().unwrap_or_default()));
+            changes.push(format!("policy {}", next.policy()));
         }
         for (listener, now) in self.policies(next) {
             changes.push(format!("policy of {listener} {now}"));
@@ -470,10 +470,15 @@ impl ResolvedApp {
         (changes, late.into_iter().cloned().collect())
     }
 
+    /// Returns the policy of listeners that have none of their own.
+    pub(crate) fn policy(&self) -> Scheduling {
+        self.app.policy.clone().unwrap_or_else(troop::policy::default_scheduling)
+    }
+
     /// Returns the listeners whose policies change, with the new ones.
     pub(crate) fn policies(&self, next: &ResolvedApp) -> Vec<(String, Scheduling)> {
         let (before, after) = (&self.app.listeners, &next.app.listeners);
-        let usual = next.app.policy.clone().unwrap_or_default();
+        let usual = next.policy();
         let listeners: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         listeners
             .into_iter()

@@ -43,7 +43,7 @@ fn served_by(port: u16) -> String {
 
 #[test]
 fn apps_are_listed_and_shown() {
-    let mut first = app(&["-w", "2", "--name", "web"], "hello.js");
+    let mut first = app(&["-w", "2", "--name", "web", "--policy", "round-robin"], "hello.js");
     let port = first.listening(2);
     let mut second = beside(&first, &["-w", "1", "--policy", "steered"], "hello.js");
     second.listening(1);
@@ -227,7 +227,7 @@ fn stop_now_ends_the_cluster_at_once() {
 
 #[test]
 fn the_policy_of_an_app_that_runs_is_changed() {
-    let mut troop = app(&["-w", "2"], "hello.js");
+    let mut troop = app(&["-w", "2", "--policy", "round-robin"], "hello.js");
     let port = troop.listening(2);
     assert_eq!(troop.troop(["policy", "sticky"]), (0, "hello: sticky\n".into(), String::new()));
     assert_eq!(show(&troop, "hello")["listeners"][0]["scheduling"], "sticky");

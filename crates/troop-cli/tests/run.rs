@@ -411,13 +411,13 @@ fn listens_itself(pid: u32, port: u16) -> bool {
 
 #[test]
 fn the_policy_comes_from_the_environment_or_the_command_line() {
-    for (variable, option, shared) in [
-        ("", "", false),
-        ("rr", "", false),
-        ("none", "", true),
-        ("best", "", false),
-        ("none", "round-robin", false),
-        ("rr", "shared", true),
+    for (variable, option, policy) in [
+        ("", "", "auto"),
+        ("rr", "", "round-robin"),
+        ("none", "", "shared"),
+        ("best", "", "auto"),
+        ("none", "round-robin", "round-robin"),
+        ("rr", "shared", "shared"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
         command
@@ -431,7 +431,12 @@ fn the_policy_comes_from_the_environment_or_the_command_line() {
             command
         });
         let port = troop.listening(1);
-        assert_eq!(listens_itself(troop.workers()[0], port), shared, "{variable} {option}");
+        let shown = troop.troop(["show", "--json"]).1;
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(shown[0]["listeners"][0]["scheduling"], policy, "{variable} {option}");
+        // Under all but round robin the worker has a socket.
+        let listens = listens_itself(troop.workers()[0], port);
+        assert_eq!(listens, policy != "round-robin", "{variable} {option}");
     }
 }
 

@@ -218,7 +218,7 @@ async fn two_thousand_listeners_are_too_many_for_one_worker() {
         })
         .collect();
     let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
-    let mut scene = Scene::new().await;
+    let mut scene = Scene::in_turns().await;
     let worker = scene.raw(&steps).await;
     let (violation, cut_off) = scene.offence(&worker).await;
     assert!(matches!(violation, Violation::TooManyListeners(_)) && cut_off, "{violation:?}");

@@ -88,3 +88,14 @@ pub use troop_core::policy::{
 };
 pub use troop_core::primary::Rebalanced;
 pub use troop_core::steer::AutoLimits;
+
+/// Returns the scheduling of listeners for which none is set: [`Scheduling::Auto`], unless the
+/// environment variable `NODE_CLUSTER_SCHED_POLICY` is exactly `rr` ([`Scheduling::RoundRobin`]) or
+/// `none` ([`Scheduling::Shared`]). Node, too, ignores other values.
+pub fn default_scheduling() -> Scheduling {
+    match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
+        Ok("rr") => Scheduling::RoundRobin,
+        Ok("none") => Scheduling::Shared,
+        _ => Scheduling::Auto,
+    }
+}

@@ -23,8 +23,9 @@ impl RunningApp {
     ) -> Result<Vec<String>, Failure> {
         let mut later = Vec::new();
         if before.app.policy != after.app.policy {
-            let policy = after.app.policy.clone().unwrap_or_default();
-            later.extend(self.cluster.set_scheduling(None, policy).await.map_err(|e| failed(&e))?);
+            later.extend(
+                self.cluster.set_scheduling(None, after.policy()).await.map_err(|e| failed(&e))?,
+            );
         }
         for (listener, policy) in before.policies(after) {
             let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());

@@ -73,8 +73,8 @@ pub(crate) struct Run {
     /// Scheduling of connections. May be repeated, with ADDR= for the listeners of one port, address
     /// or path.
     ///
-    /// round-robin: in exact turns (the default, unless NODE_CLUSTER_SCHED_POLICY overrides it).
-    /// auto: in exact turns while connections are few, as under steered while they are many.
+    /// auto: in exact turns while connections are few, as under steered while they are many (the
+    /// default, unless NODE_CLUSTER_SCHED_POLICY overrides it). round-robin: always in exact turns.
     /// weighted: in turns by --weights. least-connections, p2c: to the least busy, or to the less
     /// busy of two. sticky: by client. shared: workers accept by themselves, and the kernel decides.
     /// steered: the kernel runs a program of troop's, at no cost per connection. `sticky:` takes

@@ -35,7 +35,7 @@ pub(crate) struct App {
     /// "/run/app.sock", with or without "name=".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bind: Vec<String>,
-    /// Scheduling of connections. Default: round-robin.
+    /// Scheduling of connections. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub(crate) policy: Option<Scheduling>,

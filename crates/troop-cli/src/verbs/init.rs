@@ -127,7 +127,7 @@ fn template(name: &str, program: &str) -> String {
 program = {program}
 {args}
 # workers = 4                         # default: one per CPU that may be used
-# policy = "steered"                  # default: round-robin
+# policy = "least-connections"        # default: auto
 # env = {{ NODE_ENV = "production" }}
 # grace = "30s"                       # to finish, before a worker is killed
 # ready = "message"                   # ready is who calls process.send('ready'); default: who listens

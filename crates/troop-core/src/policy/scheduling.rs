@@ -20,11 +20,11 @@ use super::{
 pub enum Scheduling {
     /// The primary accepts and hands each connection to the next ready worker in turn (Node's
     /// `SCHED_RR`).
-    #[default]
     RoundRobin,
     /// As [`Scheduling::RoundRobin`] while connections are few, and as [`Scheduling::Steered`] while
     /// they are many ([`AutoLimits`](crate::steer::AutoLimits)), without weights. UDP sockets are
     /// [shared](Scheduling::Shared). Where the kernel cannot steer, it is round robin.
+    #[default]
     Auto,
     /// Round robin with turns in proportion to the workers' weights.
     Weighted,

@@ -21,7 +21,10 @@ use crate::support::{STRANGER, is_root};
 
 /// A primary that is root, whose workers from now on are the stranger's.
 async fn scene() -> Scene {
-    let scene = Scene::new().await;
+    of_strangers(Scene::new().await)
+}
+
+fn of_strangers(scene: Scene) -> Scene {
     scene.troop.cluster.setup(Setup::new().uid(STRANGER).gid(STRANGER)).unwrap();
     scene
 }
@@ -119,7 +122,7 @@ async fn a_worker_whose_connections_linger_delays_no_other() {
     if !is_root("closing::a_worker_whose_connections_linger_delays_no_other") {
         return;
     }
-    let mut scene = scene().await;
+    let mut scene = of_strangers(Scene::in_turns().await);
     let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":%,"addressType":4}"#;
     let listening = r#"line {"cmd":"NODE_CLUSTER","act":"listening","seq":2,"address":"127.0.0.1","port":%,"addressType":4}"#;
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

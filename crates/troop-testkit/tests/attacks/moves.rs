@@ -95,7 +95,7 @@ async fn returned_descriptors_that_are_no_connections_are_reported() {
 
 #[tokio::test]
 async fn a_connection_that_a_worker_rejects_does_not_block_the_next_worker() {
-    let mut scene = Scene::new().await;
+    let mut scene = Scene::in_turns().await;
     let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
     let worker = scene.raw(&[ONLINE, query, "reject-blocking"]).await;
     let id = worker.id();

@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use troop::event::{Consequence, ExitHow, Violation};
 use troop::supervise::{Progress, RestartPolicy};
-use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Event, Fork, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{TEST_TIMEOUT, Troop, ask, at_once, free_port, is_running, node_program, talk};
 
 fn fixture<const N: usize>(args: [&str; N]) -> Setup {
@@ -325,7 +325,8 @@ async fn a_worker_at_its_descriptor_limit_loses_nothing_and_comes_back() {
 async fn a_node_worker_that_cannot_receive_descriptors_loses_nothing() {
     // It speaks as a Node worker does: one connection per message, and a refusal for each.
     let query = r#"line {"cmd":"NODE_CLUSTER","act":"queryServer","seq":1,"index":0,"address":"127.0.0.1","port":0,"addressType":4}"#;
-    let mut troop = Troop::with(fixture(["line", "127.0.0.1:0"]));
+    let builder = Cluster::builder().scheduling(Scheduling::RoundRobin);
+    let mut troop = Troop::start(builder.setup(fixture(["line", "127.0.0.1:0"])));
     let honest = troop.fork().await;
     let port = troop.listening(&honest).await;
     let starved = fork_as(

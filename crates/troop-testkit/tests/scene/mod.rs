@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use troop::event::{Consequence, ExitHow, Violation};
-use troop::{Builder, Cluster, Event, Fork, Setup, WorkerHandle};
+use troop::{Builder, Cluster, Event, Fork, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{Troop, ask, is_running};
 
 pub const ONLINE: &str = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
@@ -22,6 +22,11 @@ pub struct Scene {
 impl Scene {
     pub async fn new() -> Scene {
         Scene::with(Cluster::builder()).await
+    }
+
+    /// One whose workers have no socket, and get connections from the primary only.
+    pub async fn in_turns() -> Scene {
+        Scene::with(Cluster::builder().scheduling(Scheduling::RoundRobin)).await
     }
 
     pub async fn with(builder: Builder) -> Scene {

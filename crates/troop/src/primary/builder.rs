@@ -112,7 +112,7 @@ pub fn available_workers() -> usize {
 impl Builder {
     pub(super) fn new() -> Builder {
         let config = Config {
-            scheduling: scheduling_from_environment(),
+            scheduling: crate::policy::default_scheduling(),
             seed: random_seed(),
             ..Config::default()
         };
@@ -173,8 +173,8 @@ impl Builder {
         self
     }
 
-    /// Sets how connections reach the workers. Default: what `NODE_CLUSTER_SCHED_POLICY` says (`rr`
-    /// or `none`), else round robin.
+    /// Sets how connections reach the workers. Default:
+    /// [`default_scheduling`](crate::policy::default_scheduling).
     pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
         self.config.scheduling = scheduling;
         self.explicit.insert("scheduling");
@@ -530,14 +530,6 @@ impl Builder {
                 Err(Error::GaveUp { reason, last_lines })
             }
         }
-    }
-}
-
-/// Accepts exactly `rr` or `none`, as Node does; other values are ignored.
-fn scheduling_from_environment() -> Scheduling {
-    match std::env::var("NODE_CLUSTER_SCHED_POLICY").as_deref() {
-        Ok("none") => Scheduling::Shared,
-        _ => Scheduling::RoundRobin,
     }
 }
 
