@@ -116,7 +116,7 @@ fn run_as(
     }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
-    let mut builder = resolved.builder()?.leave_signals(signals::LEFT);
+    let mut builder = resolved.builder()?.leave_signals(signals::LEFT).reap_orphans(true);
     let name = claim
         .as_ref()
         .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());

@@ -378,6 +378,41 @@ fn it_runs_as_pid_1() {
     assert_eq!(troop.end().0, Some(0));
 }
 
+/// Starts processes that are not its own children, but the primary's, and end.
+const ADOPTED: &str = "
+import ctypes, os, time
+for _ in range(3):
+    if ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0) == 0:
+        os._exit(0)
+os.write(2, b'started\\n')
+time.sleep(1000)";
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn processes_that_a_worker_makes_children_of_the_primary_are_reaped() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1", "-b", "127.0.0.1:0"]);
+    command.args(["--set", "restart.min_uptime=0", "python3", "--", "-c", ADOPTED]);
+    let mut troop = start(command);
+    wait_until("its processes", || troop.event_line().is_some_and(|line| line == "started"));
+    let threads = format!("/proc/{}/task", troop.child.id());
+    let is_zombie = |pid: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+    };
+    let zombies = || {
+        let lists = std::fs::read_dir(&threads).unwrap().flatten();
+        let lists =
+            lists.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        lists
+            .map(|list| list.split_whitespace().filter(|pid| is_zombie(pid)).count())
+            .sum::<usize>()
+    };
+    wait_until("their end", || zombies() == 3);
+    wait_until("their reaping", || zombies() == 0);
+    troop.signal(Signal::TERM);
+    assert_eq!(troop.end().0, Some(0));
+}
+
 #[test]
 fn the_log_is_for_people_by_default() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));

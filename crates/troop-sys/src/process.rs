@@ -224,8 +224,31 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty())?)
 }
 
-/// Reaps ended children that `is_ours` does not claim, as PID 1 must do for adopted orphans.
-/// Returns the number of reaped children.
+/// Returns the children of this process that have ended and are not reaped, as far as `/proc` shows
+/// them.
+#[must_use]
+pub fn ended_children() -> Vec<u32> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let mut ended = Vec::new();
+    for list in lists {
+        let children = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+        ended.extend(children.filter(|pid| pidfd(*pid).is_ok_and(|held| has_ended(held.as_fd()))));
+    }
+    ended
+}
+
+/// Reaps a child that has ended. Others are left alone.
+pub fn reap_child(pid: u32) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+    if let Ok(pid) = to_pid(pid) {
+        let _ = rustix::process::waitid(WaitId::Pid(pid), options);
+    }
+}
+
+/// Reaps ended children that `is_ours` does not claim, where `/proc` is that of another PID
+/// namespace. Returns the number of reaped children.
 ///
 /// The kernel reports one ended child at a time, and the same one until it is reaped. So a claimed
 /// child ends the round: the caller must reap it and call again.
@@ -260,6 +283,13 @@ fn ended_child() -> Option<u32> {
     // SAFETY: waitid filled the SIGCHLD part of the union, or left it zero when no child has ended.
     let pid = unsafe { info.si_pid() };
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
+/// Whether `/proc` shows the PID namespace of this process.
+#[must_use]
+pub fn sees_itself() -> bool {
+    let own = std::fs::read_link("/proc/self").ok();
+    own.is_some_and(|own| own.to_str() == Some(std::process::id().to_string().as_str()))
 }
 
 /// Sets the name of the calling process in `ps` and `top`, which show at most 15 bytes.

@@ -103,6 +103,7 @@ fn settings() -> Vec<Setting> {
         ("output", |b| b.output(Nowhere), EVERYWHERE),
         ("leave_signals", |b| b.leave_signals([libc::SIGHUP]), NOT_WITH_START),
         ("leave_signals", |b| b.leave_signals([libc::SIGHUP, libc::SIGUSR1]), NOWHERE),
+        ("reap_orphans", |b| b.reap_orphans(true), NOT_WITH_START),
         ("on_event", |b| b.on_event(|_| ()), NOT_WITH_START),
         ("on_start", |b| b.on_start(drop), EVERYWHERE),
     ]

@@ -80,6 +80,7 @@ pub struct Builder {
     health: Option<HealthCheck>,
     output: Option<Box<dyn Output>>,
     left_signals: Vec<i32>,
+    reap_orphans: Option<bool>,
     inherited: Vec<InheritedSocket>,
     grace: Option<Duration>,
     drain_spread: Option<Duration>,
@@ -126,6 +127,7 @@ impl Builder {
             health: None,
             output: None,
             left_signals: Vec::new(),
+            reap_orphans: None,
             inherited: Vec::new(),
             grace: None,
             drain_spread: None,
@@ -325,6 +327,15 @@ impl Builder {
         self
     }
 
+    /// Makes [`Builder::run`] reap ended children of this process that nobody has reaped after two
+    /// seconds, whoever has started them: orphans that process 1 gets, and processes that a worker
+    /// makes this one's children (`CLONE_PARENT` of `clone(2)`). A program that waits for children of
+    /// its own later than that does not find them. Default: true for process 1, else false.
+    pub fn reap_orphans(mut self, reap: bool) -> Builder {
+        self.reap_orphans = Some(reap);
+        self
+    }
+
     /// Calls `observer` with every event, in order, in the thread of [`Builder::run`]. It should
     /// return soon, because connections wait meanwhile.
     pub fn on_event(mut self, observer: impl FnMut(&Event) + 'static) -> Builder {
@@ -486,8 +497,8 @@ impl Builder {
         driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
         let mut signals = SIGNALS.to_vec();
         signals.retain(|(signal, _)| !self.left_signals.contains(signal));
-        if std::process::id() == 1 {
-            signals.push((SIGCHLD, SignalMeans::ReapOrphans));
+        if self.reap_orphans.unwrap_or(std::process::id() == 1) {
+            signals.push((SIGCHLD, SignalMeans::ChildEnded));
         }
         for (signal, means) in signals {
             let (reader, writer) =

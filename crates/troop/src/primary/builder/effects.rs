@@ -32,6 +32,7 @@ impl Builder {
         let only_run = [
             ("on_event", !self.observers.is_empty()),
             ("leave_signals", !self.left_signals.is_empty()),
+            ("reap_orphans", self.reap_orphans.is_some()),
         ];
         match only_run.iter().find(|(_, is_set)| *is_set) {
             Some((setting, _)) => refuse(

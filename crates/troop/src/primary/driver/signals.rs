@@ -26,7 +26,7 @@ pub(crate) enum SignalMeans {
     Reload,
     /// End the workers, keep the listeners.
     Pause,
-    ReapOrphans,
+    ChildEnded,
 }
 
 /// Where signals arrive, and what they mean.
@@ -74,8 +74,10 @@ impl Driver {
     /// Obeys a signal: a byte on `pipe` for each one.
     pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
         self.signals.add(&self.poller, pipe, means)?;
-        if means == SignalMeans::ReapOrphans {
-            self.workers.set_reaps_orphans();
+        if means == SignalMeans::ChildEnded {
+            self.workers.reap_others();
+            // Some may have ended before.
+            self.workers.child_ended(self.now);
         }
         Ok(())
     }
@@ -89,8 +91,8 @@ impl Driver {
 
     fn apply_signal(&mut self, means: SignalMeans) {
         let Some(supervisor) = self.cluster.supervisor_mut() else {
-            if means == SignalMeans::ReapOrphans {
-                self.workers.reap_orphans();
+            if means == SignalMeans::ChildEnded {
+                self.workers.child_ended(self.now);
             }
             return;
         };
@@ -116,7 +118,7 @@ impl Driver {
                 }
             }
             SignalMeans::Pause => supervisor.pause(self.now),
-            SignalMeans::ReapOrphans => self.workers.reap_orphans(),
+            SignalMeans::ChildEnded => self.workers.child_ended(self.now),
         }
     }
 }

@@ -187,9 +187,5 @@ impl Driver {
         self.cluster.exited(self.now, id, how);
         self.workers.ended.push((id, true));
         self.workers.spawner.ended(id);
-        if self.workers.reaps_orphans {
-            // The kernel shows one ended child at a time; this one may have hidden others.
-            self.workers.reap_orphans();
-        }
     }
 }

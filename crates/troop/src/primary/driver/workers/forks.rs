@@ -298,9 +298,6 @@ impl Driver {
     ) {
         self.started(worker, result);
         self.start_next();
-        if self.workers.reaps_orphans {
-            self.workers.reap_orphans();
-        }
     }
 
     fn started(&mut self, worker: WorkerId, result: Result<Spawned>) {

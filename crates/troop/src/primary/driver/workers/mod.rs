@@ -15,6 +15,7 @@ mod ready;
 mod serving;
 mod strays;
 mod weights;
+mod zombies;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,6 +42,7 @@ use orphans::AllOrphans;
 use ready::Readiness;
 use serving::ServingChecker;
 use strays::AllStrays;
+use zombies::Zombies;
 
 /// A worker's process.
 struct Process {
@@ -100,7 +102,7 @@ pub(super) struct Workers {
     /// Out-of-memory kills of the system, when last counted.
     killed_for_memory: u64,
     /// This is process 1.
-    reaps_orphans: bool,
+    zombies: Zombies,
 }
 
 impl Workers {
@@ -120,7 +122,7 @@ impl Workers {
             readiness: Readiness::default(),
             serving: None,
             killed_for_memory: diag::killed_for_memory(),
-            reaps_orphans: false,
+            zombies: Zombies::default(),
         }
     }
 
@@ -261,25 +263,24 @@ impl Workers {
     /// Sees whether what ended workers have left behind has ended.
     pub(super) fn tick(&mut self, now: Time) {
         self.orphans.tick(now);
+        let (zombies, processes) = (&mut self.zombies, &self.processes);
+        zombies.tick(now, |pid| processes.values().any(|process| process.handle.pid() == pid));
     }
 
     pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
         let starts = self.embedding.as_ref().and_then(EmbeddingProgram::next_deadline);
         let forks = self.forks.next_deadline(now);
         let left = self.orphans.next_deadline().into_iter().chain(self.strays.next_deadline());
-        left.chain(forks).chain(starts).min()
+        left.chain(forks).chain(starts).chain(self.zombies.next_deadline()).min()
     }
 
-    /// Makes this process reap all orphaned processes.
-    pub(super) fn set_reaps_orphans(&mut self) {
-        self.reaps_orphans = true;
+    /// Makes this process reap children that nobody waits for.
+    pub(in crate::primary::driver) fn reap_others(&mut self) {
+        self.zombies.turn_on();
     }
 
-    /// What process 1 does for children that are not its own. One that is being started is not
-    /// known yet.
-    pub(super) fn reap_orphans(&self) {
-        if self.forks.is_empty() {
-            process::reap_orphans(|pid| self.handles().any(|worker| worker.pid() == pid));
-        }
+    /// A child of this process has ended.
+    pub(in crate::primary::driver) fn child_ended(&mut self, now: Time) {
+        self.zombies.notice(now);
     }
 }
