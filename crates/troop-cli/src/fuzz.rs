@@ -36,10 +36,10 @@ pub fn configuration(name: &str, text: &str) {
         let _ = (app.fits_bind(), app.cpu_sets());
     }
     // TOML cannot represent all numbers.
-    let Ok(written) = toml::to_string(&File { app: apps }) else { return };
+    let Ok(written) = config::written(&File { app: apps }) else { return };
     let again = config::parse(&written, Path::new(config::DEFAULT_FILE));
     let Ok(again) = again else { panic!("not read again: {again:?}\n{written}") };
-    assert_eq!(toml::to_string(&File { app: again }).ok().as_deref(), Some(&*written));
+    assert_eq!(config::written(&File { app: again }).ok().as_deref(), Some(&*written));
 }
 
 /// Parses a file of variables: names are valid, and values without quotes stay unchanged.

@@ -229,7 +229,8 @@ impl Source {
                     .remove(name)
                     .ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
                 typed.apply_to(&mut app)?;
-                let problems = app.problems(file);
+                let problems: Vec<_> =
+                    app.problems(file).into_iter().map(|problem| problem.text).collect();
                 if !problems.is_empty() {
                     return Err(format!("{}: app.{name}: {}", file.display(), problems.join("; ")));
                 }

@@ -7,6 +7,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 
 use support::{Home, run};
+use troop_testkit::wait_until;
 
 const SERVER: &str = "require('http').createServer((q, r) => r.end('x')).listen(0, '127.0.0.1')";
 
@@ -189,4 +190,57 @@ fn a_verb_that_needs_one_app_of_several_asks_which() {
         fails(&home, &[verb], 2, &["which app, or `all`? running: jobs, web"]);
     }
     fails(&home, &["events", "all"], 2, &["one app at a time"]);
+}
+
+#[test]
+fn all_mistakes_of_a_file_are_told_at_once_with_their_places() {
+    let text = "[app.a]\nprogram = \"sh\"\ncwd = \"nowhere\"\nuser = \"no-such-user\"\nbind = [\"8000\", \"127.0.0.1:8000\"]\n\
+                stop_signal = \"NONE\"\nworker = 1\n[app.b]\nprogram = \"sh\"\nbind = [\"8000\"]\nhealth = [\"/x\"]\n";
+    let home = Home::with(&[("troop.toml", text)]);
+    let (code, _, err) = home.troop(&["check"]);
+    assert_eq!(code, 2);
+    for part in [
+        "line 3, column 1: app.a: there is no directory",
+        "line 4, column 1: app.a: there is no user \"no-such-user\"",
+        "line 5, column 1: app.a: \"127.0.0.1:8000\" cannot be bound beside \"8000\"",
+        "line 6, column 1: app.a.stop_signal: \"NONE\"",
+        "line 7, column 1: app.a: unknown option `worker`; did you mean `workers`?",
+        "line 10, column 1: app.b: \"8000\" cannot be bound beside \"8000\" of app.a",
+        "line 11, column 10: app.b.health: it must be a table",
+    ] {
+        assert!(err.contains(part), "{part} in {err}");
+    }
+    let text = "[app.a]\nprogram = \"sh\"\nenv = { PORT = 8000 }\n[app.b]\nprogram = \"sh\"\nenv = { PORT = 8000 }\n";
+    let home = Home::with(&[("troop.toml", text)]);
+    let (code, _, err) = home.troop(&["check"]);
+    assert!(code == 0 && err.contains("line 6, column 1: app.b: PORT is 8000"), "{code} {err}");
+    let text = "[app.a]\nprogram = \"sh\"\nweights = [1]\n[app.b]\nprogram = \"sh\"\nrecycle = { jitter = 0.2 }\n";
+    let home = Home::with(&[("troop.toml", text)]);
+    let (code, _, err) = home.troop(&["check"]);
+    assert!(code == 2 && err.contains("line 3, column 1: app.a: weights"), "{code} {err}");
+    assert!(err.contains("line 6, column 1: app.b: recycle.jitter"), "{err}");
+}
+
+#[test]
+fn values_may_have_variables_and_a_converted_file_means_the_same() {
+    let script =
+        "console.log(process.argv[2], process.argv[3], process.env.A); setInterval(() => {}, 1000)";
+    let text = "[app.web]\nprogram = \"server.js\"\nargs = [\"${TROOP_TEST_PLACE}\", '${PLAIN}']\nenv = { A = \"${TROOP_TEST_NONE:-usual}\" }\n";
+    let home = Home::with(&[("server.js", script), ("troop.toml", text)]);
+    let (code, _, err) = home.troop(&["check"]);
+    assert!(
+        code == 2 && err.contains("line 3") && err.contains("TROOP_TEST_PLACE is not set"),
+        "{err}"
+    );
+    let mut command = home.command(&["start"]);
+    assert!(command.env("TROOP_TEST_PLACE", "here").status().unwrap().success());
+    wait_until("its output", || home.log("web.log").contains("here ${PLAIN} usual"));
+    let pm2 = r#"{ "name": "job", "script": "sh", "args": ["-c", "echo ${HOME} '$${X}'"] }"#;
+    let home = Home::with(&[("ecosystem.json", pm2)]);
+    home.fine(&["init", "--from", "ecosystem.json"]);
+    home.fine(&["check"]);
+    let again = home.fine(&["init", "--from", "troop.toml", "-o", "-"]);
+    let first = std::fs::read_to_string(home.path().join("troop.toml")).unwrap();
+    let rest = |text: &str| text.split_once("\n\n").unwrap().1.to_owned();
+    assert_eq!(rest(&again), rest(&first));
 }

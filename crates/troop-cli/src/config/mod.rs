@@ -1,16 +1,20 @@
 //! Configuration files: `troop.toml`, PM2's formats and Procfiles.
 
 mod app;
+pub(crate) mod clashes;
 mod cron;
 mod effects;
 pub(crate) mod env_file;
 mod inspect;
 mod pm2;
+mod problems;
 mod procfile;
 mod sandbox;
 pub(crate) mod source;
 mod tables;
+mod toml_file;
 mod values;
+mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -121,14 +125,24 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
         }
     };
     let (apps, mut warnings) = (checked(apps, file)?, warnings);
+    let mut errors = Vec::new();
     for (name, app) in &apps {
         let found = app.ineffective();
         // What PM2 puts up with is no error.
         if is_pm2(file) {
             warnings.extend(found.iter().map(|what| format!("app.{name}: {what}")));
-        } else if !found.is_empty() {
-            return Err(format!("{}: app.{name}: {}", file.display(), found.join("; ")));
+        } else {
+            errors.extend(found.into_iter().map(|what| (name, what)));
         }
+    }
+    if !errors.is_empty() {
+        let places = places(file);
+        let line = |(name, what): (&String, String)| {
+            let option = what.split(['.', ' ']).next().unwrap_or_default().to_owned();
+            let place = places.get(&(name.clone(), option)).map(|place| format!("{place}: "));
+            format!("{}: {}app.{name}: {what}", file.display(), place.unwrap_or_default())
+        };
+        return Err(errors.into_iter().map(line).collect::<Vec<_>>().join("\n"));
     }
     Ok((apps, warnings))
 }
@@ -148,8 +162,38 @@ pub(crate) fn warnings(file: &Path, apps: &Apps) -> Vec<String> {
 }
 
 fn from_toml(text: &str) -> Result<Apps, String> {
-    let File { app } = toml::from_str(text).map_err(|e| suggest::explained(&e.to_string()))?;
-    Ok(app)
+    toml_file::parse(text, &|name| std::env::var(name).ok())
+}
+
+/// Returns a file as TOML, which means the same when it is read.
+///
+/// # Errors
+/// What TOML cannot represent.
+pub(crate) fn written(file: &File) -> Result<String, toml::ser::Error> {
+    let mut value = toml::Value::try_from(file)?;
+    variables::escape(&mut value);
+    toml::to_string_pretty(&value)
+}
+
+/// Returns the apps of a `troop.toml`, without those of their options that are wrong.
+pub(crate) fn repaired(file: &Path) -> Apps {
+    match format_of(file) {
+        Some(Format::Toml) => source::text(file).map_or_else(
+            |_| Apps::new(),
+            |text| toml_file::repaired(&text, &|name| std::env::var(name).ok()),
+        ),
+        _ => Apps::new(),
+    }
+}
+
+/// Returns the places of the options of all apps in a `troop.toml`: those of `("web", "cwd")`.
+pub(crate) fn places(file: &Path) -> BTreeMap<(String, String), String> {
+    match format_of(file) {
+        Some(Format::Toml) => {
+            source::text(file).map_or_else(|_| BTreeMap::new(), |text| toml_file::places(&text))
+        }
+        _ => BTreeMap::new(),
+    }
 }
 
 /// Parses a text as the content of a file of that name, which is not read. (JavaScript needs node.)
@@ -410,64 +454,6 @@ impl App {
         }
         notes.extend(self.sandbox.unsupported().filter(|_| self.sandbox.best_effort));
         notes
-    }
-
-    /// Returns what would keep the app from starting on this machine.
-    pub(crate) fn problems(&self, file: &Path) -> Vec<String> {
-        let mut problems = Vec::new();
-        if !self.fits_bind() {
-            problems.push(NO_POLICY.into());
-        }
-        let (directory, program) = (self.directory(file), self.program(file));
-        if !directory.is_dir() {
-            problems.push(format!("there is no directory {}", directory.display()));
-        } else if program.is_absolute() && !program.exists() {
-            problems.push(format!("there is no program {}", program.display()));
-        }
-        problems.extend(
-            self.env_file.iter().filter_map(|file| env_file::read(&directory.join(file)).err()),
-        );
-        if program.components().count() == 1 && !is_on_path(&program) {
-            problems.push(format!("there is no program {} on the PATH", program.display()));
-        }
-        if let Some(name) = &self.user
-            && uzers::get_user_by_name(name).is_none()
-            && name.parse::<u32>().is_err()
-        {
-            problems.push(format!("there is no user {name:?}"));
-        }
-        if let Some(name) = &self.group
-            && uzers::get_group_by_name(name).is_none()
-            && name.parse::<u32>().is_err()
-        {
-            problems.push(format!("there is no group {name:?}"));
-        }
-        if !self.node_args.is_empty()
-            && !crate::program::is_script(&program)
-            && !program.ends_with("node")
-            && crate::program::first_line(&program).is_none()
-        {
-            problems.push(format!(
-                "node_args are for scripts that run under node, and {} is none",
-                program.display()
-            ));
-        }
-        problems.extend(self.sandbox.unsupported().filter(|_| !self.sandbox.best_effort));
-        problems.extend(self.sandbox_problems(&directory));
-        let own = own_cpus();
-        if let Some(cpu) =
-            self.cpu_sets().unwrap_or_default().into_iter().flatten().find(|cpu| !own.contains(cpu))
-        {
-            problems.push(format!("there is no CPU {cpu} that may be used"));
-        }
-        let watched =
-            self.watch.iter().flat_map(|watch| &watch.paths).map(|path| directory.join(path));
-        problems.extend(
-            watched
-                .filter(|path| !path.exists())
-                .map(|path| format!("there is no {} to watch", path.display())),
-        );
-        problems
     }
 }
 

@@ -235,6 +235,15 @@ pub(super) fn texts_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "object", "additionalProperties": { "type": ["string", "number", "boolean"] } })
 }
 
+/// Parses the number of workers in a file, where those that are to be left out of the CPUs are a
+/// mistake more likely than PM2's way to say it.
+fn workers_in_file(text: &str) -> Result<Workers, String> {
+    if text.trim_start().starts_with('-') {
+        return Err("it must be `auto` or a number from 0 to 4096".into());
+    }
+    workers(text)
+}
+
 macro_rules! written_as_text {
     ($type:ident, $parse:ident, $examples:tt) => {
         impl<'de> Deserialize<'de> for $type {
@@ -267,7 +276,7 @@ macro_rules! written_as_text {
 
 written_as_text!(Time, time, [30, "500ms", "1d"]);
 written_as_text!(Size, size, [1048576, "300M"]);
-written_as_text!(Workers, workers, ["auto", 4]);
+written_as_text!(Workers, workers_in_file, ["auto", 4]);
 
 /// The most CPUs in a set, repetitions included.
 const MAX_CPUS: usize = 4096;

@@ -18,13 +18,36 @@ struct Findings {
 }
 
 fn inspect(file: &Path) -> Result<Findings, String> {
-    let (apps, mut warnings) = config::read_with_warnings(file)?;
+    let places = config::places(file);
+    let at = |name: &str, option: &str| {
+        let place = places.get(&(name.to_owned(), option.to_owned()));
+        place.map(|place| format!("{place}: ")).unwrap_or_default()
+    };
+    let found = |apps: &config::Apps| -> Vec<String> {
+        let own = apps.iter().flat_map(|(name, app)| {
+            app.problems(file).into_iter().map(|p| (name.clone(), p.option, p.text))
+        });
+        own.chain(config::clashes::among(apps))
+            .map(|(name, option, text)| {
+                format!("{}: {}app.{name}: {text}", file.display(), at(&name, option))
+            })
+            .collect()
+    };
+    let (apps, mut warnings) = config::read_with_warnings(file).map_err(|e| {
+        // What is right is checked too, so that all errors are told at once.
+        [e].into_iter().chain(found(&config::repaired(file))).collect::<Vec<_>>().join("\n")
+    })?;
     warnings.extend(config::warnings(file, &apps));
-    let (mut problems, mut notes) = (Vec::new(), Vec::new());
+    let (mut problems, mut notes) = (found(&apps), Vec::new());
+    warnings.extend(
+        config::clashes::suspicious(&apps)
+            .into_iter()
+            .map(|(name, option, text)| format!("{}app.{name}: {text}", at(&name, option))),
+    );
     for (name, app) in &apps {
         let about = |what: String| format!("{}: app.{name}: {what}", file.display());
         let seen = app.inspect(file);
-        problems.extend(app.problems(file).into_iter().chain(seen.problems).map(about));
+        problems.extend(seen.problems.into_iter().map(about));
         warnings.extend(seen.warnings.into_iter().map(|warning| format!("app.{name}: {warning}")));
         notes.extend(app.notes().into_iter().map(about));
     }

@@ -100,7 +100,7 @@ fn likely() -> Option<String> {
 }
 
 fn written(apps: Apps, from: &str) -> Result<String, String> {
-    let text = toml::to_string_pretty(&File { app: apps })
+    let text = config::written(&File { app: apps })
         .map_err(|e| format!("cannot write it as TOML: {e}"))?;
     Ok(format!("# From {from}. All options: docs/tool.md. Check this file: troop check\n\n{text}"))
 }
