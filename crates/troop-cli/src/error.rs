@@ -62,6 +62,8 @@ pub(crate) enum RunError {
     /// Another app of this name is running.
     Taken(String),
     Failed(Error),
+    /// All workers have ended and are not restarted, one of them with this exit code.
+    Ended(u8, Error),
 }
 
 impl From<Error> for RunError {
@@ -80,7 +82,7 @@ impl std::fmt::Display for RunError {
                     "an app {name:?} runs already: `troop reload {name}` replaces its workers; another --name starts a second one"
                 )
             }
-            RunError::Failed(e) => f.write_str(&e.chain()),
+            RunError::Failed(e) | RunError::Ended(_, e) => f.write_str(&e.chain()),
         }
     }
 }

@@ -170,8 +170,12 @@ fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             log::line(&start::with_tip(format!("troop: {e}")));
-            // As clap does for invalid arguments.
-            ExitCode::from(if matches!(e, RunError::Usage(_)) { 2 } else { 1 })
+            ExitCode::from(match e {
+                // As clap does for invalid arguments.
+                RunError::Usage(_) => 2,
+                RunError::Ended(code, _) => code.max(1),
+                _ => 1,
+            })
         }
     };
     log::finish();

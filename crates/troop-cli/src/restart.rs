@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
+use crate::config;
 use crate::records::Text;
 use crate::start;
 
@@ -89,6 +90,20 @@ pub(crate) fn program() -> PathBuf {
         .and_then(|path| path.strip_suffix(" (deleted)"))
         .map_or_else(|| own.clone(), PathBuf::from);
     if plain.is_file() { plain } else { Path::new("/proc/self/exe").to_owned() }
+}
+
+/// Checks that the program to execute runs at all, before anything ends for it.
+///
+/// # Errors
+/// The reason, for people.
+pub(crate) fn try_program() -> Result<(), String> {
+    // The driver of process 1 reaps every child, this one too.
+    if std::process::id() == 1 {
+        return Ok(());
+    }
+    let program = program();
+    config::source::succeeds(Command::new(&program).arg("--version"))
+        .map_err(|e| format!("{} does not run: {e}", program.display()))
 }
 
 /// Executes this program again with the same command line. Returns only on failure.

@@ -4,8 +4,9 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use troop::event::ExitHow;
 use troop::supervise::Progress;
 use troop::{Error, Event, text};
 
@@ -178,10 +179,12 @@ fn run_as(
         keeper: keeper.clone(),
         lock,
     };
+    let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
+    let served = claim.as_ref().map(|claim| claim.0.clone());
     builder = builder.on_start(move |cluster| {
         let serve = |app| async {
-            if let Some(listener) = listener {
-                server::serve(app, listener).await;
+            if let Some((listener, claim)) = listener.zip(served) {
+                server::serve(app, listener, claim).await;
             }
         };
         if let Err(e) = app::start(cluster, parts, signals, watched, serve) {
@@ -190,8 +193,16 @@ fn run_as(
     });
     let mut last_failed = None;
     let noted_end = last_end.clone();
+    let code = Arc::new(Mutex::new(None));
+    let noted_code = code.clone();
     let result = builder
         .on_event(move |event| {
+            if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
+                && let (false, ExitHow::Code(failed), Ok(mut noted)) =
+                    (how.is_success(), *how, noted_code.lock())
+            {
+                *noted = noted.or(u8::try_from(failed).ok());
+            }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
                 && let Ok(mut last) = noted_end.lock()
             {
@@ -243,7 +254,11 @@ fn run_as(
             Err(e) => keeper.end(Ending::Failed, Some(e.chain())),
         }
     }
-    result?;
+    let code = code.lock().ok().and_then(|code| *code);
+    result.map_err(|e| match code {
+        Some(code) => RunError::Ended(code, e),
+        None => RunError::Failed(e),
+    })?;
     if restarting.is_requested() {
         drop(claim);
         log::finish();
@@ -251,6 +266,15 @@ fn run_as(
         return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())
+}
+
+/// A claimed name, which the thread that serves its socket has too. It is released on drop.
+struct SharedClaim(Arc<Mutex<Claim>>);
+
+impl Drop for SharedClaim {
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).release();
+    }
 }
 
 /// Explains the name of an app whose usual name another one has.

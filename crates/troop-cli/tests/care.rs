@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Running, run, start};
+use support::{Home, Running, run, start};
 use tempfile::TempDir;
 use troop_testkit::{is_running, talk, wait_until};
 
@@ -159,7 +159,7 @@ fn workers_are_recycled_for_memory_age_and_failed_health_checks() {
 fn restarts_follow_the_configured_policy() {
     for (args, text, forks, code) in [
         (&["--no-autorestart"][..], "process.exit(0)", 1, 0),
-        (&["--restart", "never"], "process.exit(7)", 1, 1),
+        (&["--restart", "never"], "process.exit(7)", 1, 7),
         (&["--restart", "on-failure"], "process.exit(0)", 1, 0),
         (&["--set", "restart.final_codes=[7]"], "process.exit(7)", 1, 0),
         (&["--set", "restart.max=3", "--set", "restart.delay=1ms"], "process.exit(7)", 3, 1),
@@ -388,4 +388,47 @@ os.execv(args[0], args)
     let (mut app, _) = under_systemd(&["-b", "systemd:none", &path]);
     let (code, log) = app.end();
     assert!(code == Some(1) && log.contains("there are web, other"), "{log}");
+}
+
+#[test]
+fn a_control_directory_that_was_removed_is_created_again() {
+    let home = Home::with(&[("server.js", "require('http').createServer().listen(0)")]);
+    home.fine(&["start", "server.js", "-w", "1"]);
+    let run = home.path().join("run");
+    for is_whole in [true, false] {
+        if is_whole {
+            std::fs::remove_dir_all(&run).unwrap();
+        } else {
+            std::fs::remove_file(run.join("server.sock")).unwrap();
+        }
+        wait_until("the socket", || run.join("server.sock").exists());
+        assert_eq!(home.show("server")["phase"], "running");
+    }
+    home.fine(&["stop", "server"]);
+    assert!(!run.join("server.sock").exists() && !run.join("server.lock").exists());
+}
+
+#[test]
+fn a_restart_tries_the_program_on_disk_before_it_ends_anything() {
+    let home = Home::with(&[("server.js", "require('http').createServer().listen(0)")]);
+    let own = home.path().join("troop");
+    std::fs::copy(env!("CARGO_BIN_EXE_troop"), &own).unwrap();
+    let start = home.command(&["start", "server.js", "-w", "1"]);
+    let mut command = std::process::Command::new(&own);
+    command.args(start.get_args()).current_dir(home.path());
+    for (name, value) in start.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    assert!(command.status().unwrap().success());
+    let pid = home.show("server")["workers"][0]["pid"].clone();
+    std::fs::remove_file(&own).unwrap();
+    std::fs::write(&own, "#!/bin/sh\necho it is broken >&2\nexit 1\n").unwrap();
+    std::fs::set_permissions(&own, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (code, _, err) = home.troop(&["restart", "server"]);
+    assert!(code == 1 && err.contains("it is broken") && err.contains("goes on"), "{code} {err}");
+    assert_eq!(home.show("server")["workers"][0]["pid"], pid);
+    std::fs::remove_file(&own).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_troop"), &own).unwrap();
+    home.fine(&["restart", "server"]);
+    assert_ne!(home.show("server")["workers"][0]["pid"], pid);
 }

@@ -244,3 +244,15 @@ fn values_may_have_variables_and_a_converted_file_means_the_same() {
     let rest = |text: &str| text.split_once("\n\n").unwrap().1.to_owned();
     assert_eq!(rest(&again), rest(&first));
 }
+
+#[test]
+fn an_app_that_is_not_restarted_exits_with_the_code_of_its_program() {
+    let home = Home::with(&[]);
+    for (code, exit) in [(7, 7), (0, 0), (1, 1)] {
+        let program = format!("exit {code}");
+        let (ended, _, err) =
+            home.troop(&["run", "-w", "1", "--restart", "never", "--", "sh", "-c", &program]);
+        assert_eq!(ended, exit, "{err}");
+        assert!(err.contains(&format!("exit code {code}")), "{err}");
+    }
+}

@@ -11,6 +11,7 @@ use super::{RunningApp, failed};
 use crate::control::protocol::Failure;
 use crate::preflight;
 use crate::records::Text;
+use crate::restart;
 use crate::start::start_timeout;
 
 impl RunningApp {
@@ -115,6 +116,10 @@ impl RunningApp {
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
         let checked = resolved.setup().and_then(|_| preflight::check_files(&resolved));
         checked.map_err(|e| Failure::new("bad-request", e.chain()))?;
+        let tried = tokio::task::spawn_blocking(restart::try_program).await;
+        tried.unwrap_or_else(|e| Err(e.to_string())).map_err(|e| {
+            Failure::new("failed", format!("not restarted, and the app goes on: {e}"))
+        })?;
         Ok(start_timeout(&resolved))
     }
 }

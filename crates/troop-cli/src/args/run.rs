@@ -30,7 +30,7 @@ use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
   troop run --name web server.js       then, in another terminal: troop ls, troop reload web, troop scale web 8
   troop run -w 0 server.js             the program without troop, for a debugger
 
-Exit codes: 0 after a graceful stop, 1 if workers cannot be kept running, 2 for invalid usage or configuration.")]
+Exit codes: 0 after a graceful stop, 1 if workers cannot be kept running (the program's code if it is not restarted), 2 for invalid usage or configuration.")]
 pub(crate) struct Foreground {
     #[command(flatten)]
     pub(crate) run: Run,

@@ -233,6 +233,19 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     }
 }
 
+/// Checks that a program succeeds.
+///
+/// # Errors
+/// The reason, for people: the last line that it has printed on standard error.
+pub(crate) fn succeeds(command: &mut Command) -> Result<(), String> {
+    let printed = run(command)?;
+    if printed.is_success {
+        return Ok(());
+    }
+    let last = printed.err.lines().rfind(|line| !line.trim().is_empty());
+    Err(concise(last.unwrap_or("it ends with a failure")))
+}
+
 /// A process and its children, which are killed when this is dropped.
 struct ProcessGroup {
     child: Child,

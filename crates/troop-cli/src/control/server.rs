@@ -4,7 +4,7 @@
 //! time to read the answer. A silent client makes room for the next one ([`PendingClients`]).
 
 use std::os::unix::net::UnixListener as StdListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ use troop::Events;
 use super::connection::{Connection, Disconnected};
 use super::pending::PendingClients;
 use super::protocol::{Answer, Envelope, Failure, Request, VERSION};
+use super::sockets::Claim;
 use crate::app::RunningApp;
 use crate::log;
 
@@ -37,8 +38,11 @@ struct Server {
     reply_waiters: Semaphore,
 }
 
+/// Interval between checks whether clients still find the socket.
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(3);
+
 /// Serves the clients of an app. Returns only if the listener cannot be used.
-pub(crate) async fn serve(app: Arc<RunningApp>, listener: StdListener) {
+pub(crate) async fn serve(app: Arc<RunningApp>, listener: StdListener, claim: Arc<Mutex<Claim>>) {
     let server = Arc::new(Server {
         app,
         pending: PendingClients::default(),
@@ -46,10 +50,33 @@ pub(crate) async fn serve(app: Arc<RunningApp>, listener: StdListener) {
         event_streams: Semaphore::new(MAX_FOLLOWERS),
         reply_waiters: Semaphore::new(MAX_WAITING_FOR_REPLIES),
     });
-    let ready = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
-    let Ok(listener) = ready else { return };
+    let ready = |listener: StdListener| {
+        listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener))
+    };
+    let Ok(mut listener) = ready(listener) else { return };
+    let mut check = tokio::time::interval(SOCKET_CHECK_INTERVAL);
+    check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut has_failed = false;
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = check.tick() => {
+                let renewed = claim.lock().unwrap_or_else(PoisonError::into_inner).renew();
+                match renewed.and_then(|renewed| renewed.map(&ready).transpose()) {
+                    Ok(None) => {}
+                    Ok(Some(renewed)) => {
+                        (listener, has_failed) = (renewed, false);
+                        log::line("troop: the control socket had been removed, and was created again");
+                    }
+                    Err(e) if !std::mem::replace(&mut has_failed, true) => {
+                        log::line(&format!("troop: the control socket was removed, so `troop ls` and other verbs do not find this app: {e}"));
+                    }
+                    Err(_) => {}
+                }
+                continue;
+            }
+        };
+        let Ok((stream, _)) = accepted else {
             tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             continue;
         };

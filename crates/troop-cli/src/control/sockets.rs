@@ -67,21 +67,64 @@ pub(crate) struct Claim {
     pub(crate) name: String,
     directory: Directory,
     lock: File,
+    is_released: bool,
 }
 
 impl Claim {
+    /// Whether clients find the socket: its directory may have been removed, as `XDG_RUNTIME_DIR` is at
+    /// a logout.
+    fn is_reachable(&self) -> bool {
+        let found = Directory::find(&path(), Safety::Links);
+        let is_there =
+            |directory: &Directory| matches!(directory.entry(&socket(&self.name)), Ok(Some(_)));
+        found.is_ok_and(|found| {
+            found.is_some_and(|found| found.is_same(&self.directory) && is_there(&found))
+        })
+    }
+
+    /// Makes the socket again if clients do not find it any more. Returns the new one.
+    ///
+    /// # Errors
+    /// If it cannot be made, or another app has taken the name.
+    pub(crate) fn renew(&mut self) -> io::Result<Option<UnixListener>> {
+        if self.is_released || self.is_reachable() {
+            return Ok(None);
+        }
+        let directory = directory()?;
+        let lock = match locked(&directory, &self.name)? {
+            Some(lock) => lock,
+            // Only the socket was removed.
+            None if directory.is_same(&self.directory) => self.lock.try_clone()?,
+            None => return Err(io::ErrorKind::AddrInUse.into()),
+        };
+        let listener = bind(&directory, &self.name)?;
+        (self.directory, self.lock) = (directory, lock);
+        Ok(Some(listener))
+    }
+
     /// Returns the lock file, whose time of change shows when the app was alive last.
     pub(crate) fn lock_file(&self) -> io::Result<File> {
         self.lock.try_clone()
     }
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
+impl Claim {
+    /// Releases the name.
+    pub(crate) fn release(&mut self) {
+        if std::mem::replace(&mut self.is_released, true) {
+            return;
+        }
         let _ = self.directory.remove(&socket(&self.name));
         crate::moves::remove(&self.name);
         // A process that waits for the lock notices that its file is gone.
         let _ = self.directory.remove(&lock(&self.name));
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -121,6 +164,17 @@ fn locked(directory: &Directory, name: &str) -> io::Result<Option<File>> {
     Err(io::ErrorKind::ResourceBusy.into())
 }
 
+/// Binds the socket of a name that is claimed.
+fn bind(directory: &Directory, name: &str) -> io::Result<UnixListener> {
+    let socket = socket(name);
+    let _ = directory.remove(&socket);
+    let path = directory.reach(&socket);
+    let listener = UnixListener::bind(&path)?;
+    // The directory keeps other users out already.
+    rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
+    Ok(listener)
+}
+
 /// Claims a name and binds its socket. A name that is not `is_explicit` gets a number if it is
 /// taken.
 pub(crate) fn claim(name: &str, is_explicit: bool) -> Result<(Claim, UnixListener), ClaimError> {
@@ -134,16 +188,9 @@ pub(crate) fn claim(name: &str, is_explicit: bool) -> Result<(Claim, UnixListene
         else {
             continue;
         };
-        let socket = socket(&name);
-        let _ = directory.remove(&socket);
-        let path = directory.reach(&socket);
         let listener =
-            UnixListener::bind(&path).map_err(|e| io("cannot bind the control socket", e))?;
-        let claim = Claim { name: name.clone(), directory, lock };
-        // The directory keeps other users out already.
-        rustix::fs::chmod(&path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
-            .map_err(|e| io("cannot close the control socket to others", e.into()))?;
-        return Ok((claim, listener));
+            bind(&directory, &name).map_err(|e| io("cannot bind the control socket", e))?;
+        return Ok((Claim { name: name.clone(), directory, lock, is_released: false }, listener));
     }
     Err(ClaimError::Taken)
 }
@@ -188,7 +235,7 @@ pub(crate) fn last_seen(path: &Path, name: &str) -> Option<SystemTime> {
 pub(crate) fn clear(name: &str) -> io::Result<()> {
     let directory = directory()?;
     if let Some(lock) = locked(&directory, name)? {
-        drop(Claim { name: name.to_owned(), directory, lock });
+        drop(Claim { name: name.to_owned(), directory, lock, is_released: false });
     }
     Ok(())
 }
