@@ -19,6 +19,7 @@ mod moves;
 mod names;
 mod notify;
 mod preflight;
+mod primary_part;
 mod print;
 mod program;
 mod records;

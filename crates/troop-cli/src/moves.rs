@@ -20,7 +20,7 @@ use troop::program::safe_path::{Directory, Safety};
 use crate::control::sockets;
 use crate::log;
 
-const SCRIPT: &str = include_str!("moves.js");
+const SCRIPT: &str = concat!(include_str!("moves.js"), include_str!("primary_part.js"));
 
 /// The app of this process, by its claimed name.
 static APP: OnceLock<String> = OnceLock::new();

@@ -28,7 +28,7 @@ use crate::records::keeper::Keeper;
 use crate::resolve::{self, ResolvedApp, Source};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{launcher, moves, notify, signals, watch};
+use crate::{launcher, moves, notify, primary_part, signals, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
@@ -193,10 +193,21 @@ fn run_as(
     });
     let mut last_failed = None;
     let noted_end = last_end.clone();
+    let hinted = reporter.clone();
+    let mut has_told = false;
     let code = Arc::new(Mutex::new(None));
     let noted_code = code.clone();
     let result = builder
         .on_event(move |event| {
+            if let Event::Message { message, .. } = event
+                && let Some(hint) = primary_part::hint(message.as_json())
+            {
+                if !std::mem::replace(&mut has_told, true) {
+                    log::line(&format!("troop: {hint}"));
+                    hinted.iter().for_each(|reporter| reporter.note_hint(hint.clone()));
+                }
+                return;
+            }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
                 && let (false, ExitHow::Code(failed), Ok(mut noted)) =
                     (how.is_success(), *how, noted_code.lock())

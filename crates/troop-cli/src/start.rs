@@ -405,7 +405,8 @@ impl StartingPrimary {
         let shown = &self.name.clone();
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
         match startup {
-            StartupReport::Ready { name, pid, workers, listeners } => {
+            StartupReport::Ready { name, pid, workers, listeners, hint: told } => {
+                told.iter().for_each(|told| log::line(&format!("troop: {name}: {told}")));
                 if name != *shown {
                     log::line(&format!("troop: {}", crate::run::also_runs(shown, &name)));
                 }

@@ -206,3 +206,26 @@ fn a_release_that_a_link_leads_to_is_resolved_again_at_each_reload() {
         home.fine(&["stop", "app"]);
     }
 }
+
+#[test]
+fn a_program_that_clusters_itself_is_told_that_its_primary_part_does_not_run() {
+    let cluster = "const cluster = require('node:cluster'); if (cluster.isPrimary) { cluster.fork(); } else {";
+    let forks = "require('cluster').fork?.();";
+    let package = "module.exports = require('cluster').isPrimary;";
+    for (before, after, is_told) in [
+        (cluster, "}", true),
+        (forks, "", true),
+        ("require('some');", "", false),
+        ("", "", false),
+        ("", "setTimeout(() => require('cluster').isPrimary, 500);", false),
+    ] {
+        let script = format!("{before} {SERVER} {after}");
+        let home = Home::with(&[("server.js", &script), ("ecosystem.json", &file(&json!({})))]);
+        std::fs::create_dir_all(home.path().join("node_modules/some")).unwrap();
+        std::fs::write(home.path().join("node_modules/some/index.js"), package).unwrap();
+        let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
+        assert!(code == 0 && out.contains("1 worker ready"), "{out}{err}");
+        assert_eq!(err.contains("clusters itself"), is_told, "{before}: {err}");
+        assert_eq!(home.log("app.log").contains("server.js:"), is_told);
+    }
+}

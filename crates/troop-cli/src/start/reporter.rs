@@ -25,7 +25,14 @@ const MAX_QUICK_ENDS: u32 = 3;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StartupReport {
     /// All workers are ready.
-    Ready { name: String, pid: u32, workers: usize, listeners: Vec<String> },
+    Ready {
+        name: String,
+        pid: u32,
+        workers: usize,
+        listeners: Vec<String>,
+        #[serde(default)]
+        hint: Option<String>,
+    },
     /// Some workers are ready, and the app keeps running.
     Partly { ready: usize, wanted: usize, reason: String, last_lines: Option<String> },
     /// All workers have ended by themselves and without a failure, and the primary ends.
@@ -46,6 +53,8 @@ pub(crate) struct StartupReporter {
     last_end: Mutex<Option<(String, bool)>>,
     /// The worker that has ended with a failure last.
     last_failed: Mutex<Option<WorkerHandle>>,
+    /// What to tell of the program.
+    hint: Mutex<Option<String>>,
 }
 
 impl StartupReporter {
@@ -69,6 +78,12 @@ impl StartupReporter {
         if let Ok(mut last) = self.last_end.lock() {
             let had_success = last.as_ref().is_none_or(|(_, is_success)| *is_success);
             *last = Some((how, is_success && had_success));
+        }
+    }
+
+    pub(crate) fn note_hint(&self, text: String) {
+        if let Ok(mut hint) = self.hint.lock() {
+            *hint = Some(text);
         }
     }
 
@@ -171,6 +186,7 @@ impl StartupReporter {
             pid: snapshot.pid,
             workers,
             listeners,
+            hint: self.hint.lock().ok().and_then(|mut hint| hint.take()),
         });
     }
 
