@@ -435,7 +435,10 @@ fn an_app_started_with_no_wait_ends_too_if_it_cannot_start() {
     wait_until("its failure", || {
         home.log("short.log").contains("giving up: no worker became ready")
     });
-    wait_until("its end", || !home.fine(&["ls", "--json"]).contains("\"phase\""));
+    // Nobody was told, so it is listed.
+    wait_until("its end", || home.fine(&["ls", "--json"]).contains("\"phase\": \"failed\""));
+    let (code, out, _) = home.troop(&["show", "short"]);
+    assert!(code == 3 && out.contains("no worker became ready"), "{out}");
     let (code, _, err) =
         home.troop(&["start", "short.js", "-i", "1", "-n", "other", "--stop-exit-codes", "3"]);
     assert!(

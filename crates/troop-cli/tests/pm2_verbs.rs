@@ -106,7 +106,7 @@ fn verbs_that_there_are_not_are_answered_and_nothing_misleading_is_suggested() {
             assert!(!err.contains(misleading), "{verb}: {err}");
         }
     }
-    let (code, _, err) = home.troop(&["start", "a.js", "--onlie"]);
+    let (code, _, err) = home.troop(&["start", "a.js", "--pricy"]);
     assert!(code == 2 && !err.contains("--policy"), "{err}");
 }
 
@@ -142,6 +142,46 @@ fn options_of_pm2_have_their_effect() {
     assert!(with(&["start", "web"], "three").ends_with("greeting one"));
     home.fine(&["stop", "web"]);
     assert!(with(&["start", "web", "--update-env"], "four").ends_with("greeting four"));
+}
+
+#[test]
+fn workers_are_replaced_or_a_job_is_run_at_certain_times() {
+    let home = Home::with(&[("server.js", SERVER), ("job.js", "console.log('ran')")]);
+    let (code, _, err) = home.troop(&["start", "server.js", "--cron-restart", "often"]);
+    assert!(code == 2 && err.contains("cron"), "{err}");
+    home.fine(&[
+        "start",
+        "server.js",
+        "-n",
+        "web",
+        "--cron-restart",
+        "* * * * * *",
+        "--set",
+        "min_ready_time=0",
+    ]);
+    wait_until("another generation", || {
+        home.show("web")["workers"][0]["generation"].as_u64() > Some(1)
+    });
+    home.fine(&["start", "job.js", "--no-autorestart", "--cron", "* * * * * *"]);
+    wait_until("two runs", || home.log("job.log").matches("ran").count() > 1);
+    // None, as in PM2.
+    home.fine(&["start", "server.js", "-n", "plain", "--cron-restart", "0"]);
+}
+
+#[test]
+fn run_takes_what_start_takes() {
+    let home = Home::with(&[("tell.sh", "#!/bin/sh\necho \"$# $*\"\n")]);
+    let run = |args: &[&str]| {
+        home.fine(&[&["run", "--restart", "never", "--ready", "auto"], args].concat())
+    };
+    for (args, said) in [
+        (&["sh", "tell.sh", "--port", "1"][..], "2 --port 1\n"),
+        (&["sh", "--", "tell.sh", "--port", "1"], "2 --port 1\n"),
+        (&["sh tell.sh -x", "--", "y z"], "2 -x y z\n"),
+        (&["A=1 && sh tell.sh $A", "b"], "2 1 b\n"),
+    ] {
+        assert_eq!(run(args), said, "{args:?}");
+    }
 }
 
 #[test]

@@ -53,6 +53,11 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "restart_delay")]
     exp_backoff_restart_delay: Option<Time>,
 
+    /// Replace all workers at these times, or with --no-autorestart run the program again: a pattern
+    /// such as `0 4 * * *`
+    #[arg(help_heading = PM2, long, visible_alias = "cron", value_name = "PATTERN")]
+    cron_restart: Option<String>,
+
     /// Exit codes after which a worker is not restarted
     #[arg(help_heading = PM2, long, value_name = "CODE,…", value_delimiter = ',')]
     stop_exit_codes: Vec<i32>,
@@ -172,6 +177,13 @@ impl Pm2 {
         app.silent |= self.disable_logs;
         if self.no_treekill {
             app.kill_mode = Some(config::KillMode::Group);
+        }
+        // As in PM2, 0 is none.
+        if let Some(pattern) = self.cron_restart.clone().filter(|pattern| pattern != "0") {
+            match self.no_autorestart {
+                true => (app.cron, app.run_at_start) = (Some(pattern), true),
+                false => app.recycle.cron = Some(pattern),
+            }
         }
         if self.time || self.log_date_format.is_some() {
             app.output.format = Some(Form::Prefixed);

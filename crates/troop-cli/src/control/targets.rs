@@ -5,7 +5,7 @@ use super::select::{self, Named};
 use super::sockets;
 use crate::error::CliError;
 use crate::records::listed::{self, Listed};
-use crate::records::{End, Record};
+use crate::records::{End, Ending, Record};
 use crate::{log, suggest};
 
 /// An app that runs, or whose record is kept.
@@ -198,5 +198,11 @@ pub(crate) fn not_running(record: &Record, end: &End) -> CliError {
         Some(_) => format!("; `troop start {name}` starts it again"),
         None => String::new(),
     };
-    CliError::NoApp(format!("{name} does not run, it is {}{then}", end.how.state()))
+    let how = match end.how {
+        Ending::Stopped => "was stopped",
+        Ending::Finished => "has finished",
+        Ending::Failed => "has failed",
+        Ending::Crashed => "has crashed",
+    };
+    CliError::NoApp(format!("{name} does not run, it {how}{then}"))
 }

@@ -4,11 +4,12 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::process::Identity;
-use super::store::Store;
+use super::store::{Store, bounded};
 use super::{End, Ending, Record, StartCall, Text, free_id, millis, own_env};
 use crate::control::sockets;
 use crate::resolve::{ResolvedApp, Source};
@@ -34,6 +35,11 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Writes the record of an app that starts.
     pub(crate) fn begin(name: &str, app: &ResolvedApp, source: &Source) -> io::Result<Keeper> {
+        let (name, app, source) = (name.to_owned(), app.clone(), source.clone());
+        bounded(move || Keeper::try_begin(&name, &app, &source))
+    }
+
+    fn try_begin(name: &str, app: &ResolvedApp, source: &Source) -> io::Result<Keeper> {
         let store = Store::create()?;
         let _lock = store.lock()?;
         let before = store.read(name);
@@ -65,9 +71,10 @@ impl Keeper {
     }
 
     /// Writes how the app has ended. Failures are ignored: the app is then listed as crashed.
-    pub(crate) fn end(&self, how: Ending, reason: Option<String>) {
+    pub(crate) fn end(self: &Arc<Keeper>, how: Ending, reason: Option<String>) {
         let end = End { how, at_ms: millis(SystemTime::now()), reason };
-        let _ = self.try_end(end);
+        let keeper = self.clone();
+        let _ = bounded(move || keeper.try_end(end));
     }
 
     fn try_end(&self, end: End) -> io::Result<()> {
@@ -82,21 +89,22 @@ impl Keeper {
     }
 
     /// Takes a start back that has failed: an app that was known before remains so.
-    pub(crate) fn take_back(&self, reason: String) {
-        let Ok(_lock) = self.store.lock() else { return };
-        let name = &self.record.name;
-        let _ = match &self.before {
+    pub(crate) fn take_back(self: &Arc<Keeper>, reason: String) {
+        let end =
+            End { how: Ending::Failed, at_ms: millis(SystemTime::now()), reason: Some(reason) };
+        let keeper = self.clone();
+        let _ = bounded(move || keeper.try_take_back(end));
+    }
+
+    fn try_take_back(&self, end: End) -> io::Result<()> {
+        let _lock = self.store.lock()?;
+        match &self.before {
             _ if !self.is_own() => Ok(()),
             Some(before) if before.start.is_some() => {
-                let end = End {
-                    how: Ending::Failed,
-                    at_ms: millis(SystemTime::now()),
-                    reason: Some(reason),
-                };
                 self.store.write(&Record { end: Some(end), ..before.clone() })
             }
-            _ => self.store.remove(name),
-        };
+            _ => self.store.remove(&self.record.name),
+        }
     }
 
     /// Whether the record is of this process, and was not replaced or removed by another one.

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::SystemTime;
 
-use super::store::Store;
+use super::store::{Store, bounded};
 use super::{End, Life, Record, free_id};
 use crate::control::sockets;
 
@@ -18,13 +18,16 @@ pub(crate) struct Listed {
 
 /// Returns all apps that have a record, in the order of their numbers.
 pub(crate) fn all() -> io::Result<Vec<Listed>> {
-    let Some(store) = Store::find()? else { return Ok(Vec::new()) };
-    Ok(store.all()?.into_iter().filter_map(|record| settle(&store, record)).collect())
+    bounded(|| {
+        let Some(store) = Store::find()? else { return Ok(Vec::new()) };
+        Ok(store.all()?.into_iter().filter_map(|record| settle(&store, record)).collect())
+    })
 }
 
 /// Returns numbers for this many apps that are started now.
 pub(crate) fn free_ids(count: usize) -> Vec<u32> {
-    let known = Store::find().ok().flatten().and_then(|store| store.all().ok()).unwrap_or_default();
+    let known = bounded(|| Store::find()?.map_or_else(|| Ok(Vec::new()), |store| store.all()));
+    let known = known.unwrap_or_default();
     let mut taken: Vec<_> = known.iter().map(|record| record.id).collect();
     let mut free = Vec::new();
     for _ in 0..count {
@@ -37,9 +40,12 @@ pub(crate) fn free_ids(count: usize) -> Vec<u32> {
 
 /// Returns the app of a name, if it has a record.
 pub(crate) fn of(name: &str) -> Option<Listed> {
-    let store = Store::find().ok()??;
-    let record = store.read(name)?;
-    settle(&store, record)
+    let name = name.to_owned();
+    let found = bounded(move || {
+        let Some(store) = Store::find()? else { return Ok(None) };
+        Ok(store.read(&name).and_then(|record| settle(&store, record)))
+    });
+    found.ok()?
 }
 
 /// Removes the record of an app that does not run.
@@ -47,12 +53,15 @@ pub(crate) fn of(name: &str) -> Option<Listed> {
 /// # Errors
 /// Those of `unlink(2)`.
 pub(crate) fn forget(name: &str) -> io::Result<()> {
-    let Some(store) = Store::find()? else { return Ok(()) };
-    let _lock = store.lock()?;
-    match store.read(name) {
-        Some(record) if record.primary.fate() == super::process::Fate::Running => Ok(()),
-        _ => store.remove(name),
-    }
+    let name = name.to_owned();
+    bounded(move || {
+        let Some(store) = Store::find()? else { return Ok(()) };
+        let _lock = store.lock()?;
+        match store.read(&name) {
+            Some(record) if record.primary.fate() == super::process::Fate::Running => Ok(()),
+            _ => store.remove(&name),
+        }
+    })
 }
 
 /// Determines the state of an app. Notes a crash, removes what it has left behind, and removes a

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -22,6 +23,29 @@ use crate::names;
 const MAX_FILE: u64 = 64 << 20;
 /// The lock that is held while records are changed.
 const LOCK: &str = ".lock";
+
+/// Time that the file system of records has to answer. The app runs without a record then.
+const STATE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Reads or changes records with a timeout: their file system may not answer.
+///
+/// # Errors
+/// Those of the work; `TimedOut`.
+pub(crate) fn bounded<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    troop::program::within::within(STATE_TIMEOUT, work).map_err(|e| match e.kind() {
+        io::ErrorKind::TimedOut => io::Error::new(
+            e.kind(),
+            format!(
+                "{} has not answered for {} s (a dead mount?)",
+                path().display(),
+                STATE_TIMEOUT.as_secs()
+            ),
+        ),
+        _ => e,
+    })
+}
 
 /// Returns the directory of records: `TROOP_STATE_DIR`, or a directory beside the control sockets
 /// if `TROOP_RUNTIME_DIR` is set, or `/var/lib/troop` for root and `~/.local/state/troop/apps` for

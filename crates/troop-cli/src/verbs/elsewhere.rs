@@ -33,6 +33,8 @@ pub(crate) fn answer(error: &mut Error) -> Option<String> {
         && suggest::nearest(typed.trim_start_matches('-'), [near.trim_start_matches('-')]).is_none()
     {
         error.remove(ContextKind::SuggestedArg);
+        // It shows how the suggested option is used.
+        error.remove(ContextKind::Usage);
     }
     None
 }

@@ -212,3 +212,33 @@ fn configured_paths_on_a_dead_mount_time_out_with_an_error_while_the_app_serves(
     });
     drop(dead);
 }
+
+#[test]
+fn an_app_whose_record_is_on_a_dead_mount_runs_and_is_listed_without_it() {
+    const TEST: &str = "an_app_whose_record_is_on_a_dead_mount_runs_and_is_listed_without_it";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    let Some(dead) = Mount::dead(TEST, &home.path().join("dead")) else { return };
+    let program = home.path().join("program");
+    std::fs::copy(FIXTURE, &program).unwrap();
+    let on_dead = |args: &[&str]| {
+        let mut command = troop(home.path(), args);
+        command.env("TROOP_STATE_DIR", home.path().join("dead/apps"));
+        command
+    };
+    let program = program.to_str().unwrap();
+    let args = ["run", "--log", "json", "-n", "web", program, "line", "127.0.0.1:0"];
+    let mut running = Running::start(&mut on_dead(&args));
+    running.event("listening");
+    let ended = Home::ended(on_dead(&["ls"]));
+    assert!(
+        ended.code == Some(0) && ended.out.contains("running") && ended.err.contains("dead mount"),
+        "{ended:?}"
+    );
+    // Nor does its end wait for it.
+    let ended = Home::ended(on_dead(&["stop", "web"]));
+    assert!(ended.code == Some(0) && ended.out.contains("web: stopped"), "{ended:?}");
+    drop(dead);
+}
