@@ -72,6 +72,8 @@ function watch() {
   const servers = new Map();
   /** Servers that are not of `http`. */
   const others = new Set();
+  /** Servers whose `closeIdleConnections` the program has fixed: Node closes their idle connections, which do not move. */
+  const fixed = new WeakSet();
   /** Sockets that came from another worker after a request, and have had no request here. */
   const arrived = new WeakSet();
   /** The state of draining: `null` before the primary requests it. */
@@ -89,6 +91,27 @@ function watch() {
     process.emitWarning(`connections do not outlive this worker: ${text}`, { type: 'TroopWarning' });
   }
 
+  /** Has exceptions of this script, which properties that the program has fixed may cause, not end the program. */
+  function guarded(run) {
+    return function(...args) {
+      try {
+        return run.apply(this, args);
+      } catch (error) {
+        warn(`${error?.message ?? error}`);
+      }
+    };
+  }
+
+  /** Calls a function of the program's; its exceptions are the program's. */
+  function callProgram(run) {
+    try { run(); } catch (error) { process.nextTick(() => { throw error; }); }
+  }
+
+  /** Puts a function in the place of one of a server's, and returns whether the program allows it. */
+  function override(server, name, value) {
+    return Reflect.defineProperty(server, name, { value, writable: true, configurable: true, enumerable: false });
+  }
+
   function tell(act, fields) {
     if (process.connected) send.call(process, { cmd: 'NODE_TROOP', act, ...fields }, undefined, undefined, () => {});
   }
@@ -98,9 +121,8 @@ function watch() {
   cluster._getServer = function(server, options, callback) {
     return getServer.call(this, server, options, function(...reply) {
       if (!reply[0]) {
-        if (isHttp(server)) learn(server, key);
-        else others.add(server);
-        watchLimit(server, key);
+        guarded(() => isHttp(server) ? learn(server, key) : others.add(server))();
+        guarded(watchLimit)(server, key);
       }
       return callback.apply(this, reply);
     });
@@ -119,7 +141,7 @@ function watch() {
     const name = 'maxConnections';
     if (typeof server.getConnections !== 'function') return;
     if (Number.isFinite(server[name])) return tell('limited', { key });
-    if (Object.getOwnPropertyDescriptor(server, name)?.configurable === false) return;
+    if (Object.getOwnPropertyDescriptor(server, name)?.configurable === false || !Object.isExtensible(server)) return;
     const { value, enumerable = true } = Object.getOwnPropertyDescriptor(server, name) ?? {};
     const hadName = Object.hasOwn(server, name);
     Object.defineProperty(server, name, {
@@ -190,7 +212,7 @@ function watch() {
     const handle = socket._handle;
     const { parser } = socket;
     const taken = takenKeys();
-    if (!taken.size || socket._server !== server || socket.server !== server || socket[STAY]) return false;
+    if (!taken.size || fixed.has(server) || socket._server !== server || socket.server !== server || socket[STAY]) return false;
     if (!isPlain(server) || hasState(socket)) return false;
     const kind = handle?.constructor.name;
     if (kind !== 'TCP' && kind !== 'Pipe') return false;
@@ -239,10 +261,10 @@ function watch() {
     server._connections++;
     socket.server = server;
     socket._server = server;
-    server.emit('connection', socket);
+    callProgram(() => server.emit('connection', socket));
     if (kept) rest(server, socket);
     old.destroy();
-    if (!takenKeys().size && !server.listening) server.closeIdleConnections();
+    if (!takenKeys().size && !server.listening) callProgram(() => server.closeIdleConnections());
   }
 
   /** Puts a new connection into the state after an answer, so that Node's server treats it as kept alive. */
@@ -279,7 +301,7 @@ function watch() {
     if (isScheduled) return;
     isScheduled = true;
     // Not while a parser runs, and after the other messages of the primary that have arrived.
-    setImmediate(pump);
+    setImmediate(guarded(pump));
   }
 
   function pump() {
@@ -311,10 +333,10 @@ function watch() {
     }
     underWay = entry;
     // Queued behind sockets that the program sends. After this callback the next acknowledgement belongs to this connection.
-    send.call(process, { cmd: 'NODE_TROOP', act: 'move', key, kept }, handle, undefined, (error) => {
+    send.call(process, { cmd: 'NODE_TROOP', act: 'move', key, kept }, handle, undefined, guarded((error) => {
       if (error) settled(entry, false);
       else entry.isWritten = true;
-    });
+    }));
   }
 
   function settled(entry, hasArrived) {
@@ -326,7 +348,7 @@ function watch() {
       entry.socket.destroy();
     } else if (Date.now() < entry.until && leaving?.keys.has(entry.key) && process.connected) {
       // The primary has too many waiting connections.
-      setTimeout(() => { if (!underWay && detached[0] === entry) sendNext(); }, RETRY_INTERVAL);
+      setTimeout(guarded(() => { if (!underWay && detached[0] === entry) sendNext(); }), RETRY_INTERVAL);
       return;
     } else {
       detached.shift();
@@ -349,28 +371,24 @@ function watch() {
     const first = Math.min(spread / 4, MAX_ANNOUNCEMENT);
     setTimeout(() => {
       // What has arrived is read before.
-      setImmediate(() => {
+      setImmediate(guarded(() => {
         leaving.ending.delete(socket);
         if (!socket._httpMessage && parsersOf(server, 'idle').includes(socket.parser)) socket.destroy();
-      });
+      }));
     }, first + Math.random() * (spread - first));
   }
 
   /** Replaces `closeIdleConnections`, which Node calls when a server closes, while the worker drains. */
   function takeOver(server) {
-    Object.defineProperty(server, 'closeIdleConnections', {
-      value: function closeIdleConnections() {
-        for (const { socket } of parsersOf(server)) {
-          if (socket && isMovable(server, socket)) enqueue(server, socket);
-        }
-        for (const { socket } of parsersOf(server, 'idle')) {
-          if (!isMovable(server, socket) && (!socket._httpMessage || socket._httpMessage.finished)) end(server, socket);
-        }
-      },
-      writable: true,
-      configurable: true,
-      enumerable: false,
-    });
+    const isAllowed = override(server, 'closeIdleConnections', guarded(() => {
+      for (const { socket } of parsersOf(server)) {
+        if (socket && isMovable(server, socket)) enqueue(server, socket);
+      }
+      for (const { socket } of parsersOf(server, 'idle')) {
+        if (!isMovable(server, socket) && (!socket._httpMessage || socket._httpMessage.finished)) end(server, socket);
+      }
+    }));
+    if (!isAllowed && fixed.add(server)) warn('the program has fixed closeIdleConnections of a server');
   }
 
   function leave({ keys, spread }) {
@@ -384,7 +402,7 @@ function watch() {
         if (isMovable(server, socket)) enqueue(server, socket);
         else if (socket._httpMessage) announceEnd(socket._httpMessage);
       }
-      if (!server.listening) server.closeIdleConnections();
+      if (!server.listening) callProgram(() => server.closeIdleConnections());
     }
     leaving.isScanned = true;
     if (!isScheduled) pump();
@@ -429,10 +447,10 @@ function watch() {
   function observe() {
     if (isObserved) return;
     isObserved = true;
-    require('diagnostics_channel').subscribe('http.server.response.finish', ({ server, socket }) => {
+    require('diagnostics_channel').subscribe('http.server.response.finish', guarded(({ server, socket }) => {
       if (servers.has(server) && (leaving || isWanted(socket))) enqueue(server, socket);
-    });
-    process.once('disconnect', () => {
+    }));
+    process.once('disconnect', guarded(() => {
       const entries = detached.splice(0);
       // The owner of the connection in flight is unknown.
       if (underWay && entries[0] === underWay) {
@@ -442,7 +460,7 @@ function watch() {
       }
       underWay = null;
       entries.forEach(putBack);
-    });
+    }));
   }
 
   function announceEnd(response) {
@@ -452,16 +470,16 @@ function watch() {
   function begin() {
     const { subscribe } = require('diagnostics_channel');
     for (const server of servers.keys()) takeOver(server);
-    subscribe('http.server.request.start', ({ server, socket, response }) => {
+    subscribe('http.server.request.start', guarded(({ server, socket, response }) => {
       if (servers.has(server) && !isMovable(server, socket)) announceEnd(response);
-    });
+    }));
     observe();
     // Finds connections that become idle without an answer, and those that no worker has taken.
-    setInterval(() => {
+    setInterval(guarded(() => {
       for (const server of servers.keys()) {
         for (const { socket } of parsersOf(server, 'idle')) if (isMovable(server, socket)) enqueue(server, socket);
       }
-    }, MAX_WAIT).unref();
+    }), MAX_WAIT).unref();
   }
 
   // ---- the stop signal ----
@@ -492,26 +510,23 @@ function watch() {
 
   /** Has a server that Node closes for the disconnect call back when the program closes it too, instead of reporting that it is closed. */
   function allowClose(server) {
+    const own = Object.getOwnPropertyDescriptor(server, 'close');
     const { close } = server;
     if (typeof close !== 'function') return;
     let isEnded = false;
-    server.once('close', () => { isEnded = true; });
-    Object.defineProperty(server, 'close', {
-      value(callback) {
-        if (server.listening) return close.call(server, callback);
-        delete server.close;
-        if (server.close !== close) server.close = close;
-        if (typeof callback === 'function') {
-          if (isEnded) process.nextTick(callback);
-          else server.once('close', callback);
-        }
-        server.closeIdleConnections?.();
-        return server;
-      },
-      writable: true,
-      configurable: true,
-      enumerable: false,
+    // Where the program has fixed it, its callback gets Node's error.
+    const isAllowed = override(server, 'close', (callback) => {
+      if (server.listening) return close.call(server, callback);
+      Reflect.deleteProperty(server, 'close');
+      if (own) Reflect.defineProperty(server, 'close', own);
+      if (typeof callback === 'function') {
+        if (isEnded) process.nextTick(callback);
+        else server.once('close', callback);
+      }
+      server.closeIdleConnections?.();
+      return server;
     });
+    if (isAllowed) server.once('close', () => { isEnded = true; });
   }
 
   /** Sends this process its stop signal when requests are answered and idle connections have ended, if the program has a handler for it. */
@@ -519,7 +534,7 @@ function watch() {
     const name = handled(number);
     if (!name) return;
     tell('raises');
-    [...servers.keys(), ...others].forEach(allowClose);
+    for (const server of [...servers.keys(), ...others]) guarded(allowClose)(server);
     if (leaving?.spread > 0) {
       // What cannot move ends before, after an answer that announces it where one comes.
       leaving.spread = Math.min(leaving.spread, within * 0.9);
@@ -528,7 +543,7 @@ function watch() {
     const until = Date.now() + within;
     // The timers keep the process, so that handlers run even if nothing else does.
     const timer = setInterval(() => {
-      if (Date.now() < until && isBusy()) return;
+      if (Date.now() < until && guarded(isBusy)()) return;
       clearInterval(timer);
       process.kill(process.pid, name);
       setTimeout(() => {}, MAX_SIGNAL_TIME);
@@ -559,7 +574,7 @@ function watch() {
     return true;
   }
 
-  process.prependListener('internalMessage', (message) => {
+  process.prependListener('internalMessage', guarded((message) => {
     key = message.key;
     const { cmd, act } = message;
     if (cmd === 'NODE_TROOP') {
@@ -568,18 +583,18 @@ function watch() {
       else if (act === 'rebalance') share(key, message.count);
     } else if (cmd === 'NODE_CLUSTER' && act === 'disconnect' && message.stopSignal) {
       stop(message.stopSignal, message.stopWithin);
-      setTimeout(endSilent, Math.max(leaving?.spread ?? 0, MAX_SILENCE)).unref();
+      setTimeout(guarded(endSilent), Math.max(leaving?.spread ?? 0, MAX_SILENCE)).unref();
     } else if (underWay?.isWritten && (cmd === 'NODE_HANDLE_ACK' || cmd === 'NODE_HANDLE_NACK')) {
       settled(underWay, cmd === 'NODE_HANDLE_ACK');
     }
-  });
+  }));
 
   // Called after Node's listener.
-  process.on('internalMessage', ({ act, kept }, handle) => {
+  process.on('internalMessage', guarded(({ act, kept }, handle) => {
     if (act !== 'newconn' || !kept || !handle) return;
     ownerSymbol ??= Object.getOwnPropertySymbols(handle).find(({ description }) => description === 'owner_symbol');
     const socket = handle[ownerSymbol];
     const server = socket?._server;
     if (server && servers.has(server)) rest(server, socket);
-  });
+  }));
 }

@@ -113,6 +113,39 @@ async fn a_handler_may_close_its_server() {
     }
 }
 
+/// As `Object.defineProperty` does by default: then troop's script cannot replace what Node calls. Its
+/// exception would end the worker, and the request with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_has_fixed_methods_of_its_server_answers_before_it_ends() {
+    const CLOSES: &str = "process.once('SIGTERM', () => server.close(exit));";
+    for fixed in [
+        "for (const value of [server.close]) Object.defineProperty(server, 'close', { value });",
+        "for (const close of [server.close]) Object.defineProperty(server, 'close', { get: () => close });",
+        "Object.defineProperty(server, 'closeIdleConnections', { value: server.closeIdleConnections });",
+        "server.on('listening', () => Object.preventExtensions(server));",
+    ] {
+        let program = format!("{fixed} {CLOSES}");
+        let builder = server(&program, Duration::from_secs(60), |setup| setup);
+        let mut troop = Troop::start(builder);
+        let (worker, port) = listening(&mut troop).await;
+        let _idle = kept(port, 2).await;
+        let mut request = open_request(port).await;
+        let cluster = troop.cluster.clone();
+        let stop = tokio::spawn(async move { cluster.stop().await });
+        assert_eq!(troop.message(&worker).await, json!("leaving"), "{fixed}");
+        // Script and Node have done their part by then.
+        for _ in 0..5 {
+            troop.cluster.snapshot().await.unwrap();
+        }
+        request.write_all(b"x").await.unwrap();
+        let (body, _) = read_answer(&mut request).await.expect(fixed);
+        assert_eq!(body, format!("{} {}\n", worker.id(), worker.pid()), "{fixed}");
+        drop(request);
+        assert!(stop.await.unwrap().unwrap().is_graceful(), "{fixed}");
+        assert!(is_ended_by_handler(&mut troop, &worker).await, "{fixed}");
+    }
+}
+
 /// The program's own listener keeps them where they are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_cannot_move_end_after_an_announcement_before_a_handler_exits() {
