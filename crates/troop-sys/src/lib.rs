@@ -6,6 +6,7 @@
 
 #![cfg(target_os = "linux")]
 
+pub mod accepted;
 mod aside;
 pub mod diag;
 pub mod environment;

@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 use slab::Slab;
 use troop_core::{ListenerId, Time};
 use troop_sys::poll::Interest;
-use troop_sys::socket;
+use troop_sys::{accepted, socket};
 
 use super::poller::EventPoller;
 use super::{Driver, Token};
@@ -78,21 +78,24 @@ impl Listeners {
         Some((id, shard))
     }
 
-    /// Whether a stream socket could have been accepted on a listener: it has its address.
+    /// Whether a stream socket could have been accepted on a listener, by its address and, where
+    /// only the primary accepts, by its user.
     pub(super) fn is_connection_of(&self, id: ListenerId, fd: &OwnedFd) -> bool {
-        let first = self.open.get(&id).and_then(|l| self.sockets.get(*l.sockets.first()?));
-        let Some(Socket { fd: listener, .. }) = first else { return false };
+        let Some(listener) = self.open.get(&id) else { return false };
+        let first = listener.sockets.first().and_then(|first| self.sockets.get(*first));
+        let Some(Socket { fd: listening, options, .. }) = first else { return false };
         // Another network namespace has the same addresses and abstract names for other sockets.
-        if socket::network(fd) != socket::network(listener) {
+        if socket::network(fd) != socket::network(listening) {
             return false;
         }
-        match (socket::local_address(fd), socket::local_address(listener)) {
-            (Some(own), Some(at)) => {
-                let same_ip =
-                    at.ip().is_unspecified() || own.ip().to_canonical() == at.ip().to_canonical();
-                same_ip && own.port() == at.port() && socket::peer_address(fd).is_some()
-            }
-            (None, None) => socket::have_same_name(fd, listener),
+        let is_copied = listener.grouped || options.is_some();
+        let own = rustix::process::geteuid().as_raw();
+        if !is_copied && accepted::creator(fd) != Some(own) {
+            return false;
+        }
+        match (socket::local_address(fd), socket::local_address(listening)) {
+            (Some(_), Some(_)) => accepted::is_accepted_on(fd, listening),
+            (None, None) => socket::have_same_name(fd, listening),
             _ => false,
         }
     }
