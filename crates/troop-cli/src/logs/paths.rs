@@ -169,7 +169,7 @@ fn read_record(name: &str) -> Option<Vec<PathBuf>> {
     let file = Directory::open(&path, safety(&path, false))
         .and_then(|directory| directory.read(&record_name(name)))
         .ok()?;
-    if who_can_change(&file.metadata().ok()?).is_some() {
+    if who_can_change(&file, &file.metadata().ok()?).is_some() {
         return None;
     }
     let mut text = String::new();

@@ -67,7 +67,7 @@ impl Directory {
             Reached::Other(_) => Err(io::ErrorKind::NotADirectory.into()),
             Reached::Directory(at, found) => {
                 if matches!(safety, Safety::Owners | Safety::Ancestors)
-                    && let Some(who) = who_can_change(&found)
+                    && let Some(who) = who_can_change(&at, &found)
                 {
                     return Err(UnsafePath::error(
                         &path,
@@ -169,7 +169,7 @@ impl Directory {
 
     fn may_append(&self, found: &Metadata, name: &OsStr) -> io::Result<()> {
         let wrong = |reason: String| Err(UnsafePath::error(&self.path.join(name), reason));
-        let weak = who_can_change(&self.found);
+        let weak = who_can_change(&self.at, &self.found);
         if found.file_type().is_char_device() && weak.is_none() {
             return Ok(());
         }

@@ -7,7 +7,8 @@
 //! affects; files are opened, renamed and removed relative to it.
 //!
 //! The trusted users are root and the effective user of this process. A directory is *protected* if
-//! a trusted user owns it and no other user may write to it. In other directories another user may
+//! a trusted user owns it and no other user may write to it, by its mode, the members of its group or
+//! its access control list. In other directories another user may
 //! exchange entries, so (as with systemd's `CHASE_SAFE`)
 //! - symbolic links are followed only in protected directories: `/var/run` leads to `/run`, but a
 //!   link in a worker's directory, or in `/tmp`, is an error;
@@ -16,6 +17,7 @@
 //! - with [`Safety::Ancestors`], unprotected directories on the way must also belong to a trusted
 //!   user and have the sticky bit, by which nobody else can exchange such entries later.
 
+mod access;
 mod directory;
 #[cfg(test)]
 mod tests;
@@ -34,6 +36,7 @@ use rustix::fs::{
     CWD, Mode, OFlags, StatVfsMountFlags, fstatfs, fstatvfs, mkdirat, openat, readlinkat,
 };
 
+pub use access::who_can_change;
 pub use directory::{Directory, split};
 
 /// Maximum number of symbolic links in the resolution of a path (the kernel's `MAXSYMLINKS`).
@@ -95,21 +98,6 @@ impl UnsafePath {
     }
 }
 
-/// Returns who can change a file or directory besides the trusted users, in words such as `owned by
-/// user 1000, mode 755`; `None` if nobody can.
-#[must_use]
-pub fn who_can_change(found: &Metadata) -> Option<String> {
-    let own = rustix::process::geteuid().as_raw();
-    let (uid, gid, mode) = (found.uid(), found.gid(), found.mode());
-    let is_trusted = uid == 0 || uid == own;
-    // A group with the number of its user has no other members (`USERGROUPS_ENAB` of
-    // `login.defs(5)`). Root's own group is excluded, because it may have members.
-    let is_own_group = own != 0 && gid == own;
-    let others = mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_own_group);
-    (!is_trusted || others)
-        .then(|| format!("owned by user {uid}, group {gid}, mode {:o}", mode & 0o7777))
-}
-
 /// A component of a path that another user can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weak {
@@ -147,7 +135,7 @@ pub fn open_for_reading(path: &Path, limit: u64) -> io::Result<(File, Vec<Weak>)
             format!("it has {} bytes; at most {limit} are read", metadata.len()),
         ));
     }
-    if let Some(who) = who_can_change(&metadata).filter(|_| !is_read_only(&found)) {
+    if let Some(who) = who_can_change(&found, &metadata).filter(|_| !is_read_only(&found)) {
         weak.push(Weak { path, who, sticky: false });
     }
     Ok((directory::reopen(found.as_fd(), OFlags::RDONLY)?, weak))
@@ -368,7 +356,7 @@ impl Walk<'_> {
     /// it.
     fn note(&mut self) {
         if let Some(weak) = &mut self.weak
-            && let Some(who) = who_can_change(&self.found)
+            && let Some(who) = who_can_change(&self.at, &self.found)
             && !is_read_only(&self.at)
             && !weak.iter().any(|weak| weak.path == self.shown)
         {
@@ -383,7 +371,7 @@ impl Walk<'_> {
             return Err(rustix::io::Errno::LOOP.into());
         }
         if self.safety.is_some()
-            && let Some(who) = who_can_change(&self.found)
+            && let Some(who) = who_can_change(&self.at, &self.found)
         {
             let reason = format!(
                 "a symbolic link in a directory that others can change ({who}); name the directory itself"
@@ -415,7 +403,7 @@ impl Walk<'_> {
         let is_trusted = |uid: u32| uid == 0 || uid == rustix::process::geteuid().as_raw();
         if self.safety == Some(Safety::Ancestors)
             && !(is_trusted(self.found.uid()) && self.found.mode() & 0o1000 != 0)
-            && let Some(who) = who_can_change(&self.found)
+            && let Some(who) = who_can_change(&self.at, &self.found)
         {
             let reason = format!(
                 "others can exchange what is in it ({who}); it must be root's or your own, and sticky or of mode 755 or less"
@@ -424,7 +412,7 @@ impl Walk<'_> {
         }
         if matches!(self.safety, Some(Safety::Owners | Safety::Ancestors))
             && !is_trusted(found.uid())
-            && let Some(who) = who_can_change(&self.found)
+            && let Some(who) = who_can_change(&self.at, &self.found)
         {
             let reason = format!(
                 "it belongs to user {}, and others can change the directory above it ({who})",

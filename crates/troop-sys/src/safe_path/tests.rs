@@ -73,8 +73,10 @@ fn links_are_followed_in_protected_directories_only() {
         mode(&at("place"), open);
         for link in ["relative", "absolute"] {
             let refused = Directory::open(&at("place").join(link).join("deep"), Safety::Links);
-            // A user's own group has no other members.
-            let is_own = open & 0o002 == 0 && !rustix::process::geteuid().is_root();
+            // Nobody else may be in a user's own group.
+            let place = fs::File::open(at("place")).unwrap();
+            let is_own =
+                open & 0o002 == 0 && who_can_change(&place, &place.metadata().unwrap()).is_none();
             assert_eq!(is_unsafe(&refused), !is_own, "{link} {open:o} {refused:?}");
         }
         assert!(Directory::open(&at("place"), Safety::Links).is_ok());
@@ -314,4 +316,104 @@ fn only_regular_files_of_bounded_size_are_read_and_weak_components_are_reported(
         [home.path().to_owned(), at("file")]
     );
     assert!(weak[1].who.contains("mode 666") && !weak[0].sticky, "{weak:?}");
+}
+
+/// Runs with another effective user in a thread, as only the system call does.
+fn with_effective_user<T: Send>(uid: u32, work: impl FnOnce() -> T + Send) -> T {
+    let run = move || {
+        // SAFETY: changes the effective user of this thread, which ends with the work.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) }, 0);
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+#[test]
+fn a_directory_that_a_group_can_change_is_rejected_unless_nobody_else_is_known_to_be_in_it() {
+    if !is_root(
+        "a_directory_that_a_group_can_change_is_rejected_unless_nobody_else_is_known_to_be_in_it",
+    ) {
+        return;
+    }
+    let home = directory();
+    mode(home.path(), 0o755);
+    let at = home.path().join("www");
+    fs::create_dir(&at).unwrap();
+    let who = |user: u32, group: u32, bits: u32| {
+        chown(&at, Some(user), Some(group)).unwrap();
+        mode(&at, bits);
+        with_effective_user(user, || {
+            let (fd, found) = match Walk::new(&at, None, None).unwrap().all().unwrap() {
+                Reached::Directory(fd, found) => (fd, found),
+                _ => panic!("a directory"),
+            };
+            let opened = Directory::open(&at, Safety::Ancestors);
+            let who = who_can_change(&fd, &found);
+            assert_eq!(is_unsafe(&opened), who.is_some(), "{opened:?}");
+            who
+        })
+    };
+    // The user database knows neither that user nor that group.
+    assert_eq!(who(STRANGER, STRANGER, 0o2755), None);
+    let found = who(STRANGER, STRANGER, 0o2775).unwrap();
+    assert!(found.contains("members of that group"), "{found}");
+    // One of a user who has a group for itself.
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let private = users.lines().find_map(|line| {
+        let mut numbers = line.split(':').skip(2).take(2).map(|n| n.parse::<u32>().unwrap());
+        let (user, group) = (numbers.next()?, numbers.next()?);
+        (user != 0 && user == group && who(user, group, 0o2775).is_none()).then_some(user)
+    });
+    let Some(user) = private else { return eprintln!("skipped: no user has a group for itself") };
+    assert_eq!(who(user, user, 0o770), None);
+    assert!(who(user, STRANGER, 0o770).is_some());
+    assert!(who(user, user, 0o777).is_some());
+    // Somebody else may write, which the mode does not show.
+    let entry = |tag: u16, rights: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let list = |user: Vec<u8>| {
+        let entries =
+            [entry(1, 7, !0), user, entry(4, 7, !0), entry(0x10, 7, !0), entry(0x20, 5, !0)];
+        [&2u32.to_le_bytes()[..], &entries.concat()].concat()
+    };
+    let set = |list: &[u8]| {
+        rustix::fs::setxattr(&at, "system.posix_acl_access", list, rustix::fs::XattrFlags::empty())
+    };
+    if let Err(e) = set(&list(entry(2, 7, STRANGER))) {
+        return eprintln!("skipped: there are no access control lists here: {e}");
+    }
+    let found = who(user, user, 0o775).unwrap();
+    assert!(found.contains("access control list"), "{found}");
+    set(&list(entry(2, 5, STRANGER))).unwrap();
+    assert_eq!(who(user, user, 0o775), None);
+    set(&list(entry(2, 7, 0))).unwrap();
+    assert_eq!(who(user, user, 0o775), None);
+}
+
+#[test]
+fn members_of_a_group_are_those_in_its_entry_and_users_whose_primary_group_it_is() {
+    let users = b"root:x:0:0::/:/bin/sh\nweb:x:1001:1001::/:\nother:x:1002:1002::/:\n";
+    let only = |members: &[&str], users: &[u8]| {
+        let members: Vec<Vec<u8>> = members.iter().map(|name| name.as_bytes().to_vec()).collect();
+        access::has_no_other_member(1001, 1001, b"web", &members, users)
+    };
+    assert!(only(&[], users) && only(&["web"], users));
+    assert!(!only(&["web", "other"], users) && !only(&["other"], users));
+    assert!(!only(&[], &[&users[..], b"third:x:1003:1001::/:\n"].concat()));
+    // The same user by another name.
+    assert!(only(&[], &[&users[..], b"web2:x:1001:1001::/:\n"].concat()));
+}
+
+#[test]
+fn an_access_control_list_that_is_not_understood_lets_others_write() {
+    assert!(access::lets_others_write(&[], 1, 1));
+    assert!(access::lets_others_write(&[3, 0, 0, 0], 1, 1));
+    assert!(access::lets_others_write(&[2, 0, 0, 0, 1, 0], 1, 1));
+    assert!(!access::lets_others_write(&[2, 0, 0, 0], 1, 1));
+    // A group.
+    let group = |id: u8| [2, 0, 0, 0, 8, 0, 7, 0, id, 0, 0, 0];
+    assert!(
+        access::lets_others_write(&group(2), 1, 1) && !access::lets_others_write(&group(1), 1, 1)
+    );
 }
