@@ -341,6 +341,28 @@ fn a_listener_that_a_running_worker_has_closed_closes_soon_and_is_not_missed() {
     assert!(simulation.listeners.is_empty());
 }
 
+/// By itself, on sockets that are left to it: until it reads that it is to leave, and closes them.
+#[test]
+fn a_worker_may_accept_on_each_listener_that_it_has_not_closed_since_it_was_told_to_leave() {
+    let mut simulation = Simulation::new(config());
+    let worker = listening(&mut simulation, &[1, 2, 3]);
+    // A port that it has only tried.
+    closes(&mut simulation, worker, 0);
+    let all: Vec<_> = simulation.primary.listens_on(worker).collect();
+    let key = simulation.primary.listener_key(all[1]).unwrap().to_owned();
+    let may = |simulation: &Simulation| {
+        all.iter().map(|id| simulation.primary.may_still_accept(*id)).collect::<Vec<_>>()
+    };
+    assert_eq!(may(&simulation), [false; 2], "it serves them");
+    simulation.primary.disconnect(worker, false, None);
+    simulation.act().unwrap();
+    assert_eq!((simulation.listeners.len(), may(&simulation)), (0, vec![true; 2]));
+    simulation.say(worker, &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}"}}"#));
+    assert_eq!(may(&simulation), [true, false]);
+    dies(&mut simulation, worker);
+    assert_eq!(may(&simulation), [false; 2]);
+}
+
 // ---- what successors have to take over ----
 
 fn claims(simulation: &Simulation, only: bool) -> Vec<(Option<i64>, usize, bool)> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Action, Primary, membership};
-use crate::id::{Time, WorkerId};
+use crate::id::{ListenerId, Time, WorkerId};
 use crate::wire::outgoing;
 
 impl Primary {
@@ -41,6 +41,8 @@ impl Primary {
             }
             state.former_listeners =
                 state.memberships.iter().map(|membership| membership.listener).collect();
+            let keyed = |id: &ListenerId| Some((*id, self.listeners.get(id)?.key.to_string()));
+            state.unclosed = state.former_listeners.iter().filter_map(keyed).collect();
             self.leave_listeners(worker, keep);
             self.begin_moving(worker, drain_spread);
             self.send_disconnect(worker, drain_spread);
@@ -94,14 +96,13 @@ impl Primary {
         next
     }
 
-    /// Whether a worker that was told to leave may not have read it yet, and accepts connections by
-    /// itself as before.
+    /// Whether a worker that was told to leave may not have read it yet, and accepts connections of
+    /// a listener, which may be closed, by itself as before.
     #[must_use]
-    pub fn may_still_accept(&self) -> bool {
-        self.workers.values().any(|state| {
-            let is_unread = state.told_to_leave && !state.has_closed && state.connected;
-            is_unread && !state.former_listeners.is_empty()
-        })
+    pub fn may_still_accept(&self, listener: ListenerId) -> bool {
+        self.workers
+            .values()
+            .any(|state| state.connected && state.unclosed.iter().any(|(id, _)| *id == listener))
     }
 
     /// Has a worker be told with `disconnect` by which signal it is stopped: troop's script in a Node

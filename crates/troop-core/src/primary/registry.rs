@@ -310,6 +310,7 @@ impl Primary {
     pub(super) fn server_closed(&mut self, worker: WorkerId, key: &str) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.has_closed = true;
+        state.unclosed.retain(|(_, unclosed)| unclosed != key);
         let all = state.memberships.iter().map(|membership| membership.listener);
         let found = all.into_iter().find(|id| self.listeners.get(id).is_some_and(|l| l.key == key));
         if let Some(listener) = found {

@@ -161,6 +161,8 @@ pub(super) struct Worker {
     pub(super) memberships: Vec<ListenerMembership>,
     /// The listeners that it had when it was told to leave, whose connections it may give to others.
     pub(super) former_listeners: Vec<ListenerId>,
+    /// Those of them that it has not closed since, with their keys.
+    pub(super) unclosed: Vec<(ListenerId, String)>,
     /// Whether it has closed a server of its own accord.
     pub(super) has_closed: bool,
     pub(super) open: u32,
@@ -229,6 +231,7 @@ impl Worker {
             liveness: Liveness::default(),
             memberships: Vec::new(),
             former_listeners: Vec::new(),
+            unclosed: Vec::new(),
             has_closed: false,
             open: 0,
             load: 0,

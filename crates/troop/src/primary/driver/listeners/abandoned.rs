@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
-use troop_core::Time;
+use troop_core::{ListenerId, Time};
 use troop_sys::socket;
 
 use super::Listeners;
@@ -23,6 +23,7 @@ const CHECKS: u32 = 3;
 /// A socket of a closed listener.
 struct Abandoned {
     fd: OwnedFd,
+    listener: ListenerId,
     /// Number of checks in a row that have found waiting connections.
     awaited: u32,
 }
@@ -48,14 +49,14 @@ impl AllAbandoned {
         );
         // That of a service manager is not this process's to shut down.
         if is_copied && accepts && !listener.given {
-            self.sockets.push(Abandoned { fd: socket.fd, awaited: 0 });
+            self.sockets.push(Abandoned { fd: socket.fd, listener: socket.listener, awaited: 0 });
             self.check_at.get_or_insert(now + INTERVAL);
         }
     }
 
-    fn check(&mut self, now: Time, is_served: bool) {
+    fn check(&mut self, now: Time, is_served: impl Fn(ListenerId) -> bool) {
         self.sockets.retain_mut(|socket| {
-            let is_awaited = !is_served && socket::is_readable(socket.fd.as_fd());
+            let is_awaited = !is_served(socket.listener) && socket::is_readable(socket.fd.as_fd());
             socket.awaited = if is_awaited { socket.awaited + 1 } else { 0 };
             let is_kept = socket.awaited < CHECKS;
             if !is_kept {
@@ -71,8 +72,8 @@ impl Driver {
     pub(in crate::primary::driver) fn tick_abandoned(&mut self) {
         if self.listeners.abandoned.check_at.is_some_and(|due| due <= self.now) {
             // One that computes for long reads of its end later, and serves until then.
-            let is_served = self.cluster.primary.may_still_accept();
-            self.listeners.abandoned.check(self.now, is_served);
+            let primary = &self.cluster.primary;
+            self.listeners.abandoned.check(self.now, |listener| primary.may_still_accept(listener));
         }
     }
 }
