@@ -41,6 +41,53 @@ fn served_by(port: u16) -> String {
         .to_owned()
 }
 
+/// Clients wait in the queue of a stopped process, and the next one would wait for room in it.
+#[test]
+fn an_app_that_does_not_answer_is_listed_and_delays_no_other() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut stopped = app(&["-w", "1", "--name", "stopped"], "hello.js");
+    stopped.listening(1);
+    let mut other = beside(&stopped, &["-w", "1", "--name", "other"], "hello.js");
+    other.listening(1);
+    let pid = Pid::from_child(&stopped.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    let listed = || {
+        let (code, out, err) = other.troop(["ls"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        let of = |name: &str| out.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        assert!(
+            of("stopped").contains("not answering") && of("other").contains("running"),
+            "{out}"
+        );
+    };
+    listed();
+    let path = stopped.runtime.path().join("troop/stopped.sock");
+    let full = loop {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+        let flags = SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let address = SocketAddrUnix::new(&path).unwrap();
+        if let Err(e) = rustix::net::connect(socket.unwrap(), &address) {
+            break e;
+        }
+    };
+    assert_eq!(full, rustix::io::Errno::AGAIN);
+    listed();
+    let (code, out, err) = other.troop(["ls", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let phases: BTreeSet<String> = serde_json::from_str::<Vec<Value>>(&out)
+        .unwrap()
+        .iter()
+        .map(|app| format!("{} {}", app["name"], app["phase"]))
+        .collect();
+    assert!(phases.contains("\"stopped\" \"not-answering\""), "{phases:?}");
+    let (code, _, err) = other.troop(["reload", "stopped"]);
+    assert!(code != 0 && err.contains("stopped: there is no answer"), "{err}");
+    let (code, _, err) = other.troop(["stop", "other"]);
+    assert_eq!(code, 0, "{err}");
+    kill_process(pid, Signal::CONT).unwrap();
+}
+
 #[test]
 fn apps_are_listed_and_shown() {
     let mut first = app(&["-w", "2", "--name", "web", "--policy", "round-robin"], "hello.js");

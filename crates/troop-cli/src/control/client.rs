@@ -15,11 +15,15 @@ use crate::records::listed;
 /// request after 10 s; those of `reload all` wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
+/// Interval between attempts to connect to an app whose queue of clients is full.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
 /// A connection to an app.
 #[derive(Debug)]
 pub(crate) struct Client {
     name: String,
-    stream: BufReader<UnixStream>,
+    /// `None` while the app's queue of clients is full.
+    stream: Option<BufReader<UnixStream>>,
     /// When this connection was last used.
     used: Instant,
 }
@@ -30,15 +34,18 @@ impl Client {
         &self.name
     }
 
-    /// Connects to an app. Returns `None` if no app of this name runs.
+    /// Connects to an app, without waiting for it: one whose queue of clients is full is connected to
+    /// by the first request. Returns `None` if no app of this name runs.
     pub(crate) fn connect(name: &str) -> Result<Option<Client>, CliError> {
         let doing = |e| CliError::Io(format!("connect to {name}"), e);
-        match sockets::connect(name).or_else(|e| elsewhere(name).unwrap_or(Err(e))) {
-            Ok(stream) => Ok(Some(Client {
-                name: name.to_owned(),
-                stream: BufReader::new(stream),
-                used: Instant::now(),
-            })),
+        let client = |stream: Option<UnixStream>| Client {
+            name: name.to_owned(),
+            stream: stream.map(BufReader::new),
+            used: Instant::now(),
+        };
+        match stream_to(name) {
+            Ok(stream) => Ok(Some(client(Some(stream)))),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(Some(client(None))),
             Err(e)
                 if matches!(
                     e.kind(),
@@ -57,30 +64,62 @@ impl Client {
         request: Request,
         each: impl FnMut(&Value),
     ) -> Result<Value, CliError> {
+        let timeout = timeout_of(&request);
+        self.request_within(request, timeout, each)
+    }
+
+    /// Sends a request whose answer must begin within a time.
+    fn request_within(
+        &mut self,
+        request: Request,
+        timeout: Option<Duration>,
+        each: impl FnMut(&Value),
+    ) -> Result<Value, CliError> {
         if self.used.elapsed() > STALE_AFTER {
             let ended =
                 || CliError::Failed(Failure::new("over", format!("{} has ended", self.name)));
             *self = Client::connect(&self.name)?.ok_or_else(ended)?;
         }
-        let answer = self.talk(request, each);
+        let answer = self.talk(request, timeout, each);
         self.used = Instant::now();
         answer
     }
 
-    fn talk(&mut self, request: Request, mut each: impl FnMut(&Value)) -> Result<Value, CliError> {
-        let doing = |e| CliError::Io(format!("talk to {}", self.name), e);
-        let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request: request.clone() })
+    /// Connects if that has not been possible yet, and returns the connection.
+    fn stream(&mut self, within: Duration) -> io::Result<&mut BufReader<UnixStream>> {
+        let until = Instant::now() + within;
+        while self.stream.is_none() {
+            match stream_to(&self.name) {
+                Ok(stream) => self.stream = Some(BufReader::new(stream)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                    std::thread::sleep(RETRY_INTERVAL);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        self.stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn talk(
+        &mut self,
+        request: Request,
+        timeout: Option<Duration>,
+        mut each: impl FnMut(&Value),
+    ) -> Result<Value, CliError> {
+        let name = self.name.clone();
+        let doing = |e| CliError::Io(format!("talk to {name}"), e);
+        let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request })
             .map_err(|e| doing(e.into()))?;
         line.push(b'\n');
-        self.stream.get_mut().set_read_timeout(timeout_of(&request)).map_err(doing)?;
-        self.stream.get_mut().write_all(&line).map_err(doing)?;
+        let begins_within = timeout.unwrap_or(ANSWER_TIMEOUT);
+        let stream = self.stream(begins_within).map_err(doing)?;
+        stream.get_mut().set_read_timeout(timeout).map_err(doing)?;
+        stream.get_mut().set_write_timeout(Some(begins_within)).map_err(doing)?;
+        stream.get_mut().write_all(&line).map_err(doing)?;
         loop {
             let mut line = String::new();
-            if self.stream.read_line(&mut line).map_err(doing)? == 0 {
-                return Err(CliError::Failed(Failure::new(
-                    "over",
-                    format!("{} has ended", self.name),
-                )));
+            if stream.read_line(&mut line).map_err(doing)? == 0 {
+                return Err(CliError::Failed(Failure::new("over", format!("{name} has ended"))));
             }
             match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
                 Answer::Event(event) => each(&event),
@@ -91,7 +130,12 @@ impl Client {
     }
 
     pub(crate) fn snapshot(&mut self) -> Result<AppSnapshot, CliError> {
-        let value = self.request(Request::Snapshot, |_| {})?;
+        self.snapshot_within(ANSWER_TIMEOUT)
+    }
+
+    /// Returns the app's snapshot, unless it does not answer in that time.
+    pub(crate) fn snapshot_within(&mut self, time: Duration) -> Result<AppSnapshot, CliError> {
+        let value = self.request_within(Request::Snapshot, Some(time), |_| {})?;
         serde_json::from_value(value)
             .map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
     }
@@ -99,8 +143,9 @@ impl Client {
     /// Waits until the app's process has ended.
     pub(crate) fn wait_for_end(&mut self) {
         // The process holds the connection until it ends.
-        let _ = self.stream.get_mut().set_read_timeout(None);
-        let _ = io::copy(&mut self.stream, &mut io::sink());
+        let Some(stream) = &mut self.stream else { return };
+        let _ = stream.get_mut().set_read_timeout(None);
+        let _ = io::copy(stream, &mut io::sink());
     }
 }
 
@@ -127,6 +172,14 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
             ))),
         },
     }
+}
+
+/// Connects to an app without waiting.
+fn stream_to(name: &str) -> io::Result<UnixStream> {
+    sockets::connect(name).or_else(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => Err(e),
+        _ => elsewhere(name).unwrap_or(Err(e)),
+    })
 }
 
 /// Connects to an app whose control socket is in another directory, as its record says: it was

@@ -207,13 +207,27 @@ pub(crate) fn names() -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Connects to an app's socket.
+/// Connects without waiting: if the queue of the listening socket is full, as that of a stopped
+/// process becomes, the error is `WouldBlock`.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    use rustix::net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&stream, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Connects to an app's socket. Does not wait: see [`connect_now`].
 pub(crate) fn connect(name: &str) -> io::Result<UnixStream> {
     // A text that is not a name must not become part of a path.
     if !names::is_app(name) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    UnixStream::connect(directory()?.reach(&socket(name)))
+    connect_now(&directory()?.reach(&socket(name)))
 }
 
 /// Connects to the socket of an app that was started with another directory for control sockets.
@@ -222,7 +236,7 @@ pub(crate) fn connect_in(path: &Path, name: &str) -> io::Result<UnixStream> {
     if !names::is_app(name) || directory.metadata().uid() != rustix::process::geteuid().as_raw() {
         return Err(io::ErrorKind::NotFound.into());
     }
-    UnixStream::connect(directory.reach(&socket(name)))
+    connect_now(&directory.reach(&socket(name)))
 }
 
 /// Returns when an app was alive last, if its lock file is still in that directory.

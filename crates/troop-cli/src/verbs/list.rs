@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::show::{print_json, serving, snapshots};
+use super::show::{answers, print_json, serving};
 use super::table::{self, ago, size, time};
 use super::times;
 use crate::args::Show;
@@ -18,6 +18,8 @@ use crate::records::{End, Ending, Record, millis};
 /// An app in the list.
 enum Entry {
     Running(Box<AppSnapshot>),
+    /// It runs, and does not answer.
+    Silent(String),
     Ended(Box<Record>, End),
 }
 
@@ -40,12 +42,16 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         }
         _ => None,
     });
-    entries.extend(snapshots(&mut clients).into_iter().map(|app| Entry::Running(Box::new(app))));
+    entries.extend(answers(&mut clients).into_iter().map(|(name, app)| match app {
+        Some(app) => Entry::Running(Box::new(app)),
+        None => Entry::Silent(name),
+    }));
     let known = listed::all().unwrap_or_default();
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
     let id = |entry: &Entry| match entry {
         Entry::Running(app) => ids.get(&app.name).copied(),
+        Entry::Silent(name) => ids.get(name).copied(),
         Entry::Ended(record, _) => Some(record.id),
     };
     entries.sort_by_key(|entry| id(entry).unwrap_or(u32::MAX));
@@ -97,6 +103,11 @@ fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
                 listening.join(" "),
             ]
         }
+        Entry::Silent(name) => {
+            let mut row = vec![id, name.clone(), "-".into(), "not answering".into()];
+            row.resize(10, String::new());
+            row
+        }
         Entry::Ended(record, end) => {
             let mut row = vec![id, record.name.clone(), "-".into(), state(end, now)];
             row.push(format!("0/{}", record.workers));
@@ -123,6 +134,19 @@ fn as_json(entry: &Entry, id: Option<u32>) -> Value {
             value["id"] = json!(id);
             value
         }
+        Entry::Silent(name) => json!({
+            "id": id,
+            "name": name,
+            "phase": "not-answering",
+            "pid": null,
+            "ready": null,
+            "wanted": null,
+            "restarts": null,
+            "total": null,
+            "workers": [],
+            "listeners": [],
+            "vacant": [],
+        }),
         Entry::Ended(record, end) => json!({
             "id": id,
             "name": record.name,

@@ -1,7 +1,7 @@
 //! `show` and `events`: show apps without changing them.
 
-use std::io::Write as _;
-use std::time::SystemTime;
+use std::io::{self, Write as _};
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use troop::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, WorkerState};
@@ -18,24 +18,41 @@ use crate::error::CliError;
 use crate::records::millis;
 use crate::{log, print};
 
-/// Returns the snapshots of apps, in their order. An app that ends meanwhile is left out.
-pub(super) fn snapshots(clients: &mut [Client]) -> Vec<AppSnapshot> {
-    // Requested in parallel, so that one app without an answer does not delay the others.
-    let answers: Vec<_> = std::thread::scope(|scope| {
-        let asked: Vec<_> =
-            clients.iter_mut().map(|client| scope.spawn(|| client.snapshot())).collect();
-        asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
-    });
-    let mut apps = Vec::new();
-    for answer in answers {
-        match answer {
-            Ok(app) => apps.push(app),
-            Err(CliError::Failed(failure)) if failure.kind == "over" => {}
+/// Time in which an app must answer for a list of apps.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Returns the snapshots of apps, in their order, or `None` with the name of each that does not
+/// answer within a second. An app that ends meanwhile is left out.
+pub(super) fn answers(clients: &mut [Client]) -> Vec<(String, Option<AppSnapshot>)> {
+    // Requested in parallel, so that apps without an answer do not delay the others.
+    std::thread::scope(|scope| {
+        let ask = |client: &mut Client| match client.snapshot_within(LIST_TIMEOUT) {
+            Ok(app) => Some((client.name().to_owned(), Some(app))),
+            Err(CliError::Failed(failure)) if failure.kind == "over" => None,
+            Err(CliError::Io(_, e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                Some((client.name().to_owned(), None))
+            }
             // The other apps are shown all the same.
-            Err(error) => log::line(&format!("troop: {error}")),
+            Err(error) => {
+                log::line(&format!("troop: {error}"));
+                Some((client.name().to_owned(), None))
+            }
+        };
+        let asked: Vec<_> =
+            clients.iter_mut().map(|client| scope.spawn(move || ask(client))).collect();
+        asked.into_iter().filter_map(|asked| asked.join().ok().flatten()).collect()
+    })
+}
+
+/// The same, without those that do not answer, which are named on standard error.
+pub(super) fn snapshots(clients: &mut [Client]) -> Vec<AppSnapshot> {
+    let named = |(name, app): (String, Option<AppSnapshot>)| {
+        if app.is_none() {
+            log::line(&format!("troop: {name} is not answering"));
         }
-    }
-    apps
+        app
+    };
+    answers(clients).into_iter().filter_map(named).collect()
 }
 
 pub(super) fn phase(snapshot: &Snapshot) -> &'static str {
