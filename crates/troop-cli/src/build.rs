@@ -1,7 +1,10 @@
 //! Turns a resolved app into a cluster builder.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
+
+use rustix::fs::FileType;
 
 use troop::activation::{ActivationSocket, InheritedSocket};
 use troop::policy::Rebalanced;
@@ -134,6 +137,10 @@ impl ResolvedApp {
         setup = match (app.silent, self.collects()) {
             (true, _) => setup.stdout(Stdio::Null).stderr(Stdio::Capture),
             (false, true) => setup.stdout(Stdio::Collect).stderr(Stdio::Collect),
+            // A reader that goes away, as `head` does, must not end workers.
+            (false, false) if is_pipe(rustix::stdio::stdout()) => {
+                setup.stdout(Stdio::Forward).stderr(Stdio::Forward)
+            }
             (false, false) => setup.stdout(Stdio::Inherit).stderr(Stdio::Forward),
         };
         for name in OWN_VARIABLES {
@@ -365,6 +372,12 @@ impl ResolvedApp {
             listener.map_err(|e: troop::policy::BadScheduling| RunError::Usage(e.to_string()))?;
         Ok(Some(check))
     }
+}
+
+/// Whether a stream is a pipe.
+fn is_pipe(stream: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(stream)
+        .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo)
 }
 
 /// Opens the sockets of `bind`, or takes those of systemd: `systemd` for all of them, `systemd:NAME`

@@ -12,7 +12,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 use serde_json::Value;
-use support::{Running, start_with};
+use support::{Running, run, start_with};
 use troop_testkit::{TEST_TIMEOUT, talk, wait_until};
 
 /// Slot 0 serves, and says as much as its first client likes; each of these messages is a line.
@@ -117,4 +117,25 @@ fn an_unread_standard_error_delays_the_end_for_a_bounded_time() {
         status.is_some()
     });
     assert_eq!(status.and_then(|status| status.code()), Some(0));
+}
+
+#[test]
+fn a_reader_of_the_output_that_goes_away_ends_nothing() {
+    let script = "let n = 0; setInterval(() => { console.log('line', n); require('fs').writeFileSync(process.argv[2], String(++n)); }, 5)";
+    let directory = tempfile::tempdir().unwrap();
+    let (path, count) = (directory.path().join("app.js"), directory.path().join("count"));
+    std::fs::write(&path, script).unwrap();
+    let (path, told) = (path.display().to_string(), count.display().to_string());
+    let mut app = run(["-w", "1", &path, &told]);
+    let mut out = BufReader::new(app.child.stdout.take().unwrap());
+    let mut line = String::new();
+    out.read_line(&mut line).unwrap();
+    assert!(line.starts_with("line "), "{line}");
+    drop(out);
+    let counted = || std::fs::read_to_string(&count).unwrap_or_default().parse().unwrap_or(0);
+    let before: u32 = counted();
+    wait_until("many lines that nobody reads", || counted() > before + 50);
+    app.signal(Signal::TERM);
+    let (code, log) = app.end();
+    assert!(code == Some(0) && !log.contains("worker 2"), "{log}");
 }
