@@ -91,6 +91,21 @@ fn a_stopped_app_stays_listed_and_is_started_again_as_it_was_until_it_is_deleted
 }
 
 #[test]
+fn an_app_is_listed_all_through_a_restart_and_a_stop() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    for verb in ["restart", "stop", "start", "restart"] {
+        std::thread::scope(|scope| {
+            let done = scope.spawn(|| home.fine(&[verb, "web"]));
+            while !done.is_finished() {
+                let apps = list(&home);
+                assert!(apps.len() == 1 && apps[0]["name"] == "web", "{verb}: {apps:?}");
+            }
+        });
+    }
+}
+
+#[test]
 fn an_app_of_a_file_that_was_stopped_is_started_alone() {
     let app = "program = \"server.js\"\nworkers = 1\n";
     let home = Home::with(&[

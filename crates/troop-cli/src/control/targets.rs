@@ -1,5 +1,7 @@
 //! The apps that a command is for: those that run, and those whose record is kept.
 
+use std::time::Duration;
+
 use super::client::Client;
 use super::select::{self, Named};
 use super::sockets;
@@ -7,6 +9,11 @@ use crate::error::CliError;
 use crate::records::listed::{self, Listed};
 use crate::records::{End, Ending, Record};
 use crate::{log, suggest};
+
+/// The number of attempts to connect to an app whose primary is about to start, restart or end.
+const MAX_TRIES: usize = 50;
+/// Time between these.
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// An app that runs, or whose record is kept.
 #[derive(Debug)]
@@ -66,13 +73,22 @@ impl Known {
     }
 
     /// Connects to the app if it runs. `None` if it does not run and has no record.
-    fn target(self) -> Result<Option<Target>, CliError> {
-        if let Some(client) = Client::connect(&self.name)? {
-            return Ok(Some(Target::Running(client)));
+    fn target(mut self) -> Result<Option<Target>, CliError> {
+        for _ in 0..MAX_TRIES {
+            if let Some(client) = Client::connect(&self.name)? {
+                return Ok(Some(Target::Running(client)));
+            }
+            match self.listed {
+                None => return Ok(None),
+                Some(Listed { record, end: Some(end) }) => {
+                    return Ok(Some(Target::Ended(Box::new(record), end)));
+                }
+                // Its primary has no socket yet, or none any more.
+                Some(Listed { end: None, .. }) => std::thread::sleep(RETRY_DELAY),
+            }
+            self.listed = listed::of(&self.name);
         }
-        Ok(self
-            .listed
-            .and_then(|Listed { record, end }| Some(Target::Ended(Box::new(record), end?))))
+        Ok(None)
     }
 }
 

@@ -15,6 +15,9 @@ use crate::error::CliError;
 use crate::records::listed;
 use crate::records::{End, Ending, Record, millis};
 
+/// The number of times that an app is looked up which ends or restarts meanwhile.
+const MAX_LOOKUPS: usize = 20;
+
 /// An app in the list.
 enum Entry {
     Running(Box<AppSnapshot>),
@@ -42,10 +45,31 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         }
         _ => None,
     });
-    entries.extend(answers(&mut clients).into_iter().map(|(name, app)| match app {
-        Some(app) => Entry::Running(Box::new(app)),
-        None => Entry::Silent(name),
-    }));
+    // One that ends or restarts while it is asked is looked up again.
+    let mut left: Vec<String> = clients.iter().map(|client| client.name().to_owned()).collect();
+    for _ in 0..MAX_LOOKUPS {
+        entries.extend(answers(&mut clients).into_iter().map(|(name, app)| {
+            left.retain(|other| *other != name);
+            match app {
+                Some(app) => Entry::Running(Box::new(app)),
+                None => Entry::Silent(name),
+            }
+        }));
+        clients.clear();
+        for name in std::mem::take(&mut left) {
+            match targets::selected(&name)?.pop() {
+                Some(Target::Running(client)) => {
+                    left.push(name);
+                    clients.push(client);
+                }
+                Some(Target::Ended(record, end)) => entries.push(Entry::Ended(record, end)),
+                None => {}
+            }
+        }
+        if clients.is_empty() {
+            break;
+        }
+    }
     let known = listed::all().unwrap_or_default();
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
