@@ -56,6 +56,35 @@ fn a_program_finds_its_sockets_as_systemd_and_einhorn_give_them() {
     assert_eq!(troop.end().0, Some(0));
 }
 
+/// A worker that has closed its socket finishes its requests; nobody accepts others.
+#[test]
+fn clients_are_refused_at_the_end_once_no_worker_has_the_socket() {
+    for more in [&[][..], &["--policy", "steered"]] {
+        let mut args = vec!["-w", "2", "-b", "127.0.0.1:0", "--grace", "10min"];
+        args.extend(more);
+        let mut troop = activated(&args, &["--stays"]);
+        let port = port(&troop);
+        let mut workers = BTreeSet::new();
+        wait_until("both workers", || {
+            workers.insert(get(port, "/")["pid"].as_u64().unwrap() as u32);
+            workers.len() == 2
+        });
+        troop.signal(Signal::TERM);
+        let mut refused = None;
+        wait_until("a refused client", || {
+            refused = TcpStream::connect(("127.0.0.1", port)).err();
+            refused.is_some()
+        });
+        assert_eq!(refused.unwrap().kind(), std::io::ErrorKind::ConnectionRefused);
+        assert!(workers.iter().all(|pid| is_running(*pid)), "{more:?}");
+        for pid in workers {
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+        }
+        troop.end();
+    }
+}
+
 /// They hold the sockets, which would stay bound. The change of user takes away the signal that ends
 /// them with the primary.
 #[test]

@@ -11,3 +11,5 @@ const server = http.createServer((request, response) => {
 });
 server.listen({ fd: 3 });
 process.on('SIGTERM', () => server.close());
+// Something is to be finished.
+if (process.argv.includes('--stays')) setInterval(() => {}, 1000);

@@ -17,6 +17,8 @@ const PERHAPS_CHECKS: u32 = 10;
 /// Whether a worker waits for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waits {
+    /// It has none of the sockets.
+    Without,
     /// It does not.
     No,
     /// It waits for something, perhaps for connections.
@@ -94,7 +96,7 @@ impl ServingChecks {
         let is_over = match waits {
             Waits::Yes => true,
             Waits::Hidden => is_old_enough,
-            Waits::Perhaps | Waits::No => false,
+            Waits::Perhaps | Waits::No | Waits::Without => false,
         };
         check.is_ready |= is_over || (!takes_more && check.seen >= PERHAPS_CHECKS);
         let is_ready = check.is_ready;
@@ -120,7 +122,7 @@ impl ServingChecks {
         let check = self.starting.get(&worker).filter(|check| !check.is_ready)?;
         match waits {
             _ if check.seen >= PERHAPS_CHECKS => Some(NotServing::WaitsOtherwise),
-            Waits::No => Some(NotServing::DoesNotWait),
+            Waits::No | Waits::Without => Some(NotServing::DoesNotWait),
             _ => None,
         }
     }

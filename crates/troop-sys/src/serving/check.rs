@@ -83,8 +83,10 @@ fn push(list: &mut Vec<u32>, number: u32) -> bool {
 pub(super) fn waits_with(memory: &mut Memory, pid: u32, sockets: &[u64]) -> Result<Waits, Failure> {
     let check = Check { sockets, until: Instant::now() + MAX_TIME };
     let Memory { processes, lists, chunk } = memory;
-    let own = check.process(lists, chunk, pid)?.unwrap_or(Waits::No);
+    let own = check.process(lists, chunk, pid)?.unwrap_or(Waits::Without);
     let mut of_children = None;
+    // Whether all processes are known, and were seen.
+    let mut is_complete = true;
     processes.clear();
     push(processes, pid);
     let mut next = 0;
@@ -99,15 +101,20 @@ pub(super) fn waits_with(memory: &mut Memory, pid: u32, sockets: &[u64]) -> Resu
             of_children = of_children.max(match check.process(lists, chunk, *child) {
                 Err(Failure::TimedOut) => return Err(Failure::TimedOut),
                 // One that has ended meanwhile does not wait.
-                Err(Failure::Hidden) => None,
+                Err(Failure::Hidden) => {
+                    is_complete = false;
+                    None
+                }
                 Ok(found) => found,
             });
         }
     }
+    is_complete &= processes.len() < processes.capacity();
     Ok(match of_children {
         // A process whose children have the sockets waits for the children.
         Some(found) if own == Waits::Perhaps => found,
-        found => own.max(found.unwrap_or(Waits::No)),
+        None if own == Waits::Without && !is_complete => Waits::No,
+        found => own.max(found.unwrap_or(Waits::Without)),
     })
 }
 
@@ -195,7 +202,8 @@ impl Check<'_> {
             }
         }
         if own.is_empty() {
-            return Ok(None);
+            let is_complete = entries.len() < entries.capacity();
+            return Ok((!is_complete).then_some(Waits::No));
         }
         let mut found = Waits::No;
         let (mut shown, mut watching) = (0, None);
@@ -403,6 +411,28 @@ mod tests {
         becomes("if os.fork() == 0: s.accept()\nos.wait()", Waits::Yes);
     }
 
+    /// Only a process without the socket can never accept on it.
+    #[test]
+    fn programs_that_have_closed_the_socket_are_seen_and_so_are_those_that_only_do_not_wait() {
+        for (text, expected) in [
+            ("s.detach(); os.closerange(3, 256)", Waits::Without),
+            ("", Waits::No),
+            ("if os.fork() != 0: s.detach(); os.closerange(3, 256)", Waits::No),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let sockets = [inode(&listener).unwrap()];
+            let text = format!(
+                "import os, socket, sys, time\ns = socket.socket(fileno=3)\n{text}\nprint(1, flush=True)\nsys.stdin.read()"
+            );
+            let mut child = program(&listener, &text);
+            let mut done = [0; 2];
+            std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut done).unwrap();
+            assert_eq!(waits(child.id(), &sockets).unwrap(), expected, "{text}");
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+    }
+
     #[test]
     fn a_process_that_waits_for_its_children_serves_when_they_do() {
         let text = "import os, select, time\nif os.fork() == 0: time.sleep(2); os._exit(0)\nselect.select([0], [], [], 60)";
@@ -466,7 +496,7 @@ print('ready', flush=True)";
         assert_eq!(waits(child.id(), &sockets).unwrap(), Waits::No);
         // Nor one that waits for connections on another socket.
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(waits(child.id(), &[inode(&other).unwrap()]).unwrap(), Waits::No);
+        assert_eq!(waits(child.id(), &[inode(&other).unwrap()]).unwrap(), Waits::Without);
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(waits(child.id(), &sockets).is_err());

@@ -13,6 +13,8 @@ pub use process::Checker;
 /// Whether a process waits for connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Waits {
+    /// It has none of the sockets, nor has a process that it has started.
+    Without,
     /// It does not.
     No,
     /// It has one of the sockets and waits for something, perhaps for connections: in `select(2)`,

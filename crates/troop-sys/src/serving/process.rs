@@ -15,6 +15,7 @@ const PERHAPS: u8 = 1;
 const YES: u8 = 2;
 const HIDDEN: u8 = 3;
 const TIMED_OUT: u8 = 4;
+const WITHOUT: u8 = 5;
 
 /// A process that checks whether others wait for connections. It ends with the thread that has
 /// started it.
@@ -46,6 +47,7 @@ impl Checker {
         let mut answer = [HIDDEN];
         self.0.ask(&request[..4 + 8 * sockets.len()], &mut answer, timeout)?;
         match answer[0] {
+            WITHOUT => Ok(Waits::Without),
             NO => Ok(Waits::No),
             PERHAPS => Ok(Waits::Perhaps),
             YES => Ok(Waits::Yes),
@@ -71,6 +73,7 @@ fn answer(memory: &mut Memory, request: &[u8], answer: &mut [u8]) -> usize {
         *socket = inode.try_into().map_or(0, u64::from_ne_bytes);
     }
     answer[0] = match waits_with(memory, pid, &sockets[..count]) {
+        Ok(Waits::Without) => WITHOUT,
         Ok(Waits::No) => NO,
         Ok(Waits::Perhaps) => PERHAPS,
         Ok(Waits::Yes) => YES,

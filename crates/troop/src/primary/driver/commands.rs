@@ -164,6 +164,7 @@ impl Driver {
             Command::StraysFound(found) => self.strays_found(found),
             Command::ServingChecked(worker, waits) => {
                 self.cluster.serving_checked(self.now, worker, waits);
+                self.note_copies(worker, waits);
             }
             Command::HealthChecked(worker, result) => {
                 self.cluster.health_checked(self.now, worker, result);

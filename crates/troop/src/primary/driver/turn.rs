@@ -233,6 +233,7 @@ impl Driver {
         self.watch_again();
         self.tick_listener_checks();
         self.tick_abandoned();
+        self.tick_refusing();
         self.closing.tick(self.now);
         self.complete_answers();
         self.kill_late();

@@ -9,6 +9,7 @@ mod accept;
 mod bind;
 mod demand;
 mod groups;
+mod refusing;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use crate::primary::listener::{Listener, Socket};
 use abandoned::AllAbandoned;
 use accept::AcceptQueue;
 pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
+use refusing::Refusing;
 
 /// All listeners, and the sockets that the primary has of them.
 #[derive(Default)]
@@ -48,6 +50,8 @@ pub(super) struct Listeners {
     demand_at: Option<Time>,
     /// Sockets of listeners that were closed for good.
     abandoned: AllAbandoned,
+    /// When activated sockets refuse clients at the end.
+    refusing: Refusing,
 }
 
 impl Listeners {
@@ -113,6 +117,7 @@ impl Listeners {
 
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let others = self.demand_at.into_iter().chain(self.abandoned.next_deadline());
+        let others = others.chain(self.refusing.next_deadline());
         self.upkeep_at.into_iter().chain(others).min()
     }
 

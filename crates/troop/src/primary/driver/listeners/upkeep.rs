@@ -187,6 +187,9 @@ impl Driver {
     fn revive_activated(&mut self) -> Vec<String> {
         let mut lost = Vec::new();
         let Some(sockets) = self.workers.setup().cluster.activation.clone() else { return lost };
+        if self.listeners.refusing.is_done() {
+            return lost;
+        }
         let busy = |doing| {
             matches!(
                 doing,

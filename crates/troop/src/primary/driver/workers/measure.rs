@@ -55,6 +55,7 @@ impl Driver {
         let checker = self.workers.serving.get_or_insert_with(|| ServingChecker::start(handle));
         if !checker.check(check) {
             self.cluster.serving_checked(self.now, worker, Waits::Hidden);
+            self.note_copies(worker, Waits::Hidden);
         }
     }
 

@@ -169,6 +169,7 @@ impl Checks {
             Ok(serving::Waits::Yes) => Waits::Yes,
             Ok(serving::Waits::Perhaps) => Waits::Perhaps,
             Ok(serving::Waits::No) => Waits::No,
+            Ok(serving::Waits::Without) => Waits::Without,
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => Waits::Hidden,
             Err(e) => {
                 self.end_checker();
