@@ -15,7 +15,7 @@ pub const MAX_HANDLES: usize = 253;
 /// The largest number of descriptors that [`recv_few`] takes from a message.
 pub const FEW_HANDLES: usize = 16;
 
-/// The largest number of descriptors that [`recv_two`] takes from a message.
+/// The largest number of descriptors that [`peek_two`] takes from a message.
 const TWO: usize = 2;
 
 /// Sends bytes, and descriptors with the first of them. Never blocks, never raises `SIGPIPE`.
@@ -45,8 +45,8 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], handles: &[BorrowedFd<'_>]) ->
 pub struct Received {
     /// The number of bytes in the buffer; 0 is the end of the stream.
     pub len: usize,
-    /// Whether the kernel dropped descriptors, because this process has too many or the message had
-    /// too many.
+    /// Whether there were more descriptors than were taken, because this process has too many or the
+    /// message had too many. Those that were received, not looked at, are dropped by the kernel.
     pub truncated: bool,
 }
 
@@ -78,26 +78,36 @@ pub fn recv_few(
     receive(socket, bytes, handles, &mut space)
 }
 
-/// As [`recv_few`], but at most two descriptors become this process's: one, and one more as a sign
-/// that there were too many.
+/// Looks at the next bytes without consuming them, and appends copies of at most two of the
+/// descriptors that come with them to `handles`: one, and one more as a sign that there are too
+/// many. The kernel closes nothing. If the result is not `truncated`, `handles` has all descriptors
+/// of these bytes, which may then be [consumed](consume) without closing anything either.
 ///
 /// # Errors
-/// As [`recv`].
-pub fn recv_two(
+/// Those of [`recv`].
+pub fn peek_two(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
     handles: &mut Vec<OwnedFd>,
 ) -> io::Result<Received> {
     let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(TWO))];
-    receive(socket, bytes, handles, &mut space)
+    receive_with(socket, bytes, handles, &mut space, RecvFlags::PEEK)
 }
 
-/// Receives as [`recv`] does, without descriptors: the kernel drops them all, and this process
-/// never holds them.
+/// As [`peek_two`], but takes no descriptors: `truncated` says whether there are any.
 ///
 /// # Errors
 /// Those of [`recv`].
-pub fn recv_none(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+pub fn peek_none(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, bytes, &mut Vec::new(), &mut [], RecvFlags::PEEK)
+}
+
+/// Consumes bytes that were looked at before. The kernel drops descriptors that came with them, in
+/// the calling thread: if nobody else has copies, this takes as long as closing them.
+///
+/// # Errors
+/// Those of [`recv`].
+pub fn consume(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
     receive(socket, bytes, &mut Vec::new(), &mut [])
 }
 
@@ -107,8 +117,18 @@ fn receive(
     handles: &mut Vec<OwnedFd>,
     space: &mut [MaybeUninit<u8>],
 ) -> io::Result<Received> {
+    receive_with(socket, bytes, handles, space, RecvFlags::empty())
+}
+
+fn receive_with(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    space: &mut [MaybeUninit<u8>],
+    flags: RecvFlags,
+) -> io::Result<Received> {
     let mut control = RecvAncillaryBuffer::new(space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = part {
@@ -163,6 +183,38 @@ pub fn peer(socket: impl AsFd) -> io::Result<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looking_at_bytes_drops_no_descriptor_and_says_whether_consuming_them_would() {
+        use std::io::Read as _;
+        let (a, b) = channel().unwrap();
+        for (count, copies) in [(1, 1), (2, 2), (3, 2)] {
+            let (mut reader, writer) = io::pipe().unwrap();
+            let harmless = io::pipe().unwrap();
+            let mut sent = vec![harmless.0.as_fd(); count - 1];
+            sent.push(writer.as_fd());
+            send(a.as_fd(), b"before", &[]).unwrap();
+            send(a.as_fd(), b"with", &sent).unwrap();
+            send(a.as_fd(), b"after", &[]).unwrap();
+            drop(writer);
+            let (mut buffer, mut handles) = ([0; 64], Vec::new());
+            let seen = peek_none(b.as_fd(), &mut buffer).unwrap();
+            assert_eq!((&buffer[..seen.len], seen.truncated), (&b"beforewith"[..], true));
+            let seen = peek_two(b.as_fd(), &mut buffer, &mut handles).unwrap();
+            assert_eq!((seen.len, seen.truncated), (10, count > 2));
+            assert_eq!(handles.len(), copies);
+            let taken = consume(b.as_fd(), &mut buffer[..seen.len]).unwrap();
+            assert_eq!(&buffer[..taken.len], b"beforewith");
+            rustix::io::ioctl_fionbio(&reader, true).unwrap();
+            // Its last copy is among the handles, or was dropped with the bytes.
+            assert_eq!(reader.read(&mut [0]).is_err(), count <= 2);
+            drop(handles);
+            assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+            let seen = peek_none(b.as_fd(), &mut buffer).unwrap();
+            assert_eq!((&buffer[..seen.len], seen.truncated), (&b"after"[..], false));
+            assert_eq!(consume(b.as_fd(), &mut buffer[..seen.len]).unwrap().len, 5);
+        }
+    }
 
     #[test]
     fn bytes_and_descriptors_arrive_together() {

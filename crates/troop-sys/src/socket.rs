@@ -55,6 +55,12 @@ pub fn is_socket(fd: impl AsFd) -> bool {
     !matches!(sockopt::socket_type(fd), Err(rustix::io::Errno::NOTSOCK | rustix::io::Errno::BADF))
 }
 
+/// Whether a descriptor is a Unix socket.
+#[must_use]
+pub fn is_unix(fd: impl AsFd) -> bool {
+    sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
+}
+
 /// Returns the kind of a socket.
 ///
 /// # Errors

@@ -6,19 +6,27 @@
 //! that carries it, or because a message had more descriptors than were asked for. Any process with
 //! a copy can set the option at any moment. So the closer clears the option, which is usually
 //! enough, and interrupts threads that wait nevertheless.
+//!
+//! The last close of a file can take long too, and no signal ends it: an unlinked file of many pieces
+//! takes seconds. The kernel drops descriptors of a message that are not taken in the thread that
+//! receives the message, and those in the queue of a Unix socket in the thread that closes the socket.
+//! So the driver only looks at messages, and consumes one itself only if it has copies of all its
+//! descriptors; [`Closer::consume`] does it for others.
 
 use std::collections::VecDeque;
-use std::os::fd::{IntoRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use troop_sys::interrupt::Thread;
-use troop_sys::socket;
+use troop_sys::{fdpass, socket};
 
 /// Maximum number of descriptors that wait to be closed. The calling thread closes further ones
-/// itself, and is interrupted if that takes long.
+/// itself, and is interrupted if that takes long; only Unix sockets wait nevertheless.
 const MAX_WAITING: usize = 1024;
+/// Maximum number of waiting descriptors that workers have sent before no more are accepted.
+const MAX_FOREIGN: usize = MAX_WAITING / 2;
 /// Maximum number of closing threads; one is started when all others are busy.
 const MAX_THREADS: usize = 4;
 /// Maximum number of closing threads while others cannot be interrupted, as in the close of a file
@@ -49,11 +57,14 @@ struct Shared {
     begun: Condvar,
     /// Files that wait to be closed, or are being closed.
     unclosed_files: AtomicUsize,
+    /// Sockets from workers that wait to be closed.
+    foreign: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<OwnedFd>,
+    /// Each with whether a worker has sent it.
+    waiting: VecDeque<(OwnedFd, bool)>,
     idle: usize,
     /// The closing threads, and the start of the close that each is in.
     threads: Vec<(Option<Thread>, Option<Instant>)>,
@@ -83,12 +94,23 @@ impl Closer {
 
     /// Never waits.
     pub(crate) fn close(&self, fd: OwnedFd) {
+        self.close_as(fd, false);
+    }
+
+    /// Closes a socket that a worker has sent.
+    pub(crate) fn close_foreign(&self, fd: OwnedFd) {
+        self.close_as(fd, true);
+    }
+
+    fn close_as(&self, fd: OwnedFd, is_foreign: bool) {
         let mut state = self.lock();
         let most = if state.is_stuck() { MAX_STUCK } else { MAX_THREADS };
         if !state.over && state.idle == 0 && state.threads.len() < most {
             self.start(&mut state);
         }
-        let has_room = !state.threads.is_empty() && state.waiting.len() < MAX_WAITING;
+        // In the queue of a Unix socket may be files, whose close cannot be interrupted.
+        let has_room = !state.threads.is_empty()
+            && (state.waiting.len() < MAX_WAITING || socket::is_unix(&fd));
         if state.over || !has_room {
             let is_stuck = !state.threads.is_empty() && state.is_stuck();
             drop(state);
@@ -101,7 +123,8 @@ impl Closer {
             }
             return;
         }
-        state.waiting.push_back(fd);
+        self.0.foreign.fetch_add(usize::from(is_foreign), Ordering::Relaxed);
+        state.waiting.push_back((fd, is_foreign));
         drop(state);
         self.0.more.notify_one();
     }
@@ -136,9 +159,51 @@ impl Closer {
         state.file_threads -= 1;
     }
 
+    /// Consumes bytes of a Unix socket, with more descriptors than anybody takes, in a thread of its
+    /// own, and closes the socket there if nobody else has it any more. `done` is called when the
+    /// kernel has dropped the descriptors; nobody else may read from the socket before.
+    pub(crate) fn consume(
+        &self,
+        socket: Arc<OwnedFd>,
+        len: usize,
+        done: impl FnOnce() + Send + 'static,
+    ) {
+        let closer = self.clone();
+        let consume = move || {
+            let mut bytes = vec![0; len];
+            closer.guard(|| {
+                let _ = fdpass::consume(socket.as_fd(), &mut bytes);
+            });
+            closer.guard(|| drop(socket));
+            done();
+        };
+        let thread = std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
+        let consume = Arc::new(Mutex::new(Some(consume)));
+        let take = |consume: &Mutex<Option<_>>| {
+            consume.lock().unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let theirs = consume.clone();
+        let spawned = thread.spawn(move || {
+            if let Some(consume) = take(&theirs) {
+                consume();
+            }
+        });
+        if spawned.is_err()
+            && let Some(consume) = take(&consume)
+        {
+            consume();
+        }
+    }
+
     /// Whether the limit of files that are not closed yet is reached.
-    pub(crate) fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.0.unclosed_files.load(Ordering::Relaxed) >= MAX_FILES
+    }
+
+    /// Whether descriptors from workers can be accepted: not too many files and sockets of theirs
+    /// are waiting to be closed.
+    pub(crate) fn accepts(&self) -> bool {
+        !self.is_full() && self.0.foreign.load(Ordering::Relaxed) < MAX_FOREIGN
     }
 
     /// Makes a call in which the kernel may close descriptors, and interrupts it if it takes too
@@ -201,7 +266,7 @@ impl Closer {
         state.threads[number].0 = Some(thread);
         loop {
             state.threads[number].1 = None;
-            let Some(fd) = state.waiting.pop_front() else {
+            let Some((fd, is_foreign)) = state.waiting.pop_front() else {
                 if state.over {
                     return;
                 }
@@ -212,6 +277,7 @@ impl Closer {
             };
             state.threads[number].1 = Some(Instant::now());
             drop(state);
+            self.0.foreign.fetch_sub(usize::from(is_foreign), Ordering::Relaxed);
             socket::close_at_once(&fd);
             drop(fd);
             state = self.lock();
@@ -281,7 +347,7 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer) {
-            closer.close(fd);
+            closer.close_foreign(fd);
         }
     }
 }

@@ -84,7 +84,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if let (Some(handle), Some(closer)) = (self.handle.take(), &self.closer) {
-            closer.close(handle.into());
+            closer.close_foreign(handle.into());
         }
     }
 }

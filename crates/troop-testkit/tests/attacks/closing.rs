@@ -171,6 +171,30 @@ async fn a_worker_whose_connections_linger_delays_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_that_the_kernel_never_drops_delay_no_worker() {
+    const TEST: &str = "closing::descriptors_that_the_kernel_never_drops_delay_no_worker";
+    if !is_root(TEST) {
+        return;
+    }
+    let home = open_directory();
+    // In messages with more than are taken, and alone.
+    for (name, count) in [("1", 3), ("2", 253), ("3", 1)] {
+        let Some(file) = Mount::undroppable(TEST, &home.path().join(name)) else { return };
+        let mut scene = scene().await;
+        let send = format!("undropped {count} {}", file.at.display());
+        let worker = scene.raw(&[ONLINE, &send, "sleep 600000"]).await;
+        let (violation, _) = scene.offence(&worker).await;
+        assert!(matches!(violation, Violation::SurplusHandles(_)), "{violation:?}");
+        scene.honest_worker_serves().await;
+        worker.kill(9).await.unwrap();
+        scene.troop.exit(&worker).await;
+        scene.honest_worker_serves().await;
+        wait_until("it is being dropped", || file.closes() > 0);
+        drop(file);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_whose_close_is_never_answered_end_their_senders_and_are_few() {
     const TEST: &str = "closing::files_whose_close_is_never_answered_end_their_senders_and_are_few";
     if !is_root(TEST) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A file system for all users; processes that wait for it wait until this is dropped.
 pub(super) struct Mount {
@@ -23,8 +23,12 @@ pub(super) struct Mount {
 /// Whose closes of files are not answered.
 #[derive(Clone, Copy, PartialEq)]
 enum Unanswered {
+    /// Closes of this process.
     OfThisProcess,
+    /// All closes.
     All,
+    /// What is written, which is when the last descriptor is dropped.
+    Writes,
 }
 
 impl Mount {
@@ -45,6 +49,12 @@ impl Mount {
     pub(super) fn unclosable_by_all(test: &str, at: &Path) -> Option<Mount> {
         File::create(at).unwrap();
         Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::All)
+    }
+
+    /// A file that can be changed, and then cannot be let go of: no signal ends that.
+    pub(super) fn undroppable(test: &str, at: &Path) -> Option<Mount> {
+        File::create(at).unwrap();
+        Mount::new(test, at, "100666")?.served(0o100_666, Unanswered::Writes)
     }
 
     /// How many closes are under way that are never answered.
@@ -128,11 +138,17 @@ fn serve(
     const GETATTR: u32 = 3;
     const OPEN: u32 = 14;
     const RELEASE: u32 = 18;
+    const WRITE: u32 = 16;
     const FLUSH: u32 = 25;
     const INIT: u32 = 26;
     const INTERRUPT: u32 = 36;
+    const WRITEBACK_CACHE: u32 = 1 << 16;
     let mut request = vec![0; 256 * 1024];
-    while !is_over.load(Ordering::Relaxed) {
+    // A process in which a thread waits for this one cannot be killed.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_over.load(Ordering::Relaxed)
+        && (unanswered != Unanswered::Writes || Instant::now() < deadline)
+    {
         let Ok(length) = fuse.read(&mut request) else {
             std::thread::sleep(Duration::from_millis(2));
             continue;
@@ -142,7 +158,14 @@ fn serve(
         let (operation, thread) = (number(4), number(32));
         let is_ours = Path::new(&format!("/proc/self/task/{thread}")).exists();
         let (error, answer): (i32, Vec<u8>) = match operation {
-            FLUSH if is_ours || unanswered == Unanswered::All => {
+            WRITE => {
+                closes.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            FLUSH
+                if unanswered != Unanswered::Writes
+                    && (is_ours || unanswered == Unanswered::All) =>
+            {
                 closes.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
@@ -151,8 +174,12 @@ fn serve(
                 (-libc::ENOENT, Vec::new())
             }
             FORGET | INTERRUPT => continue,
-            // Version 7.31, no flags, and pages of a usual size.
-            INIT => (0, numbers(&[7, 31, 0, 0, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+            // Version 7.31, no flags but perhaps the one for writing later, and pages of a usual
+            // size.
+            INIT => {
+                let flags = if unanswered == Unanswered::Writes { WRITEBACK_CACHE } else { 0 };
+                (0, numbers(&[7, 31, 0, flags, 0, 4096, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]))
+            }
             GETATTR => {
                 let mut attributes = [0; 26];
                 // The root, with one name.

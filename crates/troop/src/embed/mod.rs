@@ -169,8 +169,8 @@ impl WorkerHandle {
     /// Lets the embedding program's thread read and write a relayed worker's channel directly.
     /// Returns the I/O handle, and a copy of the channel, which is only to be polled for
     /// readability (level-triggered). `offer` is called in the cluster's thread, and must not
-    /// block, when [`RelayIo::begin`] may be called. Returns `None` if the worker is not relayed,
-    /// its channel is closed, or the cluster does not run in a thread.
+    /// block, when [`RelayIo::begin`] may be called. Returns `None` if the worker is not relayed or
+    /// runs as another user, its channel is closed, or the cluster does not run in a thread.
     ///
     /// # Errors
     /// When out of descriptors.

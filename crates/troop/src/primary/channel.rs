@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use troop_core::event::Violation;
@@ -24,7 +25,7 @@ use crate::message::{Content, Handle, Held, Message, Request, classify};
 
 pub(crate) struct Channel {
     pub(crate) worker: WorkerHandle,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Arc<OwnedFd>,
     pub(crate) reader: FrameReader<Foreign>,
     /// Checks what comes in V8's format.
     checker: advanced::Checker,
@@ -46,6 +47,8 @@ pub(crate) struct Channel {
     most_handles: usize,
     /// Closes descriptors from the worker, and the channel, if the worker runs as another user.
     pub(crate) closer: Option<Closer>,
+    /// Whether a thread consumes a message with too many descriptors, so that nobody else may read.
+    pub(crate) is_consumed_aside: bool,
 }
 
 /// Maximum number of descriptors that wait for the end of their line. A worker sends one at a time.
@@ -78,7 +81,7 @@ impl Channel {
     ) -> Channel {
         Channel {
             worker,
-            socket,
+            socket: Arc::new(socket),
             reader: FrameReader::with(framing(advanced), MAX_LINE)
                 .most_handles(MAX_WAITING_HANDLES),
             advanced,
@@ -92,6 +95,7 @@ impl Channel {
             has_copy: false,
             most_handles,
             closer,
+            is_consumed_aside: false,
         }
     }
 

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     /// The answer to a question about a connection.
     Answer(u64, Option<WorkerId>),
     SetWeight(WorkerId, u32, oneshot::Sender<Outcome<()>>),
+    /// A thread has consumed a message of this worker's with too many descriptors.
+    Consumed(WorkerId),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),

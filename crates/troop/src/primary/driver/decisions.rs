@@ -93,9 +93,7 @@ impl Driver {
                 self.deliver(worker, listener, conn, seq, batched)
             }
             Action::Release { conn, taken } => {
-                if let Some(copy) = self.connections.release(conn, taken) {
-                    self.closing.close(self.now, copy);
-                }
+                self.connections.release(self.now, conn, taken, &mut self.closing);
             }
             Action::Send { worker, line } => self.channels.send(worker, &line),
             Action::SendListener { worker, listener, shard, line, .. } => {
@@ -107,8 +105,9 @@ impl Driver {
             Action::Unbind { listener } => {
                 // A program that starts workers itself may start more.
                 let is_end = |s: &Supervisor| s.is_stopping() && !s.is_embedded();
-                let for_good = self.cluster.supervisor().is_some_and(is_end).then_some(self.now);
-                self.listeners.unbind(listener, &self.poller, for_good);
+                let for_good = self.cluster.supervisor().is_some_and(is_end);
+                let Driver { listeners, poller, closing, now, .. } = self;
+                listeners.unbind(listener, poller, *now, for_good, closing);
             }
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
             Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),

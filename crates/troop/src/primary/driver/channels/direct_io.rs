@@ -59,6 +59,10 @@ impl Channels {
     ) -> io::Result<Option<(OwnedFd, bool)>> {
         let Some(channel) = self.of_workers.get_mut(&id) else { return Ok(None) };
         let Some(relay) = self.relays.get_mut(&id) else { return Ok(None) };
+        // Whoever closes the last copy closes the descriptors in it, which may take long.
+        if channel.closer.is_some() {
+            return Ok(None);
+        }
         let copy = channel.socket.try_clone()?;
         channel.has_copy = true;
         relay.direct_io = Some(DirectIo { reads: false, given: now, offer });

@@ -13,10 +13,11 @@ use super::Channels;
 use crate::error::Error;
 use crate::event::Event;
 use crate::primary::channel::{Channel, Outlets};
-use crate::primary::driver::Driver;
 use crate::primary::driver::closing::CloseAside;
 use crate::primary::driver::connections::Moves;
 use crate::primary::driver::events::Events;
+use crate::primary::driver::{Driver, Token};
+use crate::primary::wake::Command;
 
 /// Reads per channel before others have their turn.
 pub(in crate::primary::driver) const READ_BURST: usize = 1;
@@ -24,8 +25,9 @@ pub(in crate::primary::driver) const READ_BURST: usize = 1;
 /// because others may hold copies of it.
 pub(in crate::primary::driver) const LAST_READS: usize = 1024;
 
-/// Reads what a worker has sent. Of another user's at most two descriptors are taken, or none; the
-/// kernel drops the others at once, however long that takes, so it is interrupted.
+/// Reads what a worker has sent. Of another user's at most two descriptors are taken, or none. If it
+/// has sent others, the result is `truncated` and the bytes are still to be consumed, where it does
+/// not matter how long the kernel takes to drop them.
 fn receive(
     channel: &Channel,
     bytes: &mut [u8],
@@ -33,11 +35,17 @@ fn receive(
     takes_none: bool,
 ) -> io::Result<fdpass::Received> {
     let socket = channel.socket.as_fd();
-    match &channel.closer {
-        None => fdpass::recv_few(socket, bytes, handles),
-        Some(closer) if takes_none => closer.guard(|| fdpass::recv_none(socket, bytes)),
-        Some(closer) => closer.guard(|| fdpass::recv_two(socket, bytes, handles)),
+    if channel.closer.is_none() {
+        return fdpass::recv_few(socket, bytes, handles);
     }
+    let seen = match takes_none {
+        true => fdpass::peek_none(socket, bytes)?,
+        false => fdpass::peek_two(socket, bytes, handles)?,
+    };
+    if !seen.truncated && seen.len > 0 {
+        fdpass::consume(socket, &mut bytes[..seen.len])?;
+    }
+    Ok(seen)
 }
 
 /// What came of a read.
@@ -46,6 +54,8 @@ enum Read {
     Some {
         len: usize,
         more: bool,
+        /// Whether they are still to be consumed, where it does not matter how long that takes.
+        is_left: bool,
     },
     /// Nothing for now.
     Nothing,
@@ -73,11 +83,14 @@ impl Channels {
         events: &mut Events,
     ) -> Read {
         let Some(channel) = self.of_workers.get_mut(&id) else { return Read::Nothing };
+        if channel.is_consumed_aside {
+            return Read::Nothing;
+        }
         let relay = self.relays.get_mut(&id);
         // Whose end is decided sends nothing more that is wanted. A file that cannot be closed
         // stays, so there must not be many of them.
         let takes_none =
-            channel.closer.as_ref().is_some_and(|closer| closer.is_full() || core.is_cut_off(id));
+            channel.closer.as_ref().is_some_and(|closer| !closer.accepts() || core.is_cut_off(id));
         let received = match receive(channel, &mut self.buffer, &mut self.received, takes_none) {
             Ok(fdpass::Received { len: 0, .. }) => return Read::Ended,
             Ok(received) => received,
@@ -89,11 +102,12 @@ impl Channels {
         let more =
             received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
         let bytes = &self.buffer[..received.len];
+        let is_left = received.truncated && channel.closer.is_some();
         if let Some(closer) = &channel.closer {
             if !self.received.iter().all(socket::is_socket) {
                 for fd in self.received.drain(..) {
                     match socket::is_socket(&fd) {
-                        true => closer.close(fd),
+                        true => closer.close_foreign(fd),
                         false => closer.close_file(fd),
                     }
                 }
@@ -118,7 +132,7 @@ impl Channels {
         if !channel.outbox.is_empty() {
             self.unflushed.push(id);
         }
-        Read::Some { len: received.len, more }
+        Read::Some { len: received.len, more, is_left }
     }
 }
 
@@ -143,7 +157,10 @@ impl Driver {
             let Driver { channels, cluster, listeners, connections, closing, events, .. } = self;
             let moves = connections.moves(listeners, has_room, may_ask);
             match channels.read(id, self.now, &mut cluster.primary, moves, closing, events) {
-                Read::Some { len, more } => {
+                Read::Some { len, more, is_left } => {
+                    if is_left {
+                        self.consume_aside(id, len);
+                    }
                     bytes_left = bytes_left.saturating_sub(len);
                     self.take_moved(id);
                     if !more && burst != LAST_READS {
@@ -159,6 +176,29 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Has a thread consume a message with too many descriptors.
+    fn consume_aside(&mut self, id: WorkerId, len: usize) {
+        let Some(channel) = self.channels.of_workers.get_mut(&id) else { return };
+        // Otherwise a channel that has ended would be reported all the time.
+        self.poller.remove(&channel.socket);
+        channel.is_consumed_aside = true;
+        let driver_handle = self.inbox.handle().clone();
+        self.closing.closer().consume(channel.socket.clone(), len, move || {
+            let _ = driver_handle.send(Command::Consumed(id));
+        });
+    }
+
+    /// A message with too many descriptors has been consumed: the channel is read again.
+    pub(in crate::primary::driver) fn consumed(&mut self, id: WorkerId) {
+        let Some(channel) = self.channels.of_workers.get_mut(&id) else { return };
+        channel.is_consumed_aside = false;
+        if self.poller.add(&channel.socket, Token::Channel(id), channel.interest).is_err() {
+            self.channel_closed(id, false);
+            return;
+        }
+        self.channels.update(id, &mut self.poller);
     }
 
     /// The end of a channel. If it was the worker that closed it, everything that was in it has
@@ -179,7 +219,10 @@ impl Driver {
             self.poller.remove(&socket);
             socket::shut_down(&socket);
         }
-        if closer.is_some() {
+        // If it is being consumed, the thread that does it closes it.
+        if closer.is_some()
+            && let Some(socket) = Arc::into_inner(socket)
+        {
             self.closing.close(self.now, socket);
         }
         self.channels.end_relay(id);

@@ -115,7 +115,7 @@ impl Driver {
             Ok((fd, peer)) => {
                 self.channels.is_urgent();
                 self.check_descriptor_number(fd.as_raw_fd());
-                let conn = self.connections.add(fd);
+                let conn = self.connections.add(fd, peer.is_none());
                 if needs.answer {
                     self.ask(id, conn, peer);
                 } else if needs.bytes {

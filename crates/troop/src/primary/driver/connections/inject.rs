@@ -90,11 +90,11 @@ impl Driver {
         let unix = kind == AddressType::Unix;
         let fd = if unix { ends.unix } else { ends.tcp };
         socket::set_nonblocking(&fd, true).map_err(|e| e.to_string())?;
-        let conn = self.connections.add(fd);
+        let conn = self.connections.add(fd, unix);
         let (known, taken) = oneshot::channel();
         self.connections.injections.pending.insert(conn, PendingInjection { worker, known });
         if !self.cluster.primary.inject(self.now, worker, listener, conn) {
-            self.connections.release(conn, false);
+            self.connections.release(self.now, conn, false, &mut self.closing);
             return Err(
                 "it takes nothing at the moment: its channel is full, or it is leaving".into()
             );

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use troop_core::policy::{Connection, Finding, Identify, identify};
 use troop_core::{ConnId, ListenerId, Time};
 use troop_sys::poll::Interest;
-use troop_sys::socket;
+use troop_sys::{fdpass, socket};
 
 use crate::primary::driver::{Driver, Token};
 
@@ -138,8 +138,16 @@ impl Driver {
         let Finding::Found { client, strip } = found else { return false };
         if strip > 0 {
             // They have all arrived, so they are all there to be taken.
-            let taken =
-                socket::skip(entry.fd.as_fd(), &mut buffer[..strip.min(MAX_BYTES)]).unwrap_or(0);
+            let header = &mut buffer[..strip.min(MAX_BYTES)];
+            if entry.is_unix
+                && fdpass::peek_none(entry.fd.as_fd(), header).is_ok_and(|p| p.truncated)
+            {
+                // The kernel would drop them here, however long that takes.
+                self.forget(conn);
+                self.connections.release(self.now, conn, false, &mut self.closing);
+                return true;
+            }
+            let taken = socket::skip(entry.fd.as_fd(), header).unwrap_or(0);
             entry.before.read += u64::try_from(taken).unwrap_or(0);
         }
         if self.inspected.peeked.contains_key(&conn) {

@@ -15,7 +15,7 @@ mod moves;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use slab::Slab;
-use troop_core::{ConnId, WorkerId};
+use troop_core::{ConnId, Time, WorkerId};
 use troop_sys::socket::{self, Traffic};
 
 pub(super) use callback::PendingQuestions;
@@ -25,9 +25,13 @@ pub(super) use inspect::Inspected;
 pub(crate) use moves::Moves;
 use moves::{MovedConnection, Owners};
 
+use crate::primary::driver::closing::CloseAside;
+
 /// A connection that the primary has a copy of.
 struct Conn {
     fd: OwnedFd,
+    /// Whether its client may send descriptors.
+    is_unix: bool,
     /// What was read from it and written to it before: by the primary, or by the worker that had it.
     before: Traffic,
     /// Whether a worker was sent a copy.
@@ -50,9 +54,10 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn add(&mut self, fd: OwnedFd) -> ConnId {
+    pub(super) fn add(&mut self, fd: OwnedFd, is_unix: bool) -> ConnId {
         self.insert(Conn {
             fd,
+            is_unix,
             before: Traffic::default(),
             was_sent: false,
             kept: false,
@@ -91,9 +96,20 @@ impl Connections {
     }
 
     /// Drops the primary's copy: a worker has taken the connection, or no worker will.
-    pub(super) fn release(&mut self, conn: ConnId, taken: bool) -> Option<OwnedFd> {
+    pub(super) fn release(
+        &mut self,
+        now: Time,
+        conn: ConnId,
+        taken: bool,
+        closing: &mut CloseAside,
+    ) {
         self.injections.settle(conn, taken);
-        self.all.try_remove(conn.0 as usize).map(|conn| conn.fd)
+        let Some(Conn { fd, is_unix, .. }) = self.all.try_remove(conn.0 as usize) else { return };
+        // Descriptors that nobody has received are closed with it.
+        if is_unix && socket::unread(&fd) > 0 {
+            closing.closer();
+        }
+        closing.close(now, fd);
     }
 
     /// Whether somebody has read from a connection, or written to it, since the primary has it.

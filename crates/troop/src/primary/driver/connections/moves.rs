@@ -124,7 +124,14 @@ impl Driver {
             let is_ip = socket::local_address(&fd).is_some();
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
-            let conn = self.connections.insert(Conn { fd, before, was_sent: true, kept, cookie });
+            let conn = self.connections.insert(Conn {
+                fd,
+                is_unix: !is_ip,
+                before,
+                was_sent: true,
+                kept,
+                cookie,
+            });
             let about = Connection::new(peer, None);
             if self.cluster.primary.moved(worker) {
                 self.cluster.primary.rebalanced(self.now, listener, conn, about);

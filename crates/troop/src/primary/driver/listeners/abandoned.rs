@@ -40,8 +40,14 @@ impl AllAbandoned {
         self.check_at
     }
 
-    /// Keeps a socket of a listener that is closed for good, if workers may have copies of it.
-    pub(super) fn keep(&mut self, now: Time, listener: &Listener, socket: Socket) {
+    /// Keeps a socket of a listener that is closed for good, if workers may have copies of it; else
+    /// returns it.
+    pub(super) fn keep(
+        &mut self,
+        now: Time,
+        listener: &Listener,
+        socket: Socket,
+    ) -> Option<Socket> {
         let is_copied = listener.grouped || socket.options.is_some();
         let accepts = matches!(
             socket::kind(&socket.fd),
@@ -51,7 +57,9 @@ impl AllAbandoned {
         if is_copied && accepts && !listener.given {
             self.sockets.push(Abandoned { fd: socket.fd, listener: socket.listener, awaited: 0 });
             self.check_at.get_or_insert(now + INTERVAL);
+            return None;
         }
+        Some(socket)
     }
 
     fn check(&mut self, now: Time, is_served: impl Fn(ListenerId) -> bool) {

@@ -14,13 +14,14 @@ mod upkeep;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use slab::Slab;
 use troop_core::{ListenerId, Time};
 use troop_sys::poll::Interest;
 use troop_sys::{accepted, socket};
 
+use super::closing::CloseAside;
 use super::poller::EventPoller;
 use super::{Driver, Token};
 use crate::inherited::InheritedSocket;
@@ -121,8 +122,15 @@ impl Listeners {
         self.upkeep_at.into_iter().chain(others).min()
     }
 
-    /// Closes a listener. With a time, nobody serves its clients from then on.
-    pub(super) fn unbind(&mut self, id: ListenerId, poller: &EventPoller, for_good: Option<Time>) {
+    /// Closes a listener. With `for_good`, nobody serves its clients from then on.
+    pub(super) fn unbind(
+        &mut self,
+        id: ListenerId,
+        poller: &EventPoller,
+        now: Time,
+        for_good: bool,
+        closing: &mut CloseAside,
+    ) {
         let Some(mut listener) = self.open.remove(&id) else { return };
         // Before its socket is closed, and the number of the file may be another one's.
         drop(listener.file.take());
@@ -133,8 +141,17 @@ impl Listeners {
                 // reported.
                 poller.remove(&socket.fd);
             }
-            if let Some(now) = for_good {
-                self.abandoned.keep(now, &listener, socket);
+            // With connections that nobody has accepted, descriptors are closed that they carry.
+            let is_awaited = |socket: &Socket| {
+                socket::is_unix(&socket.fd) && socket::is_readable(socket.fd.as_fd())
+            };
+            let left = match for_good {
+                true => self.abandoned.keep(now, &listener, socket),
+                false => Some(socket),
+            };
+            if let Some(socket) = left.filter(is_awaited) {
+                closing.closer();
+                closing.close(now, socket.fd);
             }
         }
     }

@@ -413,15 +413,17 @@ impl Driver {
 
     /// Ends a process that is not announced yet.
     fn discard(&mut self, spawned: Spawned, setup: &Setup) {
-        let Spawned { child, cgroup, tree, .. } = spawned;
+        let Spawned { child, cgroup, tree, channel, .. } = spawned;
         if setup.leads_group() {
             let _ = process::signal_group(child.pid, 9);
         }
         let _ = process::signal(child.pidfd.as_fd(), 9);
         // However long its end takes.
-        let _ = std::thread::Builder::new()
-            .name("troop-reap".into())
-            .spawn(move || process::reap(child.pidfd.as_fd()));
+        let _ = std::thread::Builder::new().name("troop-reap".into()).spawn(move || {
+            let _ = process::reap(child.pidfd.as_fd());
+            // What the process may have sent is closed with it.
+            drop(channel);
+        });
         self.workers.end_leftovers(self.now, None, cgroup, tree, None);
     }
 
