@@ -20,6 +20,7 @@ mod hanging;
 mod limits;
 mod listeners;
 mod moves;
+mod notifications;
 mod options;
 mod paths;
 mod poison;

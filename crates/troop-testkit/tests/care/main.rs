@@ -172,6 +172,31 @@ async fn a_worker_can_report_readiness_by_sd_notify() {
 }
 
 #[tokio::test]
+async fn a_worker_that_reports_before_its_process_is_known_is_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let reported = directory.path().join("reported");
+    let touch = format!("behind touch {}", reported.display());
+    let online = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
+    let setup = fixture(["raw", "notify READY=1", &touch, online]);
+    let policy = at_once().ready_when(ReadyWhen::Notified);
+    let mut troop = Troop::start(Cluster::builder().workers(1).replace(policy).setup(setup));
+    // It is being started now, in a thread.
+    troop.until("its start", |e| matches!(e, Event::Setup { .. }).then_some(())).await;
+    // The cluster does not run while this thread does.
+    let deadline = std::time::Instant::now() + troop_testkit::TEST_TIMEOUT;
+    while !reported.exists() {
+        assert!(std::time::Instant::now() < deadline, "it reports");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    troop.until("its first message", |e| matches!(e, Event::Online { .. }).then_some(())).await;
+    let deadline = tokio::time::Instant::now() + troop_testkit::TEST_TIMEOUT;
+    while troop.cluster.snapshot().await.unwrap().workers[0].ready != Some(true) {
+        assert!(tokio::time::Instant::now() < deadline, "it is heard");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn processes_that_a_worker_leaves_behind_are_ended() {
     let directory = tempfile::tempdir().unwrap();
     let pids = directory.path().join("pids");

@@ -404,7 +404,7 @@ impl Builder {
         let driver = Driver::new(core, setup, in_thread, driver_handle, commands, bus, table);
         let mut driver = driver.map_err(Error::io("set up the primary"))?;
         driver.change_setup(self.setup.clone());
-        driver.ready_when(self.replace.ready_when)?;
+        driver.ready_when(self.replace.ready_when);
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.spawner_mut().output = self.output.take();
         if let Some(check) = self.health.take() {

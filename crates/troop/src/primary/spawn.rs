@@ -1,5 +1,6 @@
 //! Turns a setup into a process with a channel.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -84,12 +85,13 @@ pub(crate) struct Start {
 pub(crate) fn prepare(
     setup: &Arc<Setup>,
     fork: &Fork,
-    worker: WorkerId,
-    slot: Option<u32>,
+    (worker, slot): (WorkerId, Option<u32>),
+    notify: Option<&OsStr>,
     spawner: &mut Spawner,
     is_cancelled: &Arc<AtomicBool>,
 ) -> Result<Start> {
-    let prepared = setup.prepare(worker.0, slot, &fork.env, &mut spawner.inspectors)?;
+    let inspectors = &mut spawner.inspectors;
+    let prepared = setup.prepare(worker.0, slot, &fork.env, notify, inspectors)?;
     let failed = |step: &'static str| {
         let program = prepared.program.clone();
         move |source: io::Error| Error::Spawn { program, step: step.to_owned(), source }

@@ -73,6 +73,8 @@ pub(crate) enum Command {
     SetWeight(WorkerId, u32, oneshot::Sender<Outcome<()>>),
     /// A thread has consumed a message of this worker's with too many descriptors.
     Consumed(WorkerId),
+    /// A thread has consumed a notification of this worker's with descriptors.
+    NotificationConsumed(WorkerId),
     /// Closes the primary's end of a worker's channel.
     CloseChannel(WorkerId),
     DisconnectAll(oneshot::Sender<()>),

@@ -169,8 +169,6 @@ pub struct Setup {
 pub(crate) struct ClusterPart {
     /// Sockets that workers get instead of a channel.
     pub(crate) activation: Option<Arc<[ActivationSocket]>>,
-    /// The socket, as `NOTIFY_SOCKET`, where workers can say that they are ready.
-    pub(crate) notify: Option<OsString>,
     /// A supervisor starts the workers: they have slots, and lead process groups unless a setup says
     /// otherwise.
     pub(crate) is_supervised: bool,

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn environment(setup: &Setup) -> BTreeMap<String, String> {
-        let prepared = setup.prepare(1, None, &BTreeMap::new(), &mut 0).unwrap();
+        let prepared = setup.prepare(1, None, &BTreeMap::new(), None, &mut 0).unwrap();
         let text = |entry: &std::ffi::CString| entry.to_str().unwrap().to_owned();
         let pairs = prepared.env.iter().map(text);
         pairs.filter_map(|pair| pair.split_once('=').map(|(n, v)| (n.into(), v.into()))).collect()

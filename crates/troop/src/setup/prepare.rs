@@ -181,6 +181,7 @@ impl Setup {
         id: u32,
         slot: Option<u32>,
         extra: &BTreeMap<OsString, OsString>,
+        notify: Option<&OsStr>,
         inspectors: &mut u32,
     ) -> Result<Prepared> {
         self.check()?;
@@ -198,8 +199,8 @@ impl Setup {
             env.insert(name.to_owned(), number.to_string().into());
         }
         env.insert(nesting::DEPTH.into(), nesting::depth_of_workers().to_string().into());
-        if let Some(place) = &self.cluster.notify {
-            env.insert("NOTIFY_SOCKET".into(), place.clone());
+        if let Some(address) = notify {
+            env.insert("NOTIFY_SOCKET".into(), address.to_owned());
         }
         if let Some(sockets) = &self.cluster.activation {
             env.extend(activation(sockets));
@@ -308,7 +309,7 @@ mod tests {
     use super::*;
 
     fn argv(setup: &Setup, inspectors: &mut u32) -> Vec<String> {
-        let prepared = setup.prepare(1, None, &BTreeMap::new(), inspectors).unwrap();
+        let prepared = setup.prepare(1, None, &BTreeMap::new(), None, inspectors).unwrap();
         prepared.argv.iter().map(|a| a.to_str().unwrap().to_owned()).collect()
     }
 
@@ -380,7 +381,7 @@ mod tests {
     #[test]
     fn the_identity_cannot_be_overridden() {
         let setup = Setup::new().program("x").env("NODE_UNIQUE_ID", "99");
-        let prepared = setup.prepare(7, None, &BTreeMap::new(), &mut 0).unwrap();
+        let prepared = setup.prepare(7, None, &BTreeMap::new(), None, &mut 0).unwrap();
         let ids: Vec<_> =
             prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
         assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);

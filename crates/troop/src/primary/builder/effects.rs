@@ -18,7 +18,6 @@ impl Builder {
     pub(super) fn cluster_part(&self, is_supervised: bool) -> ClusterPart {
         ClusterPart {
             activation: self.activation.clone(),
-            notify: None,
             is_supervised,
             has_output: self.output.is_some(),
         }

@@ -158,6 +158,7 @@ impl Driver {
                 self.inbox.answer_later(move |_| drop(done.send(result)));
             }
             Command::Consumed(worker) => self.consumed(worker),
+            Command::NotificationConsumed(worker) => self.notification_consumed(worker),
             Command::CloseChannel(worker) => self.channel_closed(worker, false),
             Command::DisconnectAll(done) => self.disconnect_all(done),
             Command::Reload(reload, reply) => self.reload(*reload, Some(Reply::Reload(reply))),

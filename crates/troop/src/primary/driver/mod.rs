@@ -83,8 +83,8 @@ enum Token {
     Process(WorkerId),
     /// The socket that a worker's messages are passed on to.
     Relay(WorkerId),
-    /// Where workers say that they are ready.
-    Notify,
+    /// Where a worker says that it is ready.
+    Notify(WorkerId),
 }
 
 impl Token {
@@ -97,7 +97,7 @@ impl Token {
             Token::Channel(id) => (3, id.0),
             Token::Process(id) => (4, id.0),
             Token::Relay(id) => (6, id.0),
-            Token::Notify => (7, 0),
+            Token::Notify(id) => (7, id.0),
         };
         kind << 32 | u64::from(number)
     }
@@ -111,7 +111,7 @@ impl Token {
             5 => Token::Inspected(ConnId(number)),
             3 => Token::Channel(WorkerId(number)),
             6 => Token::Relay(WorkerId(number)),
-            7 => Token::Notify,
+            7 => Token::Notify(WorkerId(number)),
             _ => Token::Process(WorkerId(number)),
         }
     }

@@ -152,7 +152,7 @@ impl Driver {
                     }
                 }
                 Token::Process(id) => self.reap(id),
-                Token::Notify => self.read_notifications(),
+                Token::Notify(id) => self.read_notifications(id),
                 Token::Relay(id) => {
                     if ready.writable {
                         self.channels.flush_relay_soon(id);

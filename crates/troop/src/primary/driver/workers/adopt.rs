@@ -64,6 +64,7 @@ impl Driver {
                 pidfd,
                 leads_group: false,
                 kept_end: None,
+                notifications: None,
                 adopted: true,
                 announced: self.workers.setup().get_shutdown_message(),
                 ends_by: end_signals(self.workers.setup()),

@@ -135,6 +135,7 @@ impl Driver {
         let error = Error::Unkillable(worker.pid());
         self.events.push(Event::Error { worker: Some(worker.clone()), error: Arc::new(error) });
         self.channel_closed(id, false);
+        self.end_notifications(id);
         self.refresh(&worker);
         self.cluster.exited(self.now, id, ExitHow::Signal(KILL));
         self.workers.ended.push((id, false));
@@ -181,6 +182,7 @@ impl Driver {
         let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));
         self.read(id, LAST_READS, there);
         self.channel_closed(id, true);
+        self.end_notifications(id);
         self.keep_consumed(id);
         // The core forgets its status now.
         self.refresh(&handle);

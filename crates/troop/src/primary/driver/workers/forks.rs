@@ -17,7 +17,7 @@ use troop_core::{Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::{Process, end_signals};
+use super::{Notifications, Process, end_signals};
 use crate::channel::Mailbox;
 use crate::closer::Closer;
 use crate::error::{Error, Result};
@@ -67,6 +67,7 @@ struct Starting {
     /// The generation that it belongs to.
     generation: u32,
     closer: Option<Closer>,
+    notifications: Option<Notifications>,
     is_cancelled: Arc<AtomicBool>,
     /// When the next one may begin all the same.
     slow_at: Time,
@@ -256,14 +257,22 @@ impl Driver {
             let closer = self.closing.closer_for(setup.is_other_user());
             self.events.push(Event::Setup { setup: setup.clone() });
             let is_cancelled = Arc::default();
-            let start = spawn::prepare(
-                &setup,
-                &wanted.fork,
-                id,
-                slot,
-                &mut self.workers.spawner,
-                &is_cancelled,
-            );
+            let opened = self.workers.readiness.open();
+            let opened = opened.map_err(Error::io("make a socket for notifications"));
+            let (notifications, start) = match opened {
+                Ok(notifications) => {
+                    let start = spawn::prepare(
+                        &setup,
+                        &wanted.fork,
+                        (id, slot),
+                        notifications.as_ref().map(Notifications::address),
+                        &mut self.workers.spawner,
+                        &is_cancelled,
+                    );
+                    (notifications, start)
+                }
+                Err(e) => (None, Err(e)),
+            };
             let generation = self.generation();
             let slow_at = self.now + SLOW_START_TIMEOUT;
             self.workers.forks.starting.push(Starting {
@@ -273,6 +282,7 @@ impl Driver {
                 setup,
                 generation,
                 closer,
+                notifications,
                 is_cancelled,
                 slow_at,
             });
@@ -310,6 +320,7 @@ impl Driver {
             && (starting.is_cancelled.load(Ordering::Relaxed)
                 || starting.generation != self.generation());
         if is_old || self.ending.has_begun() {
+            self.close_notifications(starting.notifications);
             if let Ok(spawned) = result {
                 self.discard(spawned, &starting.setup);
             }
@@ -324,10 +335,14 @@ impl Driver {
             }
             return;
         }
-        let Starting { wanted: Wanted { fork, by, leaves }, id, slot, setup, closer, .. } =
-            starting;
+        let Starting { wanted, id, slot, setup, closer, notifications, .. } = starting;
+        let Wanted { fork, by, leaves } = wanted;
         let result =
             result.and_then(|spawned| self.begin(id, slot, &fork, &setup, closer, spawned));
+        match notifications {
+            Some(notifications) if result.is_ok() => self.hear(id, notifications),
+            notifications => self.close_notifications(notifications),
+        }
         match by {
             For::Program(_, done) => {
                 self.inbox.answer_later(move |driver| {
@@ -385,6 +400,7 @@ impl Driver {
             handle: handle.clone(),
             pidfd: child.pidfd,
             kept_end,
+            notifications: None,
             leads_group: setup.ends_group(),
             adopted: false,
             announced: setup.get_shutdown_message(),

@@ -39,7 +39,7 @@ use crate::setup::Setup;
 use embedded::EmbeddingProgram;
 use forks::Forks;
 use orphans::AllOrphans;
-use ready::Readiness;
+use ready::{Notifications, Readiness};
 use serving::ServingChecker;
 use strays::AllStrays;
 use zombies::Zombies;
@@ -50,6 +50,8 @@ struct Process {
     pidfd: OwnedFd,
     /// The worker's end of its channel, if the program does not speak it. It hears signals, then.
     kept_end: Option<OwnedFd>,
+    /// Where it says that it is ready, if it does that so.
+    notifications: Option<Notifications>,
     leads_group: bool,
     /// It is somebody else's child.
     adopted: bool,
