@@ -46,7 +46,7 @@ pub struct Received {
     /// The number of bytes in the buffer; 0 is the end of the stream.
     pub len: usize,
     /// Whether there were more descriptors than were taken, because this process has too many or the
-    /// message had too many. Those that were received, not looked at, are dropped by the kernel.
+    /// message had too many. Those that were received, not peeked at, are dropped by the kernel.
     pub truncated: bool,
 }
 
@@ -102,7 +102,7 @@ pub fn peek_none(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Receive
     receive_with(socket, bytes, &mut Vec::new(), &mut [], RecvFlags::PEEK)
 }
 
-/// Consumes bytes that were looked at before. The kernel drops descriptors that came with them, in
+/// Consumes bytes that were peeked before. The kernel drops descriptors that came with them, in
 /// the calling thread: if nobody else has copies, this takes as long as closing them.
 ///
 /// # Errors

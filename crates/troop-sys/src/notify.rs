@@ -37,7 +37,7 @@ const PASSRIGHTS: Option<libc::c_int> = if cfg!(any(
 };
 /// Age of a file without a socket from which it was surely left behind.
 const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(60);
-/// Maximum number of files in a directory that are looked at.
+/// Maximum number of files in a directory that are checked.
 const MAX_LEFT_BEHIND: usize = 4096;
 
 /// A socket for `NOTIFY_SOCKET`.
@@ -49,7 +49,7 @@ pub struct NotifySocket {
     refuses_descriptors: bool,
 }
 
-/// A notification that was looked at.
+/// A notification that was inspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
     /// Its length, at most that of the buffer.
