@@ -117,7 +117,8 @@ fn explained(e: &toml::de::Error) -> String {
     suggest::explained(e.message())
 }
 
-/// Expands variables in the texts of a value. Literal strings (`'...'`) stay as they are.
+/// Expands variables in the texts of a value. Literal strings (`'...'`) stay as they are, and so does
+/// what a shell expands.
 fn expand(value: &mut Value<'_>, text: &str, lookup: &Lookup<'_>, mistakes: &mut Vec<Mistake>) {
     let Range { start: at, .. } = value.span();
     match value.get_mut() {
@@ -132,7 +133,12 @@ fn expand(value: &mut Value<'_>, text: &str, lookup: &Lookup<'_>, mistakes: &mut
             all.iter_mut().for_each(|value| expand(value, text, lookup, mistakes));
         }
         DeValue::Table(all) => {
-            all.iter_mut().for_each(|(_, value)| expand(value, text, lookup, mistakes));
+            for (key, value) in all {
+                let is_text = matches!(value.get_ref(), DeValue::String(_));
+                if !is_text || key.get_ref() != variables::FOR_SHELL {
+                    expand(value, text, lookup, mistakes);
+                }
+            }
         }
         _ => {}
     }
@@ -256,6 +262,16 @@ mod tests {
     fn errors(text: &str) -> Vec<String> {
         let lookup = |name: &str| (name == "PORT").then(|| "8000".to_owned());
         parse(text, &lookup).unwrap_err().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_a_shell_expands_stays_as_it_is() {
+        let text = "[app.command]\nprogram = \"${PORT}\"\n[app.command.health]\ncommand = \"echo ${TROOP_SLOT-none}\"\n";
+        let apps = parse(text, &|name| (name == "PORT").then(|| "8000".into())).unwrap();
+        let app = &apps["command"];
+        assert_eq!(app.program, "8000");
+        let health = format!("{:?}", app.health);
+        assert!(health.contains("echo ${TROOP_SLOT-none}"), "{health}");
     }
 
     #[test]

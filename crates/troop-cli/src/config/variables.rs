@@ -2,6 +2,9 @@
 
 use super::toml_file::Lookup;
 
+/// The option whose text a shell reads, with the variables of workers (`health.command`).
+pub(super) const FOR_SHELL: &str = "command";
+
 /// Returns a text with the values of its variables; `None` if there are none in it. `$${` stands for
 /// `${`.
 ///
@@ -59,7 +62,13 @@ pub(super) fn escape(value: &mut toml::Value) {
     match value {
         toml::Value::String(text) => *text = text.replace("${", "$${"),
         toml::Value::Array(all) => all.iter_mut().for_each(escape),
-        toml::Value::Table(all) => all.iter_mut().for_each(|(_, value)| escape(value)),
+        toml::Value::Table(all) => {
+            for (name, value) in all {
+                if !value.is_str() || name != FOR_SHELL {
+                    escape(value);
+                }
+            }
+        }
         _ => {}
     }
 }
