@@ -78,6 +78,11 @@ pub fn recv_few(
     receive(socket, bytes, handles, &mut space)
 }
 
+const FOR_TWO: usize = rustix::cmsg_aligned_space!(ScmRights(TWO));
+
+#[repr(align(8))]
+struct ForTwo([MaybeUninit<u8>; FOR_TWO]);
+
 /// Looks at the next bytes without consuming them, and appends copies of at most two of the
 /// descriptors that come with them to `handles`: one, and one more as a sign that there are too
 /// many. The kernel closes nothing. If the result is not `truncated`, `handles` has all descriptors
@@ -90,8 +95,9 @@ pub fn peek_two(
     bytes: &mut [u8],
     handles: &mut Vec<OwnedFd>,
 ) -> io::Result<Received> {
-    let mut space = [MaybeUninit::<u8>::uninit(); rustix::cmsg_space!(ScmRights(TWO))];
-    receive_with(socket, bytes, handles, &mut space, RecvFlags::PEEK)
+    // Aligned, as otherwise there would be room for another one, depending on where it is.
+    let mut space = ForTwo([MaybeUninit::uninit(); FOR_TWO]);
+    receive_with(socket, bytes, handles, &mut space.0, RecvFlags::PEEK)
 }
 
 /// As [`peek_two`], but takes no descriptors: `truncated` says whether there are any.
