@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
@@ -74,6 +75,13 @@ impl RestartRequest {
     /// Whether the app ends because that was asked for.
     pub(crate) fn is_stop_requested(&self) -> bool {
         self.stop_requested.load(Ordering::Acquire)
+    }
+
+    /// Makes a request to stop again that came before the engine caught signals.
+    pub(crate) fn repeat_early_stop(&self) {
+        if self.is_stop_requested() {
+            let _ = kill_process(getpid(), Signal::TERM);
+        }
     }
 
     pub(crate) fn is_requested(&self) -> bool {

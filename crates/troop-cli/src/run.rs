@@ -181,7 +181,10 @@ fn run_as(
     };
     let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
     let served = claim.as_ref().map(|claim| claim.0.clone());
+    let early = restarting.clone();
     builder = builder.on_start(move |cluster| {
+        // Signals are caught by now.
+        early.repeat_early_stop();
         let serve = |app| async {
             if let Some((listener, claim)) = listener.zip(served) {
                 server::serve(app, listener, claim).await;

@@ -5,8 +5,10 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -375,6 +377,31 @@ fn it_runs_as_pid_1() {
     let pid = rustix::process::Pid::from_raw(init.cast_signed()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(troop.event("exit")["code"], 0);
+    assert_eq!(troop.end().0, Some(0));
+}
+
+/// Signals that a process catches, a bit for each (`proc_pid_status(5)`).
+fn caught_signals(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+/// It waits for the lock of the records before the engine handles signals.
+#[test]
+fn a_stop_that_comes_during_the_start_is_not_lost() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(home.path(), Permissions::from_mode(0o700)).unwrap();
+    let lock = std::fs::File::create(home.path().join(".lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json"]).arg(node("hello.js"));
+    command.env("TROOP_STATE_DIR", home.path());
+    let mut troop = start(command);
+    let (pid, term) = (troop.child.id(), 1 << (Signal::TERM.as_raw() - 1));
+    wait_until("it catches SIGTERM", || caught_signals(pid) & term != 0);
+    troop.signal(Signal::TERM);
+    drop(lock);
     assert_eq!(troop.end().0, Some(0));
 }
 
