@@ -122,7 +122,7 @@ async fn a_program_that_has_fixed_methods_of_its_server_answers_before_it_ends()
         "for (const value of [server.close]) Object.defineProperty(server, 'close', { value });",
         "for (const close of [server.close]) Object.defineProperty(server, 'close', { get: () => close });",
         "Object.defineProperty(server, 'closeIdleConnections', { value: server.closeIdleConnections });",
-        "server.on('listening', () => Object.preventExtensions(server));",
+        "server.once('request', () => Object.preventExtensions(server));",
     ] {
         let program = format!("{fixed} {CLOSES}");
         let builder = server(&program, Duration::from_secs(60), |setup| setup);

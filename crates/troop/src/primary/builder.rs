@@ -176,7 +176,9 @@ impl Builder {
     }
 
     /// Sets how connections reach the workers. Default:
-    /// [`default_scheduling`](crate::policy::default_scheduling).
+    /// [`default_scheduling`](crate::policy::default_scheduling); round robin instead of
+    /// [`Scheduling::Auto`] where Node's permission model keeps workers from listening themselves
+    /// (`--permission` without `--allow-net`).
     pub fn scheduling(mut self, scheduling: Scheduling) -> Builder {
         self.config.scheduling = scheduling;
         self.explicit.insert("scheduling");
@@ -377,10 +379,16 @@ impl Builder {
         let (sender, commands) = mpsc::channel();
         let driver_handle = DriverHandle { sender, wake: Arc::new(Wake::new(event_fd)) };
         let (bus, table) = (Arc::new(Bus::default()), Table::default());
-        let primary = Primary::new(Config {
-            start_timeout: self.replace.ready_timeout,
-            ..self.config.clone()
-        });
+        let mut config =
+            Config { start_timeout: self.replace.ready_timeout, ..self.config.clone() };
+        let is_default = !self.explicit.contains("scheduling");
+        if is_default
+            && config.scheduling == Scheduling::Auto
+            && self.setup.is_kept_from_listening()
+        {
+            config.scheduling = Scheduling::RoundRobin;
+        }
+        let primary = Primary::new(config);
         let options = core::Options {
             weights: self.weights.clone(),
             drain_spread: self

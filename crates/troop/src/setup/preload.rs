@@ -33,6 +33,18 @@ impl Setup {
         self.preload.as_deref().filter(|path| !path.as_os_str().is_empty())
     }
 
+    /// Whether Node's permission model keeps workers from listening themselves, as Node 25 and newer
+    /// do with `--permission` and without `--allow-net`. What the primary accepts reaches them.
+    pub(crate) fn is_kept_from_listening(&self) -> bool {
+        let env = self.environment(&BTreeMap::new());
+        let options = env.get(OsStr::new(NODE_OPTIONS)).map(|options| options.to_string_lossy());
+        let options = options.unwrap_or_default();
+        let given = self.get_exec_argv().iter().map(|option| option.to_string_lossy());
+        let all: Vec<_> = given.chain(options.split_whitespace().map(Into::into)).collect();
+        all.iter().any(|option| option == "--permission")
+            && !all.iter().any(|option| option.starts_with("--allow-net"))
+    }
+
     /// Says why the script of [`Setup::preload`] is not loaded into workers with these settings.
     /// `None` if it is, or if there is none.
     #[must_use]
@@ -153,6 +165,23 @@ mod tests {
             let env = environment(&other);
             assert!(!env.contains_key("TROOP_NODE_OPTIONS"));
             assert!(!env.get("NODE_OPTIONS").is_some_and(|options| options.contains("quoted")));
+        }
+    }
+
+    #[test]
+    fn nodes_permission_model_is_recognised() {
+        let setup = Setup::new().script("server.js");
+        for (options, is_kept) in [
+            (&["--permission"][..], true),
+            (&["--allow-fs-read=*", "--permission"], true),
+            (&["--permission", "--allow-net"], false),
+            (&["--permission-audit"], false),
+            (&[], false),
+        ] {
+            let by_arguments = setup.clone().exec_argv(options);
+            assert_eq!(by_arguments.is_kept_from_listening(), is_kept, "{options:?}");
+            let by_variable = setup.clone().env("NODE_OPTIONS", options.join(" "));
+            assert_eq!(by_variable.is_kept_from_listening(), is_kept, "{options:?}");
         }
     }
 
