@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Time};
 use crate::names;
-pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop};
+pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Wait, WaitFor};
 pub(crate) use pm2_verbs::{
     Attach, EnvOf, Flush, Jlist, Kill, Pid, Ping, Prettylist, Reset, SendSignal, Serve, ServeFiles,
 };
@@ -41,21 +41,28 @@ pub(crate) enum Command {
     /// them: `troop run ./server`. CPU and MEMORY are sums over the primary and all workers, `total`
     /// with --json. MEMORY is resident memory (RSS), in which shared pages count for each process.
     #[command(visible_aliases = ["list", "status", "ps", "l"])]
-    #[command(
-        after_help = "Examples:\n  troop ls\n  troop ls --json | jq '.[] | {name, pid, total}'"
-    )]
+    #[command(after_help = "Examples:
+  troop ls
+  troop ls --json | jq '.[] | {name, pid, total}'
+  troop ls web --quiet                 a probe: nothing is printed
+
+Exit codes: 0 if the app runs, 1 if it does not answer (with --quiet), 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready; of several apps the worst counts, and those that were stopped or have finished do only if none runs.")]
     Ls(Show),
     /// Show an app: its workers, what they listen on, what they use
     #[command(visible_aliases = ["describe", "info"], alias = "desc")]
-    #[command(
-        after_help = "Examples:\n  troop show web                       all of it\n  troop show web:3                     one worker, by its number"
-    )]
+    #[command(after_help = "Examples:
+  troop show web                       all of it
+  troop show web:3                     one worker, by its number
+  troop show web --quiet               a probe: nothing is printed
+
+Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready, or not that one.")]
     Show(Show),
     /// Print events of an app as they happen
     Events(Events),
     Logs(Logs),
     Reload(Reload),
     Restart(Restart),
+    Wait(Wait),
     Scale(Scale),
     Stop(Stop),
     Delete(Delete),
@@ -67,6 +74,7 @@ pub(crate) enum Command {
     Check(Check),
     Init(Init),
     Startup(Startup),
+    Unstartup(Unstartup),
     Jlist(Jlist),
     Prettylist(Prettylist),
     Pid(Pid),
@@ -161,6 +169,7 @@ pub(crate) struct Init {
 #[command(after_help = "Examples:
   troop startup                        all apps of troop.toml; system units for root, else user units
   troop startup && troop save          without troop.toml: the apps that `troop start` has started
+  troop startup --hardened             with few privileges: systemd-analyze security troop-web
   troop startup web --print            print the unit")]
 pub(crate) struct Startup {
     /// The app [default: all apps of the file]
@@ -179,9 +188,38 @@ pub(crate) struct Startup {
     #[arg(long, value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
 
+    /// Take from the units what the apps do not need: privileges, system calls, files of others
+    #[arg(long)]
+    pub(crate) hardened: bool,
+
     /// Print the units instead of writing them
     #[arg(long)]
     pub(crate) print: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Remove the systemd units that `troop startup` has written
+///
+/// Apps that run go on running.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop unstartup                      of all apps of troop.toml; without one, of saved apps
+  troop unstartup web")]
+pub(crate) struct Unstartup {
+    /// The app [default: all apps of the file]
+    pub(crate) app: Option<String>,
+
+    /// The file whose apps are meant [default: troop.toml, if there is one]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The directory to remove them from [default: /etc/systemd/system for root, else
+    /// ~/.config/systemd/user]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
 
     /// Print JSON
     #[arg(long)]
@@ -318,6 +356,10 @@ pub(crate) struct Logs {
 pub(crate) struct Show {
     /// The app's name [default: all apps]
     pub(crate) app: Option<String>,
+
+    /// Print nothing, and tell by the exit code whether all workers are ready
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
 
     /// Print JSON
     #[arg(long)]

@@ -17,12 +17,16 @@ pub(crate) enum CliError {
     Failed(Failure),
     /// The app does not answer.
     Io(String, io::Error),
+    /// It is not in the state that was asked for.
+    NotReady(String),
 }
 
 impl std::fmt::Display for CliError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            CliError::NoApp(text) | CliError::Usage(text) => f.write_str(text),
+            CliError::NoApp(text) | CliError::Usage(text) | CliError::NotReady(text) => {
+                f.write_str(text)
+            }
             CliError::Failed(failure) => f.write_str(&failure.message),
             CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
                 write!(
@@ -36,7 +40,24 @@ impl std::fmt::Display for CliError {
     }
 }
 
+/// Exit code for an app that does not run.
+const NO_APP: u8 = 3;
+/// Exit code for an app that is not in the state that was asked for.
+const NOT_READY: u8 = 4;
+
 impl CliError {
+    /// Returns the exit code of a verb that has failed.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            CliError::NoApp(_) => NO_APP,
+            CliError::NotReady(_) => NOT_READY,
+            // As clap does for invalid arguments.
+            CliError::Usage(_) => 2,
+            CliError::Failed(failure) if failure.kind == "bad-request" => 2,
+            CliError::Failed(_) | CliError::Io(..) => 1,
+        }
+    }
+
     /// The same error with the name of the app that it is about.
     pub(crate) fn of_app(self, name: &str) -> CliError {
         let named = |text: String| match text.starts_with(name) {
@@ -46,6 +67,7 @@ impl CliError {
         match self {
             CliError::NoApp(text) => CliError::NoApp(named(text)),
             CliError::Usage(text) => CliError::Usage(named(text)),
+            CliError::NotReady(text) => CliError::NotReady(named(text)),
             CliError::Failed(failure) => {
                 CliError::Failed(Failure { message: named(failure.message), ..failure })
             }

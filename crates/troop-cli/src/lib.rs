@@ -42,11 +42,9 @@ use clap::{CommandFactory as _, Parser};
 use args::Command;
 use error::{CliError, RunError};
 use verbs::{
-    check, elsewhere, init, lifecycle, list, man, operate, pm2, save, send, show, startup,
+    check, elsewhere, init, lifecycle, list, man, operate, pm2, probe, save, send, show, startup,
+    wait,
 };
-
-/// Exit code for an app that does not run.
-const NO_APP: u8 = 3;
 
 /// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
@@ -68,6 +66,11 @@ pub fn main() -> ExitCode {
         }
         std::process::exit(e.exit_code())
     });
+    let is_quiet = match &command {
+        Command::Ls(args) | Command::Show(args) => args.quiet,
+        Command::Wait(args) => args.quiet,
+        _ => false,
+    };
     let result = match command {
         Command::Run(args) => return foreground(args.run, args.args, args.keep_going),
         // The primary that `troop start` has spawned in the background.
@@ -98,10 +101,13 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args).map_err(CliError::Usage),
         Command::Init(args) => init::init(&args).map_err(CliError::Usage),
         Command::Startup(args) => startup::startup(&args).map_err(CliError::Usage),
+        Command::Unstartup(args) => startup::unstartup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
         Command::Restart(args) => lifecycle::restart_apps(&args),
+        Command::Ls(args) | Command::Show(args) if args.quiet => probe::probe(&args),
         Command::Ls(args) => list::ls(&args),
         Command::Show(args) => show::show(&args),
+        Command::Wait(args) => wait::wait(&args),
         Command::Events(args) => show::events(&args),
         Command::Reload(args) => lifecycle::reload(&args),
         Command::Scale(args) => operate::scale(&args),
@@ -139,14 +145,10 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::line(&format!("troop: {error}"));
-            ExitCode::from(match &error {
-                CliError::NoApp(_) => NO_APP,
-                // As clap does for invalid arguments.
-                CliError::Usage(_) => 2,
-                CliError::Failed(failure) if failure.kind == "bad-request" => 2,
-                _ => 1,
-            })
+            if !is_quiet {
+                log::line(&format!("troop: {error}"));
+            }
+            ExitCode::from(error.code())
         }
     }
 }

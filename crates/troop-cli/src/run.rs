@@ -167,6 +167,7 @@ fn run_as(
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
     let keeper = claim.as_ref().and_then(|_| keep(&name, &resolved, &source)).map(Arc::new);
+    reporter.iter().for_each(|reporter| reporter.tell_listed(&name));
     let lock = claim.as_ref().and_then(|claim| claim.lock_file().ok());
     let last_end = Arc::new(Mutex::new(None));
     let parts = Parts {

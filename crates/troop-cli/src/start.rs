@@ -346,9 +346,8 @@ impl StartingPrimary {
         let pipe =
             child.stdout.take().ok_or_else(|| doing(std::io::ErrorKind::BrokenPipe.into()))?;
         std::thread::spawn(move || {
-            let mut line = String::new();
-            let read = BufReader::new(pipe).read_line(&mut line);
-            let _ = sender.send(read.map(|_| line));
+            // Dropped at the end of the pipe, which is then seen by the receiver.
+            BufReader::new(pipe).lines().try_for_each(|line| sender.send(line))
         });
         Ok(StartingPrimary { child, report, name, timeout, hint })
     }
@@ -361,16 +360,10 @@ impl StartingPrimary {
         interrupted: &AtomicBool,
     ) -> Result<String, CliError> {
         let shown = &self.name;
-        if no_wait {
-            report(
-                json,
-                &serde_json::json!({ "name": shown, "pid": self.child.id(), "state": "starting" }),
-                || format!("{shown}: starting"),
-            );
-            return Ok(self.name);
-        }
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
-        let answer = match wait_for(&self.report, self.timeout + EXIT_TIMEOUT, interrupted) {
+        let is_wanted = |line: &String| no_wait || !is_listed(line);
+        let timeout = self.timeout + EXIT_TIMEOUT;
+        let answer = match wait_for(&self.report, is_wanted, timeout, interrupted) {
             Some(answer) => answer,
             None if has_own_session(&mut self.child) => {
                 return fail(format!(
@@ -405,6 +398,14 @@ impl StartingPrimary {
         let shown = &self.name.clone();
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
         match startup {
+            StartupReport::Listed { name, pid } => {
+                if name != *shown {
+                    log::line(&format!("troop: {}", crate::run::also_runs(shown, &name)));
+                }
+                let state = serde_json::json!({ "name": name, "pid": pid, "state": "starting" });
+                report(json, &state, || format!("{name}: starting"));
+                Ok(name)
+            }
             StartupReport::Ready { name, pid, workers, listeners, hint: told } => {
                 told.iter().for_each(|told| log::line(&format!("troop: {name}: {told}")));
                 if name != *shown {
@@ -449,16 +450,22 @@ impl StartingPrimary {
     }
 }
 
-/// Waits for the primary's report. Returns `None` if Ctrl-C was pressed first.
+fn is_listed(line: &str) -> bool {
+    matches!(serde_json::from_str(line), Ok(StartupReport::Listed { .. }))
+}
+
+/// Waits for a report of the primary that is wanted. Returns `None` if Ctrl-C was pressed first.
 fn wait_for<T>(
-    startup: &Receiver<T>,
+    startup: &Receiver<std::io::Result<T>>,
+    is_wanted: impl Fn(&T) -> bool,
     start_timeout: Duration,
     interrupted: &AtomicBool,
-) -> Option<Result<T, RecvTimeoutError>> {
+) -> Option<Result<std::io::Result<T>, RecvTimeoutError>> {
     let deadline = Instant::now() + start_timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match startup.recv_timeout(left.min(INTERRUPT_CHECK_INTERVAL)) {
+            Ok(Ok(line)) if !is_wanted(&line) => {}
             Ok(report) => return Some(Ok(report)),
             Err(_) if interrupted.load(Ordering::Acquire) => return None,
             Err(RecvTimeoutError::Timeout) if left > INTERRUPT_CHECK_INTERVAL => {}

@@ -1,6 +1,8 @@
 //! Arguments of the verbs that stop, start and replace apps that are known.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+use crate::config::{self, Time};
 
 /// Stop apps; their workers finish the requests in progress
 ///
@@ -157,4 +159,47 @@ pub(crate) struct Resurrect {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Wait until apps are ready, or do not run any more
+///
+/// An app is ready when as many workers are as it should have. The wait ends early where that cannot
+/// come: the app does not run, or its workers keep ending and none is ready.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop wait web                       until all of its workers are ready
+  troop wait web jobs --timeout 1m
+  troop wait web --for stopped && rm -r /srv/web
+
+Exit codes: 0 when the apps are in that state, 1 if an app cannot get there, 3 if there is no such app or, with --for ready, it does not run, 4 when the timeout has passed.")]
+pub(crate) struct Wait {
+    /// The apps: names, numbers, `/patterns/`, namespaces, files, or `all` that run; optional when
+    /// there is only one
+    #[arg(value_name = "APP")]
+    pub(crate) apps: Vec<String>,
+
+    /// The state to wait for
+    #[arg(long = "for", value_enum, value_name = "STATE", default_value = "ready")]
+    pub(crate) state: WaitFor,
+
+    /// Time to wait at most [default: no limit]
+    #[arg(long, value_name = "TIME", value_parser = config::time)]
+    pub(crate) timeout: Option<Time>,
+
+    /// Print nothing
+    #[arg(short, long, conflicts_with = "json")]
+    pub(crate) quiet: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The states that `troop wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WaitFor {
+    /// As many workers are ready as there should be
+    Ready,
+    /// The app does not run
+    Stopped,
 }

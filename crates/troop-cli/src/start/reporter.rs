@@ -20,10 +20,12 @@ const CLASH_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Quick ends of a slot's workers after which their reason counts as lasting.
 const MAX_QUICK_ENDS: u32 = 3;
 
-/// The report of a background primary to `troop start`: one line of JSON on standard output.
+/// A report of a background primary to `troop start`: a line of JSON on standard output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum StartupReport {
+    /// `troop ls` shows the app from now on. Another report follows where one is awaited.
+    Listed { name: String, pid: u32 },
     /// All workers are ready.
     Ready {
         name: String,
@@ -41,7 +43,7 @@ pub(crate) enum StartupReport {
     Failed { reason: String, usage: bool },
 }
 
-/// Sends one [`StartupReport`] to the process that waits for this primary.
+/// Sends [`StartupReport`]s to the process that waits for this primary.
 #[derive(Debug, Default)]
 pub(crate) struct StartupReporter {
     /// A process waits for the report.
@@ -97,7 +99,16 @@ impl StartupReporter {
         self.last_end.lock().ok()?.clone()
     }
 
-    /// Sends the report, unless one was sent before.
+    /// Reports that the app is listed, which is all that `troop start --no-wait` waits for.
+    pub(crate) fn tell_listed(&self, name: &str) {
+        let listed = StartupReport::Listed { name: name.to_owned(), pid: std::process::id() };
+        match self.awaited {
+            true => write(&listed),
+            false => self.send(&listed),
+        }
+    }
+
+    /// Sends the last report, unless that was sent before.
     pub(crate) fn send(&self, startup: &StartupReport) {
         let Ok(mut told) = self.told.lock() else { return };
         if std::mem::replace(&mut *told, true) {
@@ -105,9 +116,7 @@ impl StartupReporter {
         }
         let is_failure = matches!(startup, StartupReport::Failed { .. });
         self.has_started.store(!is_failure, Ordering::Release);
-        let line = serde_json::to_string(startup).unwrap_or_default();
-        let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        write(startup);
         // The waiting process reads until the end of the stream.
         if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);
@@ -210,6 +219,13 @@ impl StartupReporter {
         self.send(&StartupReport::Failed { reason, usage: false });
         drop(cluster.stop());
     }
+}
+
+fn write(startup: &StartupReport) {
+    let line = serde_json::to_string(startup).unwrap_or_default();
+    let mut out = std::io::stdout().lock();
+    // The process that waits may have been interrupted.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// Returns the last lines of a worker that has ended, to append to a reason.

@@ -67,9 +67,6 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
             "start the app with --node-args=--cpu-prof or --heap-prof; the files are written at the end of its workers"
         }
         "trigger" => "`troop send APP MESSAGE --ask` asks workers and prints their replies",
-        "unstartup" => {
-            "`systemctl disable --now troop` (or troop-APP), with --user for user units, undoes `troop startup`; then remove the unit"
-        }
         "cleardump" => "`troop save --force` while no app runs saves an empty list",
         "set" | "get" | "conf" | "config" | "multiset" | "unset" => {
             "there are no settings of a daemon: options of an app are in troop.toml, or follow --set"

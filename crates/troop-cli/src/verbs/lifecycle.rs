@@ -13,6 +13,7 @@ use troop::snapshot::Phase;
 use troop::text::{counted, escaped};
 
 use super::operate::{named, report, unchanged};
+use super::wait::keeps_ending;
 use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop};
 use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
@@ -258,7 +259,7 @@ fn restart_one(
         // The primary that follows has a socket of its own.
         let fresh = Client::connect(&name).ok().flatten();
         let app = fresh.and_then(|mut client| client.snapshot().ok());
-        if let Some(AppSnapshot { snapshot, .. }) = &app {
+        if let Some(found @ AppSnapshot { snapshot, .. }) = &app {
             let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
             let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
             if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
@@ -269,9 +270,7 @@ fn restart_one(
                 );
                 return Ok(());
             }
-            // On average, every slot has been restarted twice.
-            let keeps_dying = snapshot.restarts >= 2 * snapshot.wanted.unwrap_or(1) as u64;
-            if snapshot.phase == Phase::Degraded && snapshot.ready == 0 && keeps_dying {
+            if keeps_ending(found) {
                 let why = snapshot.last_end.clone().unwrap_or_default();
                 return Err(CliError::Failed(Failure::new(
                     "failed",

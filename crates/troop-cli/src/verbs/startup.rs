@@ -1,14 +1,21 @@
-//! `troop startup`: writes systemd units.
+//! `troop startup` and `troop unstartup`: write systemd units, and remove them.
+
+mod hardening;
+mod needed;
+mod undo;
+mod unit;
 
 use std::io::Write as _;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use self::unit::quoted;
 use super::write::replace;
 use crate::args::Startup;
-use crate::config::{self, App, Format};
+use crate::config;
 use crate::{log, suggest};
+pub(crate) use undo::unstartup;
 
 /// Writes a unit for each selected app.
 ///
@@ -47,20 +54,21 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     let mut written = Vec::new();
     for (name, app) in &apps {
-        let text = unit(name, app, &file, &program, is_root, args.env.as_deref())?;
+        let text =
+            unit::text(name, app, &file, &program, is_root, args.env.as_deref(), args.hardened)?;
         if args.print && args.json {
             let _ = writeln!(
                 out,
                 "{}",
-                json!({ "unit": format!("{}.service", unit_name(name)), "text": text })
+                json!({ "unit": format!("{}.service", unit::name(name)), "text": text })
             );
             continue;
         }
         if args.print {
-            let _ = write!(out, "# {}.service\n{text}", unit_name(name));
+            let _ = write!(out, "# {}.service\n{text}", unit::name(name));
             continue;
         }
-        let path = directory.join(format!("{}.service", unit_name(name)));
+        let path = directory.join(format!("{}.service", unit::name(name)));
         replace(&path, text.as_bytes(), 0o644)
             .map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         written.push(path);
@@ -74,7 +82,7 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     }
     if !written.is_empty() {
         let user = if is_root { "" } else { " --user" };
-        let names: Vec<_> = apps.keys().map(|name| quoted(&unit_name(name))).collect();
+        let names: Vec<_> = apps.keys().map(|name| quoted(&unit::name(name))).collect();
         let _ = writeln!(
             out,
             "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}",
@@ -88,6 +96,9 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
 fn startup_of_saved(args: &Startup) -> Result<(), String> {
     if args.env.is_some() {
         return Err("--env is for a PM2 file: name it with --config".into());
+    }
+    if args.hardened {
+        return Err("--hardened is for the apps of a file, of which it is known what they need: `troop init` writes troop.toml".into());
     }
     let is_root = rustix::process::geteuid().is_root();
     let program =
@@ -170,125 +181,4 @@ fn usual_directory(is_root: bool) -> PathBuf {
     config
         .unwrap_or_else(|| std::env::home_dir().unwrap_or_default().join(".config"))
         .join("systemd/user")
-}
-
-/// Returns a path without `..`, which systemd rejects. Links stay: they may lead to another release
-/// later.
-fn without_dots(path: PathBuf) -> PathBuf {
-    let is_parent = |part: Component<'_>| part == Component::ParentDir;
-    if path.components().any(is_parent) { path.canonicalize().unwrap_or(path) } else { path }
-}
-
-/// Returns the name of an app's unit. systemd allows no other letters in it.
-fn unit_name(app: &str) -> String {
-    let mut name = "troop-".to_owned();
-    for c in app.chars() {
-        if c.is_ascii() {
-            name.push(c);
-        } else {
-            let mut bytes = [0; 4];
-            c.encode_utf8(&mut bytes)
-                .bytes()
-                .for_each(|byte| name.push_str(&format!("\\x{byte:02x}")));
-        }
-    }
-    name
-}
-
-/// Quotes a path or an argument for `systemd.service(5)`.
-fn quoted(text: &str) -> String {
-    let escaped =
-        text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    if escaped.contains([' ', '\t', '\'', '"', ';']) { format!("\"{escaped}\"") } else { escaped }
-}
-
-fn unit(
-    name: &str,
-    app: &App,
-    file: &Path,
-    program: &Path,
-    is_root: bool,
-    environment: Option<&str>,
-) -> Result<String, String> {
-    // A newline would begin another setting.
-    let is_plain = |text: &&str| !text.contains(char::is_control);
-    let text = |path: &Path| {
-        path.to_str()
-            .filter(is_plain)
-            .map(str::to_owned)
-            .ok_or_else(|| format!("{path:?} is no plain text"))
-    };
-    let file = &without_dots(file.to_owned());
-    let (program, config) = (quoted(&text(program)?), quoted(&text(file)?));
-    let chosen = environment.map_or_else(String::new, |name| format!(" --env {}", quoted(name)));
-    let directory = text(&without_dots(app.directory(file)))?.replace('%', "%%");
-    // Longer than the grace period, so that troop kills workers, not systemd.
-    let delay = app.drain_delay.map_or(0, |delay| delay.0.as_secs());
-    let stop = delay + app.grace.map_or(30, |grace| grace.0.as_secs()) + 10;
-    let start = app.ready_timeout.map_or(30, |time| time.0.as_secs()).saturating_mul(2).max(90);
-    // Such a file needs node, which is found on the PATH of the shell.
-    let path = match config::format_of(file) {
-        Some(Format::Pm2) | None => std::env::var("PATH").ok(),
-        _ if app.program.contains('/') && !app.program.ends_with("js") => None,
-        _ => std::env::var("PATH").ok(),
-    };
-    let path = path.map_or_else(String::new, |path| {
-        format!("Environment={}\n", quoted(&format!("PATH={path}")))
-    });
-    let delegate = if app.cgroup.is_default() {
-        ""
-    } else {
-        "# Workers have control groups of their own.\nDelegate=yes\n"
-    };
-    let target = if is_root { "multi-user.target" } else { "default.target" };
-    Ok(format!(
-        "[Unit]
-Description=troop: {name}
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart={program} run{chosen} --config {config} {name}
-ExecReload={program} reload {name}
-WorkingDirectory={directory}
-{path}Restart=on-failure
-RestartSec=2
-# troop tells its workers itself, and ends what they leave behind.
-KillMode=mixed
-TimeoutStartSec={start}
-TimeoutStopSec={stop}
-WatchdogSec=30
-LimitNOFILE=1048576
-# Lines of workers that begin with <0> are no emergencies.
-SyslogLevelPrefix=no
-{delegate}
-[Install]
-WantedBy={target}
-"
-    ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_units_are_those_that_systemd_allows() {
-        assert_eq!(unit_name("api.v2_x-1"), "troop-api.v2_x-1");
-        assert_eq!(unit_name("é"), "troop-\\xc3\\xa9");
-    }
-
-    #[test]
-    fn what_systemd_would_expand_is_escaped() {
-        for (plain, written) in [
-            ("/usr/bin/troop", "/usr/bin/troop"),
-            ("/a b/%c", "\"/a b/%%c\""),
-            ("$x", "$$x"),
-            ("a\"b", "\"a\\\"b\""),
-        ] {
-            assert_eq!(quoted(plain), written);
-        }
-    }
 }

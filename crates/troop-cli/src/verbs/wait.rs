@@ -1,0 +1,112 @@
+//! `troop wait`: waits until apps are ready, or do not run.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use troop::snapshot::Phase;
+
+use super::operate::report;
+use super::probe::why_not_ready;
+use super::show::answers;
+use crate::args::{Wait, WaitFor};
+use crate::control::protocol::{AppSnapshot, Failure};
+use crate::control::targets::{self, Target};
+use crate::error::CliError;
+use crate::log;
+
+/// Interval between looks at the apps.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs `troop wait`. The failure of one app does not end the wait for the others.
+pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
+    let deadline = args.timeout.and_then(|time| Instant::now().checked_add(time.0));
+    let mut names = names(args)?;
+    let mut last = None;
+    loop {
+        let (mut left, mut clients) = (Vec::new(), Vec::new());
+        let mut failed = |e: CliError| {
+            if let (Some(before), false) = (last.replace(e), args.quiet) {
+                log::line(&format!("troop: {before}"));
+            }
+        };
+        for name in names {
+            match (targets::selected(&name)?.pop(), args.state) {
+                (Some(Target::Running(client)), _) => clients.push(client),
+                (_, WaitFor::Stopped) => say(args, &name, "stopped"),
+                (Some(Target::Ended(record, end)), _) => {
+                    failed(targets::not_running(&record, &end));
+                }
+                (None, _) => failed(CliError::NoApp(format!("{name} has ended"))),
+            }
+        }
+        let asked = match args.state {
+            WaitFor::Ready => answers(&mut clients),
+            WaitFor::Stopped => {
+                clients.iter().map(|client| (client.name().to_owned(), None)).collect()
+            }
+        };
+        // One that has ended meanwhile has not answered, and is looked up again.
+        for client in &clients {
+            let name = client.name().to_owned();
+            let app =
+                asked.iter().find(|(other, _)| *other == name).and_then(|(_, app)| app.as_ref());
+            match app.map(|app| (why_not_ready(app), app)) {
+                Some((None, _)) => say(args, &name, "ready"),
+                Some((Some(why), app)) if keeps_ending(app) => failed(CliError::Failed(
+                    Failure::new("failed", format!("{name}: its workers keep ending: {why}")),
+                )),
+                Some((Some(why), _)) => left.push((name, why)),
+                None => left.push((name, running(args.state).to_owned())),
+            }
+        }
+        if left.is_empty() {
+            return last.map_or(Ok(()), Err);
+        }
+        if let Some(deadline) = deadline
+            && Instant::now() >= deadline
+        {
+            for (name, why) in left {
+                let state = if args.state == WaitFor::Ready { "ready" } else { "stopped" };
+                failed(CliError::NotReady(format!("{name} is not {state} in time: {why}")));
+            }
+            return last.map_or(Ok(()), Err);
+        }
+        names = left.into_iter().map(|(name, _)| name).collect();
+        std::thread::sleep(INTERVAL);
+    }
+}
+
+/// Returns the names of the apps to wait for.
+fn names(args: &Wait) -> Result<Vec<String>, CliError> {
+    let (found, unknown) = targets::targets(&args.apps)?;
+    if let Some(unknown) = unknown.into_iter().next() {
+        return Err(unknown);
+    }
+    let are_all = args.apps.iter().any(|word| word == "all");
+    let is_meant = |target: &&Target| !are_all || matches!(target, Target::Running(_));
+    let names: Vec<_> =
+        found.iter().filter(is_meant).map(|target| target.name().to_owned()).collect();
+    match names.is_empty() && args.state == WaitFor::Ready {
+        true => Err(CliError::NoApp("no app is running".into())),
+        false => Ok(names),
+    }
+}
+
+fn running(state: WaitFor) -> &'static str {
+    match state {
+        WaitFor::Ready => "it does not answer",
+        WaitFor::Stopped => "it runs",
+    }
+}
+
+/// Whether no worker is ready, and on average every slot has been restarted twice.
+pub(super) fn keeps_ending(AppSnapshot { snapshot, .. }: &AppSnapshot) -> bool {
+    let wanted = snapshot.wanted.unwrap_or(1) as u64;
+    snapshot.phase == Phase::Degraded && snapshot.ready == 0 && snapshot.restarts >= 2 * wanted
+}
+
+fn say(args: &Wait, name: &str, state: &str) {
+    if !args.quiet {
+        report(args.json, &json!({ "name": name, "state": state }), || format!("{name}: {state}"));
+    }
+}
