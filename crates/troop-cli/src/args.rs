@@ -259,6 +259,10 @@ pub(crate) struct Start {
     #[arg(long, visible_alias = "no-daemonize")]
     pub(crate) no_daemon: bool,
 
+    /// Accepted because `run` has it: the others go on here
+    #[arg(long, hide = true)]
+    pub(crate) keep_going: bool,
+
     /// Follow the output when the app is ready
     #[arg(long, conflicts_with_all = ["no_wait", "no_daemon"])]
     pub(crate) attach: bool,

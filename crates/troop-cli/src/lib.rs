@@ -33,6 +33,7 @@ mod together;
 mod verbs;
 mod watch;
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -72,18 +73,30 @@ pub fn main() -> ExitCode {
         _ => false,
     };
     let result = match command {
-        Command::Run(args) => return foreground(args.run, args.args, args.keep_going),
+        Command::Run(mut args) => {
+            if let Some(text) = args.refused() {
+                log::line(&format!("troop: {text}"));
+                return ExitCode::from(2);
+            }
+            let more = start::words_of_run(&mut args.run, args.args);
+            return foreground(args.run, &more, args.keep_going);
+        }
         // The primary that `troop start` has spawned in the background.
         Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
             // How it was called the first time does not say who waits now.
             let is_resumed = std::env::var_os(start::RESUMED_VARIABLE).is_some();
             args.run.unawaited = args.no_wait && !is_resumed;
-            start::choose(&mut args, &start::chosen());
-            return run(args.run, args.args);
-        }
-        Command::Start(args) if args.no_daemon => return foreground(args.run, args.args, false),
-        Command::Start(mut args) => {
+            start::words_of_start(&mut args);
             args.run.args = std::mem::take(&mut args.args);
+            start::choose(&mut args.run, &args.more, &start::chosen());
+            return run(args.run);
+        }
+        Command::Start(mut args) => {
+            start::words_of_start(&mut args);
+            args.run.args = std::mem::take(&mut args.args);
+            if args.no_daemon {
+                return foreground(args.run, &args.more, false);
+            }
             match start::known(&args) {
                 Ok(Some(words)) => lifecycle::start_known(&words, &args),
                 Ok(None) => start::start(&args),
@@ -153,22 +166,30 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs an app, or all of a file.
-fn foreground(mut what: args::Run, args: Vec<std::ffi::OsString>, keep_going: bool) -> ExitCode {
-    what.args.clone_from(&args);
-    if let Ok(name) = std::env::var(together::VARIABLE) {
-        what.only = vec![name];
-        return run(what, args);
+/// Runs an app, or several.
+fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitCode {
+    if let Ok(chosen) = std::env::var(together::VARIABLE) {
+        start::choose(&mut what, more, &start::Choice::decode(&chosen));
+        return run(what);
     }
-    match together::apps(&what) {
-        Ok(apps) if apps.len() > 1 => together::run(&what, &apps, keep_going),
-        // Another error is found again, and told as all of `run` are.
-        Ok(_) | Err(_) => run(what, args),
+    match start::plan(&what, more, start::Verb::Run) {
+        Ok(apps) if apps.len() > 1 => together::run(&apps, keep_going),
+        Ok(mut apps) => run(apps.pop().map_or(what, |only| {
+            let mut what = only.run;
+            if !only.choice.app.is_empty() {
+                what.only = vec![only.choice.app];
+            }
+            what
+        })),
+        Err(text) => {
+            log::line(&start::with_tip(format!("troop: {text}")));
+            // As for an app whose options are invalid.
+            ExitCode::from(2)
+        }
     }
 }
 
-fn run(mut what: args::Run, args: Vec<std::ffi::OsString>) -> ExitCode {
-    what.args = args;
+fn run(what: args::Run) -> ExitCode {
     let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -1,7 +1,7 @@
 //! Resolves an app: command-line options over the configuration file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -142,7 +142,7 @@ pub(crate) fn no_app(file: &Path, name: &str, names: &[String]) -> String {
 
 /// Whether `troop.toml` has an app of this name. An invalid file is an error, because the name
 /// could be in it.
-fn is_app(program: &OsString) -> Result<bool, String> {
+pub(crate) fn is_app(program: &OsStr) -> Result<bool, String> {
     let file = Path::new(config::DEFAULT_FILE);
     let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.']))
     else {

@@ -2,13 +2,13 @@
 
 mod choice;
 mod order;
+mod plan;
 mod reporter;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +19,7 @@ use signal_hook::consts::SIGINT;
 use troop::setup::KillMode;
 use troop::text;
 
-use crate::args::{Env, Run, Start};
-use crate::config;
+use crate::args::{Run, Start};
 use crate::control::protocol::Failure;
 use crate::control::targets;
 use crate::error::CliError;
@@ -29,7 +28,8 @@ use crate::records::{Record, Text, listed};
 use crate::resolve::{self, ResolvedApp};
 use crate::{launcher, log, logs, print};
 pub(crate) use choice::{Choice, only};
-pub(crate) use order::groups;
+pub(crate) use order::{groups, numbers};
+pub(crate) use plan::{Planned, Verb, choose, plan, words_of_run, words_of_start};
 use reporter::is_address_in_use;
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
 
@@ -51,8 +51,8 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs `troop start`: starts apps side by side, except those that are to start after others.
 pub(crate) fn start(args: &Start) -> Result<(), CliError> {
-    let planned = plan(args).map_err(CliError::Usage)?;
-    let groups = order::groups(&order::numbers(&planned));
+    let planned = plan(&args.run, &args.more, Verb::Start).map_err(CliError::Usage)?;
+    let groups = groups(&numbers(&planned));
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, interrupted.clone())
         .map_err(|e| CliError::Io("catch signals".into(), e))?;
@@ -108,13 +108,6 @@ pub(crate) fn chosen() -> Choice {
     Choice::decode(&std::env::var(VARIABLE).unwrap_or_default())
 }
 
-/// Has a primary run the one app of the command line that was chosen for it.
-pub(crate) fn choose(args: &mut Start, choice: &Choice) {
-    if let Some(word) = choice.word.checked_sub(1) {
-        args.run.program = args.more.get(word).cloned();
-    }
-}
-
 /// Returns words of a command line that name apps which are known: `troop start web 3`. A
 /// program, a file, or an app of `troop.toml` overrides them.
 pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
@@ -146,110 +139,6 @@ pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
         }
         None => Ok(Some(words)),
     }
-}
-
-/// Returns the apps to start, each with the command line on which its word is the program.
-fn plan(args: &Start) -> Result<Vec<Planned>, String> {
-    // A PM2 file is read with the chosen environment.
-    for env in &args.run.env {
-        if let Env::Chosen(name) = env {
-            config::choose_environment(name);
-        }
-    }
-    let (run, more) = (&args.run, &args.more);
-    let is_file = |word: &OsString| config::format_of(Path::new(word)).is_some();
-    let has_file = run.config.is_some() || run.program.as_ref().is_some_and(is_file);
-    let mut run = run.clone();
-    let mut more: Vec<&OsString> = more.iter().collect();
-    if has_file && !more.is_empty() {
-        let file = run.config.clone().or_else(|| run.program.clone().map(PathBuf::from));
-        let apps = config::read(&file.unwrap_or_default())?;
-        let is_app = |word: &&OsString| word.to_str().is_some_and(|word| apps.contains_key(word));
-        if more.iter().all(|word| is_app(word) || !Path::new(word).exists()) {
-            run.only.extend(more.drain(..).map(|name| name.to_string_lossy().into_owned()));
-        }
-    }
-    if let Some(word) = more.iter().find(|word| !Path::new(word).exists()) {
-        let (program, word) =
-            (run.program.clone().unwrap_or_default(), word.to_string_lossy().into_owned());
-        return Err(format!(
-            "there is no file {word}; the program's own arguments stand behind `--`: troop start {} -- {word}",
-            program.to_string_lossy()
-        ));
-    }
-    if run.name.is_some() && !more.is_empty() {
-        return Err("--name is for one program".into());
-    }
-    let mut planned = Vec::new();
-    for word in 0..=more.len() {
-        let mut run = run.clone();
-        if word > 0 {
-            run.program = Some(more[word - 1].clone());
-        }
-        for (app, after) in apps(&run)? {
-            planned.push(Planned { run: run.clone(), choice: Choice { word, app }, after });
-        }
-    }
-    Ok(planned)
-}
-
-/// An app that is started.
-#[derive(Debug)]
-struct Planned {
-    /// The command line on which its word is the program.
-    run: Run,
-    choice: Choice,
-    /// Apps of its file that are started before it.
-    after: Vec<String>,
-}
-
-impl Planned {
-    fn shown(&self) -> String {
-        match (&self.choice.app, &self.run.program) {
-            (app, Some(program)) if app.is_empty() => program.to_string_lossy().into_owned(),
-            (app, _) => app.clone(),
-        }
-    }
-}
-
-/// Returns the apps of a file that are selected, each with those that it starts after.
-pub(crate) fn selected(
-    file: &Path,
-    mut apps: config::Apps,
-    wanted: &[String],
-) -> Result<Vec<(String, Vec<String>)>, String> {
-    let names: Vec<_> = apps.keys().cloned().collect();
-    let is_started = |name: &String| {
-        !wanted.is_empty() || apps.get(name).is_none_or(|app| app.autostart != Some(false))
-    };
-    let (started, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(is_started);
-    for name in others {
-        log::line(&format!(
-            "troop: {name} is not started, as its autostart is false: `--only {name}` starts it"
-        ));
-    }
-    let wanted = only(started, wanted).map_err(|name| resolve::no_app(file, &name, &names))?;
-    let after = |name: &String| apps.remove(name).map(|app| app.after).unwrap_or_default();
-    let afters: Vec<_> = wanted.iter().map(after).collect();
-    Ok(wanted.into_iter().zip(afters).collect())
-}
-
-/// Returns the apps of a word, each with those that it starts after; an empty name stands for a
-/// program without a file.
-fn apps(run: &Run) -> Result<Vec<(String, Vec<String>)>, String> {
-    Ok(match resolve::file_of(run)? {
-        Some((_, None)) if run.pm2.names_interpreter() => {
-            return Err("--interpreter is for a program that is named on the command line".into());
-        }
-        Some((file, None)) => {
-            let (apps, warnings) = config::read_with_warnings(&file)?;
-            warnings
-                .iter()
-                .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
-            selected(&file, apps, &run.only)?
-        }
-        _ => vec![(String::new(), Vec::new())],
-    })
 }
 
 /// Starts the primary of an app.

@@ -15,11 +15,11 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use troop::snapshot::Phase;
 use troop::text;
 
-use crate::args::{Env, Run};
 use crate::control::client::Client;
 use crate::records::keeper::ID_VARIABLE;
 use crate::records::listed;
-use crate::{config, log, resolve, start};
+use crate::start::Planned;
+use crate::{log, names, resolve, start};
 
 /// The variable by which a primary gets the app of the command line that it runs.
 pub(crate) const VARIABLE: &str = "TROOP_RUN_ONLY";
@@ -58,28 +58,15 @@ impl Primaries {
     }
 }
 
-/// An app of the file, and those that it starts after.
-pub(crate) type Ordered = (String, Vec<String>);
-
-/// Returns the apps of the command line, if it is for apps of a file.
-pub(crate) fn apps(typed: &Run) -> Result<Vec<Ordered>, String> {
-    for env in &typed.env {
-        if let Env::Chosen(name) = env {
-            config::choose_environment(name);
-        }
-    }
-    match resolve::file_of(typed)? {
-        Some((file, None)) => start::selected(&file, config::read(&file)?, &typed.only),
-        _ => Ok(Vec::new()),
-    }
-}
-
 /// Runs apps of the command line until all have ended. One that fails ends the others, unless they
 /// are to `keep_going`.
-pub(crate) fn run(typed: &Run, apps: &[Ordered], keep_going: bool) -> ExitCode {
+pub(crate) fn run(apps: &[Planned], keep_going: bool) -> ExitCode {
     let mut is_valid = true;
-    for (name, _) in apps {
-        let one = Run { only: vec![name.clone()], ..typed.clone() };
+    for app in apps {
+        let mut one = app.run.clone();
+        if !app.choice.app.is_empty() {
+            one.only = vec![app.choice.app.clone()];
+        }
         if let Err(text) = resolve::resolve(one, None) {
             log::line(&format!("troop: {text}"));
             is_valid = false;
@@ -98,7 +85,22 @@ pub(crate) fn run(typed: &Run, apps: &[Ordered], keep_going: bool) -> ExitCode {
     }
 }
 
-fn try_run(apps: &[Ordered], keep_going: bool) -> io::Result<ExitCode> {
+/// Returns the names before the lines of apps. Apps of one name get numbers, as they do as apps.
+fn shown(apps: &[Planned]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for app in apps {
+        let name = app.name();
+        let mut numbers = 2..;
+        let mut numbered = name.clone();
+        while names.contains(&numbered) {
+            numbered = names::numbered(&name, numbers.next().unwrap_or_default());
+        }
+        names.push(numbered);
+    }
+    names
+}
+
+fn try_run(apps: &[Planned], keep_going: bool) -> io::Result<ExitCode> {
     let primaries = Primaries::default();
     let readers = Mutex::new(Vec::new());
     let mut pipes = Vec::new();
@@ -139,30 +141,30 @@ fn try_run(apps: &[Ordered], keep_going: bool) -> io::Result<ExitCode> {
 
 /// Starts the primaries, each group of apps when the one before is ready.
 fn start_all(
-    apps: &[Ordered],
+    apps: &[Planned],
     primaries: &Primaries,
     readers: &Mutex<Vec<JoinHandle<()>>>,
 ) -> io::Result<()> {
-    let position = |name: &String| apps.iter().position(|(other, _)| other == name);
-    let after = apps.iter().map(|(_, after)| after.iter().filter_map(position).collect());
-    let width = apps.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+    let names = shown(apps);
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let ids = listed::free_ids(apps.len());
     let mut before: Vec<usize> = Vec::new();
-    for group in start::groups(&after.collect::<Vec<_>>()) {
-        before.iter().for_each(|at| wait_until_ready(&apps[*at].0, primaries));
+    for group in start::groups(&start::numbers(apps)) {
+        before.iter().for_each(|at| wait_until_ready(&names[*at], primaries));
         for at in &group {
             let mut running = primaries.running();
             if primaries.is_ending.load(Ordering::Acquire) {
                 return Ok(());
             }
-            let spawned = spawn(&apps[*at].0, width, *at, ids[*at]);
+            let choice = apps[*at].choice.encode();
+            let spawned = spawn(&names[*at], &choice, width, *at, ids[*at]);
             let (pid, streams) = spawned.inspect_err(|_| {
                 primaries.is_ending.store(true, Ordering::Release);
                 running.keys().filter_map(|pid| Pid::from_raw(*pid)).for_each(|pid| {
                     let _ = kill_process(pid, Signal::TERM);
                 });
             })?;
-            running.insert(pid, apps[*at].0.clone());
+            running.insert(pid, names[*at].clone());
             readers.lock().unwrap_or_else(PoisonError::into_inner).extend(streams);
         }
         before = group;
@@ -171,11 +173,17 @@ fn start_all(
 }
 
 /// Starts one primary. Returns its process, and the threads that pass its output on.
-fn spawn(name: &str, width: usize, at: usize, id: u32) -> io::Result<(i32, Vec<JoinHandle<()>>)> {
+fn spawn(
+    name: &str,
+    choice: &str,
+    width: usize,
+    at: usize,
+    id: u32,
+) -> io::Result<(i32, Vec<JoinHandle<()>>)> {
     let mut child = Command::new("/proc/self/exe")
         .arg0("troop")
         .args(std::env::args_os().skip(1))
-        .env(VARIABLE, name)
+        .env(VARIABLE, choice)
         .env(ID_VARIABLE, id.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -26,7 +26,9 @@ use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
   troop run --env NODE_ENV=production --cwd /srv/app server.js
   troop run -b 8000 -w 4 uvicorn app:app --fd {fd}
   troop run                            all apps of the troop.toml in this directory, or of another file
-  troop run web                        the app web of that file
+  troop run web jobs                   apps of that file
+  troop run \"npm run dev\"              a whole command; also: troop run npm run dev
+  troop run api.js jobs.js             several scripts; as arguments they stand behind `--`
   troop run --name web server.js       then, in another terminal: troop ls, troop reload web, troop scale web 8
   troop run -w 0 server.js             the program without troop, for a debugger
 
@@ -39,9 +41,44 @@ pub(crate) struct Foreground {
     #[arg(long)]
     pub(crate) keep_going: bool,
 
-    /// The program's arguments
+    /// Accepted because `start` has it
+    #[arg(long, hide = true, visible_alias = "no-daemonize")]
+    pub(crate) no_daemon: bool,
+
+    /// Accepted because `start` has it: the output is here
+    #[arg(long, hide = true)]
+    pub(crate) attach: bool,
+
+    /// Accepted because `start` has it: the environment is that of this shell
+    #[arg(long, hide = true)]
+    pub(crate) update_env: bool,
+
+    /// Refused: the output is that of the program
+    #[arg(long, hide = true)]
+    pub(crate) json: bool,
+
+    /// Refused: nothing is waited for here
+    #[arg(long, hide = true)]
+    pub(crate) no_wait: bool,
+
+    /// The program's arguments; further scripts, or names of apps of the file
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) args: Vec<OsString>,
+}
+
+impl Foreground {
+    /// Returns what to do instead of an option of `start` that means nothing here.
+    pub(crate) fn refused(&self) -> Option<&'static str> {
+        match (self.json, self.no_wait) {
+            (true, _) => {
+                Some("--json is for `troop start`; `troop run --log json` prints events as JSON")
+            }
+            (_, true) => {
+                Some("--no-wait is for `troop start`: `troop run` stays in the foreground")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The program and how it is run.

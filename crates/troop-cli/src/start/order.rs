@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Planned;
 
 /// Returns the numbers of the apps that each one waits for, of those that are started with it.
-pub(super) fn numbers(planned: &[Planned]) -> Vec<BTreeSet<usize>> {
+pub(crate) fn numbers(planned: &[Planned]) -> Vec<BTreeSet<usize>> {
     let of = |app: &Planned| {
         let is_before = |other: &&Planned| {
             other.choice.word == app.choice.word && app.after.contains(&other.choice.app)
