@@ -36,7 +36,7 @@ const FINITE: &str = "TROOP_FINITE";
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// Variables of the primary that workers do not inherit.
-pub(crate) const OWN_VARIABLES: [&str; 9] = [
+pub(crate) const OWN_VARIABLES: [&str; 10] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -45,6 +45,7 @@ pub(crate) const OWN_VARIABLES: [&str; 9] = [
     crate::together::VARIABLE,
     crate::records::keeper::ID_VARIABLE,
     crate::restart::VARIABLE,
+    crate::restart::ALONE_VARIABLE,
     "TROOP_POLICY",
 ];
 
@@ -192,6 +193,9 @@ impl ResolvedApp {
             Some(KillMode::Process) => troop::setup::KillMode::Process,
         });
         let setup = self.identity(setup)?;
+        if self.runs_alone() {
+            return Ok(setup.alone(true).preload(""));
+        }
         if !app.move_connections.unwrap_or(true) || !app.bind.is_empty() {
             return Ok(setup.preload(""));
         }
@@ -341,8 +345,15 @@ impl ResolvedApp {
         policy.assume_ready_after = self.app.assume_ready.map(|time| time.0);
         policy.min_ready_time =
             self.app.min_ready_time.map_or(policy.min_ready_time, |time| time.0);
-        policy.max_surge = self.app.max_surge.unwrap_or(policy.max_surge);
-        policy.max_unavailable = self.app.max_unavailable.unwrap_or(policy.max_unavailable);
+        (policy.max_surge, policy.max_unavailable) =
+            match (self.app.max_surge, self.app.max_unavailable) {
+                // What listens by itself has to leave before its successor can.
+                (None, None) if self.runs_alone() => (0, 1),
+                (surge, unavailable) => (
+                    surge.unwrap_or(policy.max_surge),
+                    unavailable.unwrap_or(policy.max_unavailable),
+                ),
+            };
         policy
     }
 

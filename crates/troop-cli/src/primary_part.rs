@@ -8,22 +8,40 @@ const MAX_PLACE: usize = 200;
 
 /// What the script of Node workers says of such a program.
 #[derive(Debug, Deserialize)]
-struct Notice {
+pub(crate) struct Notice {
     name: String,
     at: String,
 }
 
-/// Returns what to tell of a program, if a message of a worker is this notice.
-pub(crate) fn hint(message: &str) -> Option<String> {
-    if !message.starts_with(r#"{"troop":"primary-part","#) {
-        return None;
+impl Notice {
+    /// Returns the notice, if a message of a worker is one.
+    pub(crate) fn of(message: &str) -> Option<Notice> {
+        if !message.starts_with(r#"{"troop":"primary-part","#) {
+            return None;
+        }
+        let Notice { name, at } = serde_json::from_str(message).ok()?;
+        let place = |text: String| text.chars().take(MAX_PLACE).filter(|c| *c != '\0').collect();
+        Some(Notice { name: place(name), at: place(at) })
     }
-    let Notice { name, at } = serde_json::from_str(message).ok()?;
-    let at: String = at.chars().take(MAX_PLACE).collect();
-    Some(format!(
-        "the program clusters itself: it asks for cluster.{name} ({at}). As a worker it is no primary, so what it does as one does not happen. \
-         Have it listen in every process and leave these to troop; or use the package @troop/cluster in place of node:cluster and start it without troop, as `troop run -w 0` does (PM2's fork mode runs such programs alone, too)"
-    ))
+
+    /// Returns what to tell of a program that stays a worker.
+    pub(crate) fn hint(&self) -> String {
+        let Notice { name, at } = self;
+        format!(
+            "the program clusters itself: it asks for cluster.{name} ({at}). As a worker it is no primary, so what it does as one does not happen. \
+             Have it listen in every process and leave these to troop; or let it be a primary itself, with --alone (`alone = true`); or use the \
+             package @troop/cluster in place of node:cluster, with --alone, too"
+        )
+    }
+
+    /// Returns what to tell of one that runs alone from now on.
+    pub(crate) fn change(&self) -> String {
+        let Notice { name, at } = self;
+        format!(
+            "the program clusters itself: it asks for cluster.{name} ({at}). It runs alone, as in PM2's fork mode, so that it is a primary: it \
+             listens by itself, and a reload stops it first. exec_mode: \"cluster\" makes it a worker"
+        )
+    }
 }
 
 #[cfg(test)]
@@ -32,11 +50,14 @@ mod tests {
 
     #[test]
     fn only_the_notice_of_the_script_is_one() {
-        let text =
-            hint(r#"{"troop":"primary-part","name":"isPrimary","at":"/srv/a.js:3:5"}"#).unwrap();
-        assert!(text.contains("cluster.isPrimary (/srv/a.js:3:5)"), "{text}");
+        let notice =
+            Notice::of(r#"{"troop":"primary-part","name":"isPrimary","at":"/srv/a.js:3:5"}"#);
+        let notice = notice.unwrap();
+        for text in [notice.hint(), notice.change()] {
+            assert!(text.contains("cluster.isPrimary (/srv/a.js:3:5)"), "{text}");
+        }
         for other in [r#"{"troop":"primary-part","name":1}"#, r#""ready""#, "{}", ""] {
-            assert_eq!(hint(other), None, "{other}");
+            assert!(Notice::of(other).is_none(), "{other}");
         }
     }
 }

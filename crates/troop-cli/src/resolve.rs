@@ -9,8 +9,8 @@ use serde_json::Value;
 use troop::Scheduling;
 
 use crate::args::{Chosen, Env, LogOption, Run};
-use crate::config::{self, App, Form, Health, Rebalance, To, Watch, Workers};
-use crate::{command, names, suggest};
+use crate::config::{self, Alone, App, Form, Health, Rebalance, To, Watch, Workers};
+use crate::{command, names, restart, suggest};
 
 /// An app whose options are all resolved.
 #[derive(Debug, Clone)]
@@ -307,6 +307,9 @@ impl Run {
         app.env_file.extend(self.env_file.iter().cloned());
         app.silent |= self.silent;
         set(&mut app.workers, &self.workers);
+        if self.alone {
+            app.alone = Some(Alone::Is(true));
+        }
         set(&mut app.grace, &self.grace);
         set(&mut app.move_connections, &self.move_connections);
         set(&mut app.rebalance, &self.rebalance.map(Rebalance::All));
@@ -381,6 +384,26 @@ impl ResolvedApp {
         // A job runs once at a time.
         let usual = if self.app.cron.is_some() { Workers::Number(1) } else { Workers::Auto };
         self.app.workers.unwrap_or(usual).count()
+    }
+
+    /// Whether the program is no part of a cluster.
+    pub(crate) fn runs_alone(&self) -> bool {
+        match self.app.alone {
+            Some(Alone::Is(is_alone)) => is_alone,
+            Some(Alone::IfPrimary(_)) => std::env::var_os(restart::ALONE_VARIABLE).is_some(),
+            None => false,
+        }
+    }
+
+    /// Returns why it is none, if it has asked for that itself.
+    pub(crate) fn told_alone(&self) -> Option<String> {
+        let is_chosen = matches!(self.app.alone, Some(Alone::IfPrimary(_)));
+        std::env::var(restart::ALONE_VARIABLE).ok().filter(|_| is_chosen)
+    }
+
+    /// Whether it is to be none from the moment when it asks whether it is a primary.
+    pub(crate) fn may_become_alone(&self) -> bool {
+        matches!(self.app.alone, Some(Alone::IfPrimary(_))) && !self.runs_alone()
     }
 
     /// Returns how to get more workers than the one that nobody has asked for, to append to the

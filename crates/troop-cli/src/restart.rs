@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
@@ -17,8 +17,12 @@ use crate::start;
 /// The variable by which a primary keeps its name when it executes itself again.
 pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 
+/// The variable by which a primary knows that its program runs alone, and what to tell of that.
+pub(crate) const ALONE_VARIABLE: &str = "TROOP_ALONE";
+
 /// Variables of a primary that a restart with another environment does not change.
-const KEPT_VARIABLES: [&str; 12] = [
+const KEPT_VARIABLES: [&str; 13] = [
+    ALONE_VARIABLE,
     crate::together::VARIABLE,
     start::VARIABLE,
     start::RESUMED_VARIABLE,
@@ -38,8 +42,19 @@ const KEPT_VARIABLES: [&str; 12] = [
 pub(crate) struct RestartRequest {
     requested: AtomicBool,
     env: Mutex<Option<Vec<(Text, Text)>>>,
+    /// The program runs alone then.
+    alone: OnceLock<Alone>,
     /// A signal or `troop stop` has requested a stop, which overrides a restart.
     stop_requested: Arc<AtomicBool>,
+}
+
+/// A restart after which the program runs alone.
+#[derive(Debug)]
+struct Alone {
+    /// What to tell of that.
+    why: String,
+    /// The report of the start is still to be sent.
+    reports: bool,
 }
 
 impl RestartRequest {
@@ -51,6 +66,7 @@ impl RestartRequest {
         Ok(RestartRequest {
             requested: AtomicBool::new(false),
             env: Mutex::new(None),
+            alone: OnceLock::new(),
             stop_requested,
         })
     }
@@ -61,8 +77,15 @@ impl RestartRequest {
         self.requested.store(true, Ordering::Release);
     }
 
+    /// Requests a restart after which the program runs alone; `reports` is whether the report of the
+    /// start is still to be sent.
+    pub(crate) fn request_alone(&self, why: String, reports: bool) {
+        let _ = self.alone.set(Alone { why, reports });
+        self.requested.store(true, Ordering::Release);
+    }
+
     /// Returns the environment that was requested.
-    pub(crate) fn take_env(&self) -> Option<Vec<(Text, Text)>> {
+    fn take_env(&self) -> Option<Vec<(Text, Text)>> {
         self.env.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -115,15 +138,11 @@ pub(crate) fn try_program() -> Result<(), String> {
 }
 
 /// Executes this program again with the same command line. Returns only on failure.
-pub(crate) fn exec_again(
-    name: &str,
-    fds: &[i32],
-    env: Option<Vec<(Text, Text)>>,
-) -> std::io::Error {
+pub(crate) fn exec_again(name: &str, fds: &[i32], request: &RestartRequest) -> std::io::Error {
     InheritedSocket::leave_all();
     fds.iter().filter_map(|fd| InheritedSocket::at(*fd).ok()).for_each(|socket| socket.leave());
     let mut command = Command::new(program());
-    if let Some(env) = env {
+    if let Some(env) = request.take_env() {
         command.env_clear().envs(env.iter().map(|(name, value)| (name.to_os(), value.to_os())));
         // What the primary is, and where it is found, stays.
         for kept in KEPT_VARIABLES {
@@ -133,7 +152,15 @@ pub(crate) fn exec_again(
             };
         }
     }
-    command.arg0("troop").args(std::env::args_os().skip(1)).env(VARIABLE, name);
+    let known_by = match request.alone.get() {
+        // As at the start, then.
+        Some(Alone { reports: true, .. }) => start::RESUMED_VARIABLE,
+        _ => VARIABLE,
+    };
+    if let Some(Alone { why, .. }) = request.alone.get() {
+        command.env(ALONE_VARIABLE, why);
+    }
+    command.arg0("troop").args(std::env::args_os().skip(1)).env(known_by, name);
     // The release that a link leads to by now.
     if let Some(directory) = crate::directory::by_links().filter(|path| path.is_dir()) {
         command.current_dir(directory);

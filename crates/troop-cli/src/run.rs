@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use troop::event::ExitHow;
 use troop::supervise::Progress;
@@ -23,12 +23,13 @@ use crate::logs::journal::Journal;
 use crate::logs::paths::{LogPaths, files, record, safety};
 use crate::logs::writer::{LogQueue, Sink};
 use crate::names;
+use crate::primary_part::Notice;
 use crate::records::Ending;
 use crate::records::keeper::Keeper;
 use crate::resolve::{self, ResolvedApp, Source};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{launcher, moves, notify, primary_part, signals, watch};
+use crate::{launcher, moves, notify, signals, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
@@ -164,6 +165,11 @@ fn run_as(
     if notify::is_wanted() {
         builder = notify::attach(builder, restarting.clone());
     }
+    let mut may_become_alone = resolved.may_become_alone();
+    if let Some(why) = resolved.told_alone() {
+        log::line(&format!("troop: {why}"));
+        reporter.iter().for_each(|reporter| reporter.note_hint(why.clone()));
+    }
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
     let keeper = claim.as_ref().and_then(|_| keep(&name, &resolved, &source)).map(Arc::new);
@@ -183,7 +189,10 @@ fn run_as(
     let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
     let served = claim.as_ref().map(|claim| claim.0.clone());
     let early = restarting.clone();
+    let running = Arc::new(OnceLock::new());
+    let started = running.clone();
     builder = builder.on_start(move |cluster| {
+        let _ = started.set(cluster.clone());
         // Signals are caught by now.
         early.repeat_early_stop();
         let serve = |app| async {
@@ -198,17 +207,29 @@ fn run_as(
     let mut last_failed = None;
     let noted_end = last_end.clone();
     let hinted = reporter.clone();
+    let changing = restarting.clone();
     let mut has_told = false;
     let code = Arc::new(Mutex::new(None));
     let noted_code = code.clone();
     let result = builder
         .on_event(move |event| {
+            // A program asks before it listens.
+            may_become_alone &= !matches!(event, Event::Listening { .. });
             if let Event::Message { message, .. } = event
-                && let Some(hint) = primary_part::hint(message.as_json())
+                && let Some(notice) = Notice::of(message.as_json())
             {
-                if !std::mem::replace(&mut has_told, true) {
-                    log::line(&format!("troop: {hint}"));
-                    hinted.iter().for_each(|reporter| reporter.note_hint(hint.clone()));
+                match running.get().filter(|_| may_become_alone) {
+                    _ if std::mem::replace(&mut has_told, true) => {}
+                    Some(cluster) => {
+                        let reports = hinted.as_ref().is_some_and(|reporter| reporter.postpone());
+                        changing.request_alone(notice.change(), reports);
+                        drop(cluster.stop());
+                    }
+                    None => {
+                        let hint = notice.hint();
+                        log::line(&format!("troop: {hint}"));
+                        hinted.iter().for_each(|reporter| reporter.note_hint(hint.clone()));
+                    }
                 }
                 return;
             }
@@ -277,7 +298,7 @@ fn run_as(
     if restarting.is_requested() {
         drop(claim);
         log::finish();
-        let e = restart::exec_again(&name, &fds, restarting.take_env());
+        let e = restart::exec_again(&name, &fds, &restarting);
         return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())

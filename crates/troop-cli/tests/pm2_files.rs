@@ -7,7 +7,7 @@ mod support;
 use serde_json::{Value, json};
 use support::Home;
 use support::pm2::{SERVER, both, file, told};
-use troop_testkit::wait_until;
+use troop_testkit::{free_port, wait_until};
 
 #[test]
 fn log_files_have_what_the_program_prints_and_nothing_else() {
@@ -212,6 +212,7 @@ fn a_program_that_clusters_itself_is_told_that_its_primary_part_does_not_run() {
     let cluster = "const cluster = require('node:cluster'); if (cluster.isPrimary) { cluster.fork(); } else {";
     let forks = "require('cluster').fork?.();";
     let package = "module.exports = require('cluster').isPrimary;";
+    let cluster_mode = file(&json!({ "exec_mode": "cluster" }));
     for (before, after, is_told) in [
         (cluster, "}", true),
         (forks, "", true),
@@ -220,7 +221,7 @@ fn a_program_that_clusters_itself_is_told_that_its_primary_part_does_not_run() {
         ("", "setTimeout(() => require('cluster').isPrimary, 500);", false),
     ] {
         let script = format!("{before} {SERVER} {after}");
-        let home = Home::with(&[("server.js", &script), ("ecosystem.json", &file(&json!({})))]);
+        let home = Home::with(&[("server.js", &script), ("ecosystem.json", &cluster_mode)]);
         std::fs::create_dir_all(home.path().join("node_modules/some")).unwrap();
         std::fs::write(home.path().join("node_modules/some/index.js"), package).unwrap();
         let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
@@ -228,4 +229,90 @@ fn a_program_that_clusters_itself_is_told_that_its_primary_part_does_not_run() {
         assert_eq!(err.contains("clusters itself"), is_told, "{before}: {err}");
         assert_eq!(home.log("app.log").contains("server.js:"), is_told);
     }
+}
+
+/// A program that clusters itself: its primary tells each worker's number, and its workers serve.
+const CLUSTERED: &str = "
+const cluster = require('node:cluster');
+if (cluster.isPrimary) {
+  for (let number = 0; number < 2; number++) cluster.fork({ NUMBER: number });
+  process.on('SIGTERM', () => { console.log('primary ends'); for (const id in cluster.workers) cluster.workers[id].kill(); process.exit(); });
+} else {
+  require('http').createServer((q, s) => s.end(`served by ${process.env.NUMBER}`)).listen(process.env.PORT, '127.0.0.1');
+}
+";
+
+/// Waits until the program serves and returns its answer.
+fn answer_of(port: u16) -> String {
+    let mut answer = String::new();
+    wait_until("the program serves", || {
+        answer = troop_testkit::talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")
+            .unwrap_or_default();
+        answer.contains("served by")
+    });
+    answer
+}
+
+#[test]
+fn the_primary_of_a_program_in_fork_mode_runs_as_in_pm2() {
+    for mut fields in [json!({}), json!({ "exec_mode": "fork" })] {
+        let home = Home::with(&[]);
+        let port = free_port();
+        fields["env"] = json!({ "PORT": port });
+        for (name, text) in [("server.js", CLUSTERED), ("ecosystem.json", &file(&fields))] {
+            std::fs::write(home.path().join(name), text).unwrap();
+        }
+        let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
+        assert!(code == 0 && out.contains("1 worker ready"), "{out}{err}");
+        assert!(err.contains("runs alone") && err.contains("server.js:3"), "{out}{err}");
+        answer_of(port);
+        assert!(
+            home.fine(&["jlist"]).contains("fork_mode")
+                && home.fine(&["show"]).contains("runs alone")
+        );
+        // It is no worker that its successor could run beside.
+        let (code, out, err) = home.troop(&["reload", "app"]);
+        assert_eq!(code, 0, "{out}{err}");
+        assert!(home.log("app.log").contains("primary ends"));
+        answer_of(port);
+        home.fine(&["restart", "app"]);
+        answer_of(port);
+        home.fine(&["stop", "app"]);
+        assert!(troop_testkit::talk(([127, 0, 0, 1], port), "").is_err());
+        // It is found out anew.
+        home.fine(&["start", "app"]);
+        answer_of(port);
+        home.fine(&["delete", "app"]);
+    }
+}
+
+#[test]
+fn a_program_that_is_started_alone_is_a_primary_and_can_talk_to_troop() {
+    let home = Home::with(&[]);
+    let port = free_port();
+    let talks = "process.send('ready'); process.on('message', m => { console.log('got', m); if (m === 'shutdown') { console.log('asked'); process.exit(); } });";
+    let script = format!("if (require('cluster').isPrimary) {{ {talks} }}{CLUSTERED}")
+        .replace("process.on('SIGTERM'", "process.on('SIGUSR1'");
+    std::fs::write(home.path().join("server.js"), script).unwrap();
+    let port_text = format!("PORT={port}");
+    let options = [
+        "--alone",
+        "--name",
+        "app",
+        "--env",
+        &port_text,
+        "--wait-ready",
+        "--set",
+        "shutdown_with_message=true",
+    ];
+    let (code, out, err) = home.troop(&[&["start", "server.js"], &options[..]].concat());
+    assert!(code == 0 && !err.contains("clusters itself"), "{out}{err}");
+    answer_of(port);
+    home.fine(&["send", "app", "\"hello\""]);
+    home.fine(&["stop", "app"]);
+    let log = home.log("app.log");
+    assert!(log.contains("got hello") && log.contains("asked"), "{log}");
+    // Nothing of its own that troop would have to do with what it listens on.
+    let (code, _, err) = home.troop(&["start", "server.js", "--alone", "--policy", "p2c"]);
+    assert!(code == 2 && err.contains("policy has no effect with alone"), "{err}");
 }

@@ -228,7 +228,7 @@ impl Shell {
         let has_ipc = slot.0.is_multiple_of(2);
         self.processes.insert(worker, Process { has_ipc, connected: true });
         if !has_ipc {
-            self.cluster.has_no_ipc(worker);
+            self.cluster.has_no_ipc(worker, false);
             self.say(worker, ONLINE);
         }
         self.cluster.forked(self.now, slot, worker, has_ipc);

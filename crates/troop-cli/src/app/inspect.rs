@@ -15,11 +15,11 @@ impl RunningApp {
         let mut snapshot = self.cluster.snapshot().await.map_err(|e| failed(&e))?;
         let uncounted = self.uncounted_restarts.load(Ordering::Relaxed);
         snapshot.restarts = snapshot.restarts.saturating_sub(uncounted);
-        let (name, program) =
-            (self.name.clone(), Path::new(&self.resolved().program).display().to_string());
+        let resolved = self.resolved();
         let app = AppSnapshot {
-            name,
-            program,
+            name: self.name.clone(),
+            program: Path::new(&resolved.program).display().to_string(),
+            alone: resolved.runs_alone(),
             version: env!("CARGO_PKG_VERSION").into(),
             file: self.source.file().map(|file| {
                 std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()

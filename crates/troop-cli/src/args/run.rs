@@ -95,6 +95,11 @@ pub(crate) struct Run {
     #[arg(allow_negative_numbers = true)]
     pub(crate) workers: Option<Workers>,
 
+    /// Run the program as no part of a cluster, as PM2's fork mode does: it listens by itself, and may
+    /// be the primary of a cluster of its own. A reload stops it before it starts it again
+    #[arg(long, conflicts_with = "bind")]
+    pub(crate) alone: bool,
+
     /// Listen on this address and pass the socket to the program, as systemd does (LISTEN_FDS,
     /// LISTEN_PID, LISTEN_FDNAMES) and Einhorn (EINHORN_FD_0, …): for programs that do not speak
     /// Node's protocol (gunicorn, uvicorn, Go, Rust with listenfd). May be repeated.

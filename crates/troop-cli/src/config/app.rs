@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use troop::Scheduling;
 
 use super::tables::{
-    Cgroup, Health, KillMode, Limit, Limited, LogFormat, Output, Overlap, Ready, Rebalance,
+    Alone, Cgroup, Health, KillMode, Limit, Limited, LogFormat, Output, Overlap, Ready, Rebalance,
     Recycle, Restart, Sandbox, Watch,
 };
 use super::values::{Time, Workers, texts, texts_schema};
@@ -28,6 +28,11 @@ pub(crate) struct App {
     /// Number of workers, or "auto" for one per usable CPU. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) workers: Option<Workers>,
+    /// Run the program as no part of a cluster, as PM2's fork mode does: it listens by itself, and may
+    /// be the primary of a cluster of its own. "auto": only if it asks whether it is a primary before
+    /// it listens. Default: false; "auto" for apps of a PM2 file in fork mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) alone: Option<Alone>,
     /// Apps of this file that must be ready before this one starts. Default: all start side by side.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) after: Vec<String>,
@@ -212,7 +217,7 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 28] = [
+pub(crate) const LIVE: [&str; 29] = [
     "program",
     "args",
     "node_args",
@@ -241,6 +246,7 @@ pub(crate) const LIVE: [&str; 28] = [
     "kill_signal",
     "shutdown_with_message",
     "kill_mode",
+    "alone",
 ];
 
 impl App {
@@ -251,6 +257,7 @@ impl App {
             args: Vec::new(),
             node_args: Vec::new(),
             workers: None,
+            alone: None,
             after: Vec::new(),
             bind: Vec::new(),
             policy: None,

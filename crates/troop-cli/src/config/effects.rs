@@ -1,7 +1,7 @@
 //! Options that have no effect beside others.
 
 use super::app::App;
-use super::tables::{Health, KillMode, Ready, To, When};
+use super::tables::{Alone, Health, KillMode, Ready, To, When};
 
 impl App {
     /// Returns what is set and has no effect, with the reason and what to do.
@@ -9,6 +9,9 @@ impl App {
         let mut found: Vec<(&str, &str)> = Vec::new();
         if !self.bind.is_empty() {
             found.extend(self.ineffective_with_bind());
+        }
+        if self.alone == Some(Alone::Is(true)) {
+            found.extend(self.ineffective_alone());
         }
         found.extend(self.ineffective_restarts());
         found.extend(self.ineffective_output());
@@ -114,6 +117,40 @@ impl App {
         .map(|(key, _, why)| (key, why))
     }
 
+    fn ineffective_alone(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        const LISTENS: &str =
+            "with alone: the program listens by itself, and troop has no part in that";
+        const NO_PART: &str =
+            "with alone: the program is no part of a cluster, which could ask it for that";
+        let hangs = self.hang_timeout.is_some_and(|limit| !limit.0.is_zero());
+        [
+            ("bind", !self.bind.is_empty(), LISTENS),
+            ("policy", self.policy.is_some(), LISTENS),
+            ("listeners", !self.listeners.is_empty(), LISTENS),
+            ("may_listen", !self.may_listen.is_empty(), LISTENS),
+            ("fds", !self.fds.is_empty(), LISTENS),
+            ("move_connections", self.move_connections.is_some(), NO_PART),
+            ("rebalance", self.rebalance.is_some(), NO_PART),
+            ("drain_spread", self.drain_spread.is_some(), NO_PART),
+            ("hang_timeout", hangs, NO_PART),
+            ("recycle.connections", self.recycle.connections.is_some(), LISTENS),
+            ("restart.keep_listeners", self.restart.keep_listeners == Some(false), LISTENS),
+            (
+                "health",
+                self.health.as_ref().is_some_and(|health| health.command.is_none()),
+                "as http or tcp with alone: troop does not know where the program listens; use health.command",
+            ),
+            (
+                "ready",
+                self.ready == Some(Ready::Listening),
+                "as \"listening\" with alone: troop does not know where the program listens",
+            ),
+        ]
+        .into_iter()
+        .filter(|(_, is_set, _)| *is_set)
+        .map(|(key, _, why)| (key, why))
+    }
+
     fn ineffective_restarts(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         const NEVER: &str = "with restart.when = \"never\"";
         let restart = &self.restart;
@@ -197,6 +234,10 @@ mod tests {
             (&format!("{bound}recycle = {{ connections = 1 }}"), "recycle.connections", "age"),
             (&format!("{bound}restart = {{ keep_listeners = false }}"), "keep_listeners", "open"),
             (&format!("{bound}report_signal = \"USR2\""), "report_signal", "health"),
+            ("alone = true\npolicy = \"p2c\"", "policy", "listens by itself"),
+            ("alone = true\nmove_connections = true", "move_connections", "no part of a cluster"),
+            ("alone = true\nhealth = { http = \"/\" }", "health", "health.command"),
+            ("alone = true\nready = \"listening\"", "ready", "listens"),
         ] {
             let app = from_toml(&format!("[app.x]\nprogram = \"x\"\n{text}")).unwrap();
             let found = app["x"].ineffective().join("; ");
@@ -216,6 +257,8 @@ mod tests {
             "bind = [\"8000\"]\nhealth = { command = \"x\" }\nreport_signal = \"USR2\"",
             "output = { file = \"x\", keep = 2 }",
             "restart = { delay = 1 }\nreport_signal = \"USR2\"",
+            "alone = \"auto\"\npolicy = \"p2c\"\nhealth = { http = \"/\" }",
+            "alone = true\nhealth = { command = \"x\" }\nready = \"message\"\nmax_surge = 1",
         ] {
             let app = from_toml(&format!("[app.x]\nprogram = \"x\"\n{text}")).unwrap();
             assert_eq!(app["x"].ineffective(), Vec::<String>::new(), "{text}");

@@ -33,8 +33,8 @@ pub(crate) use pm2::choose as choose_environment;
 pub(crate) use pm2::fields::LISTEN_TIMEOUT;
 pub(crate) use procfile::app as app_of_command;
 pub(crate) use tables::{
-    Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Overlap, Ready,
-    Rebalance, To, Watch, When,
+    Alone, Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Overlap,
+    Ready, Rebalance, To, Watch, When,
 };
 pub(crate) use values::{Size, Time, Workers, bounded, cpus, instances, size, time, workers};
 

@@ -55,6 +55,22 @@ pub(crate) enum Rebalance {
     Only(Vec<String>),
 }
 
+/// Whether a program is no part of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[serde(expecting = "it must be true, false or \"auto\"")]
+pub(crate) enum Alone {
+    Is(bool),
+    IfPrimary(Auto),
+}
+
+/// The word "auto".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Auto {
+    Auto,
+}
+
 /// One side of a limit.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]

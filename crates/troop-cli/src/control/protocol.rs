@@ -121,6 +121,9 @@ pub(crate) struct AppSnapshot {
     /// The log file, if output goes to one.
     #[serde(default)]
     pub(crate) log: Option<String>,
+    /// Whether the program runs as no part of a cluster (`alone`).
+    #[serde(default)]
+    pub(crate) alone: bool,
     /// The number of output lines that could not be written.
     #[serde(default)]
     pub(crate) lost_lines: u64,

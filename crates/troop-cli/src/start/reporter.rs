@@ -51,6 +51,8 @@ pub(crate) struct StartupReporter {
     told: Mutex<bool>,
     /// The report was that workers are ready.
     has_started: AtomicBool,
+    /// The primary executes itself again, and reports what comes of that.
+    is_postponed: AtomicBool,
     /// How the last worker ended that is not restarted, and whether none of these failed.
     last_end: Mutex<Option<(String, bool)>>,
     /// The worker that has ended with a failure last.
@@ -89,6 +91,13 @@ impl StartupReporter {
         }
     }
 
+    /// Leaves the report to this program once it has executed itself again. Returns whether it was
+    /// not sent yet.
+    pub(crate) fn postpone(&self) -> bool {
+        self.is_postponed.store(true, Ordering::Release);
+        self.awaited && self.told.lock().is_ok_and(|told| !*told)
+    }
+
     pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
         if let Ok(mut last_failed) = self.last_failed.lock() {
             *last_failed = Some(worker.clone());
@@ -111,6 +120,9 @@ impl StartupReporter {
     /// Sends the last report, unless that was sent before.
     pub(crate) fn send(&self, startup: &StartupReport) {
         let Ok(mut told) = self.told.lock() else { return };
+        if self.is_postponed.load(Ordering::Acquire) {
+            return;
+        }
         if std::mem::replace(&mut *told, true) {
             return;
         }

@@ -78,7 +78,7 @@ fn of_worker(
             "unstable_restarts": 0,
             "pm_uptime": now.saturating_sub(worker.age_ms),
             "created_at": now.saturating_sub(app.snapshot.uptime_ms),
-            "exec_mode": "cluster_mode",
+            "exec_mode": if app.alone { "fork_mode" } else { "cluster_mode" },
             "instances": app.snapshot.wanted,
             "NODE_APP_INSTANCE": worker.slot,
             "pm_exec_path": app.program,

@@ -132,6 +132,7 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
             version,
             file,
             log,
+            alone,
             lost_lines,
             total,
             schedule,
@@ -150,6 +151,9 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         );
         for line in schedule.iter().flat_map(times::lines) {
             let _ = writeln!(out, "{}", escaped(&line));
+        }
+        if *alone {
+            let _ = writeln!(out, "runs alone: listens by itself");
         }
         let (cpu, memory) = (time(total.cpu_ms), size(total.rss));
         let _ = writeln!(out, "with its workers {cpu} CPU, {memory} memory");

@@ -22,10 +22,17 @@ impl Cluster {
         }
         self.pending.push_back(Action::Announce { worker });
         let told = self.primary.disconnect(worker, keep_listeners, drain_spread);
-        if told && self.without_ipc.contains(&worker) && !self.drains_activated(now, worker) {
+        if told && self.needs_signal(now, worker) {
             self.terminate(worker);
         }
         told
+    }
+
+    /// Whether nothing but its stop signal asks a worker to finish.
+    fn needs_signal(&mut self, now: Time, worker: WorkerId) -> bool {
+        self.without_ipc.contains(&worker)
+            && !self.asked_by_message.contains(&worker)
+            && !self.drains_activated(now, worker)
     }
 
     /// Sends the stop signal to a worker that cannot be told otherwise to finish.

@@ -70,6 +70,8 @@ pub struct Cluster {
     report_signal: Option<i32>,
     /// Workers without Node's protocol, which understand signals only.
     without_ipc: Vec<WorkerId>,
+    /// Those of them that a message of the program asks to finish, so that the stop signal comes last.
+    asked_by_message: Vec<WorkerId>,
     /// Without a supervisor: what the program has announced about further forks.
     forks_to_come: Successors,
     /// Whether a worker is being started.
@@ -99,6 +101,7 @@ impl Cluster {
             activation_slots: 0,
             report_signal: None,
             without_ipc: Vec::new(),
+            asked_by_message: Vec::new(),
             forks_to_come: Successors::Unknown,
             is_starting: false,
             reload: Reload::default(),
@@ -340,9 +343,14 @@ impl Cluster {
         }
     }
 
-    /// Records that a worker's program does not speak Node's protocol.
-    pub fn has_no_ipc(&mut self, worker: WorkerId) {
+    /// Records that a worker's program does not speak Node's protocol. `asked_by_message` is whether
+    /// it gets a message when it is to finish ([`Action::Announce`]), and time to act on that before
+    /// its stop signal.
+    pub fn has_no_ipc(&mut self, worker: WorkerId, asked_by_message: bool) {
         self.without_ipc.push(worker);
+        if asked_by_message {
+            self.asked_by_message.push(worker);
+        }
     }
 
     /// Handles the end of a worker's process, after it was reaped.
@@ -360,6 +368,7 @@ impl Cluster {
         self.serving.exited(worker);
         self.shares.exited(worker);
         self.without_ipc.retain(|other| *other != worker);
+        self.asked_by_message.retain(|other| *other != worker);
     }
 
     /// Handles a `SIGKILL` that the program has sent to a worker.

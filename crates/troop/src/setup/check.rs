@@ -41,6 +41,18 @@ impl Setup {
             let reason = format!("on {}, which is not called node", program.display());
             return refuse("inspect_port", reason);
         }
+        if self.is_alone() && self.has_activation() {
+            let reason =
+                "on workers that get sockets by activation, which are no part of a cluster anyway";
+            return refuse("alone", reason.into());
+        }
+        if self.is_alone() && self.get_program().is_none() {
+            return Err(Error::Settings(
+                "Setup::alone needs a program or a script: copies of this program would not know that they are workers, and start workers in \
+                 their turn"
+                    .into(),
+            ));
+        }
         self.check_signals()?;
         self.check_streams()
     }
@@ -128,6 +140,9 @@ mod tests {
             // Neither does it count when it comes as a change.
             assert!(Setup::new().program("x").merge(setup).check().is_err());
         }
+        let copies = Setup::new().alone(true).check().unwrap_err().chain();
+        assert!(copies.contains("needs a program or a script"), "{copies}");
+        assert!(Setup::new().script("x.js").alone(true).check().is_ok());
         let mut setup = Setup::new().slot_variable("N").cpus([vec![0], vec![1]]);
         setup.cluster.is_supervised = true;
         setup.cluster.has_output = true;

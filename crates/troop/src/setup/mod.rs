@@ -158,6 +158,7 @@ pub struct Setup {
     stop_signal: Option<i32>,
     kill_signal: Option<i32>,
     shutdown_message: Option<bool>,
+    alone: Option<bool>,
     /// Earlier setups do not count.
     discards_earlier: bool,
     /// Settings that the cluster sets itself, and changes do not.
@@ -434,6 +435,20 @@ impl Setup {
         self
     }
 
+    /// Sets whether workers are no part of a cluster for their program, as with PM2's fork mode: it
+    /// opens its listeners itself, and may be the primary of a cluster of its own. It has the
+    /// channel of `child_process.fork` (`NODE_CHANNEL_FD`), so that messages work, but no number
+    /// (`NODE_UNIQUE_ID`). It is asked to finish by the stop signal, and with
+    /// [`Setup::shutdown_message`] by that message before. A program that listens at a fixed address
+    /// cannot run beside its successor: set
+    /// [`ReplacePolicy::max_unavailable`](crate::supervise::ReplacePolicy::max_unavailable) above 0
+    /// and [`max_surge`](crate::supervise::ReplacePolicy::max_surge) to 0. Needs
+    /// [`Setup::program`] or [`Setup::script`]. Default: false.
+    pub fn alone(mut self, alone: bool) -> Setup {
+        self.alone = Some(alone);
+        self
+    }
+
     /// Returns this setup with the changes of a later one. What `changes` does not mention stays.
     /// Variables, limits and slot variables are added to those that there are, and override those
     /// of the same name; everything else that `changes` mentions takes the place of what was.
@@ -484,6 +499,7 @@ impl Setup {
             stop_signal: changes.stop_signal.or(self.stop_signal),
             kill_signal: changes.kill_signal.or(self.kill_signal),
             shutdown_message: changes.shutdown_message.or(self.shutdown_message),
+            alone: changes.alone.or(self.alone),
             discards_earlier: self.discards_earlier,
             cluster,
         }

@@ -75,7 +75,7 @@ impl Setup {
     /// Whether a worker certainly speaks Node's protocol once its program runs.
     pub(crate) fn expect_ipc(&self) -> bool {
         // Without a script Node does not check whether it is a worker.
-        !self.has_activation() && self.is_node() && self.script.is_some()
+        !self.has_activation() && !self.is_alone() && self.is_node() && self.script.is_some()
     }
 
     /// The inspector's port: given ones are used, automatic ones count up over the life of the
@@ -206,7 +206,11 @@ impl Setup {
             env.extend(activation(sockets));
             env.insert(nesting::ACTIVATED.into(), "1".into());
         } else {
-            env.insert(UNIQUE_ID.into(), id.to_string().into());
+            if self.is_alone() {
+                env.remove(OsStr::new(UNIQUE_ID));
+            } else {
+                env.insert(UNIQUE_ID.into(), id.to_string().into());
+            }
             env.insert(CHANNEL_FD.into(), CHANNEL_NUMBER.to_string().into());
             env.insert(SERIALIZATION.into(), "json".into());
         }
@@ -385,5 +389,9 @@ mod tests {
         let ids: Vec<_> =
             prepared.env.iter().filter(|e| e.to_bytes().starts_with(b"NODE_UNIQUE_ID=")).collect();
         assert_eq!(ids, [&c"NODE_UNIQUE_ID=7".to_owned()]);
+        // Alone it has none, but a channel.
+        let alone = setup.alone(true).prepare(7, None, &BTreeMap::new(), None, &mut 0).unwrap();
+        let has = |name: &[u8]| alone.env.iter().any(|entry| entry.to_bytes().starts_with(name));
+        assert!(!has(b"NODE_UNIQUE_ID=") && has(b"NODE_CHANNEL_FD="));
     }
 }

@@ -194,6 +194,12 @@ impl Setup {
         self.shutdown_message.unwrap_or(false)
     }
 
+    /// Returns whether workers are no part of a cluster for their program; see [`Setup::alone`].
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.alone.unwrap_or(false)
+    }
+
     /// Returns the connections of the standard streams.
     pub(crate) fn stdio(&self) -> [Stdio; 3] {
         self.stdio.map(Option::unwrap_or_default)

@@ -11,7 +11,7 @@ use super::logs::{LogPath, Logs};
 use super::place::{self, Bases};
 use super::{Converted, deployed_variables};
 use crate::config::app::App;
-use crate::config::tables::{Form, KillMode, Ready, Watch, When};
+use crate::config::tables::{Alone, Auto, Form, KillMode, Ready, Watch, When};
 use crate::config::values::{self, Time, Workers};
 use crate::{names, program, suggest};
 
@@ -171,6 +171,19 @@ impl<'a> Fields<'a> {
         Fields { fields: named, chosen, deployed }
     }
 
+    fn has_several(&self) -> bool {
+        self.fields.get("instances").is_some_and(|n| n != 1 && n != "1")
+    }
+
+    /// Whether PM2 runs the app in fork mode, which it does unless a number of instances or the mode
+    /// is given.
+    fn is_forked(&self) -> bool {
+        match self.text("exec_mode") {
+            Some(mode) => mode.starts_with("fork"),
+            None => !self.fields.contains_key("instances"),
+        }
+    }
+
     fn text(&self, key: &str) -> Option<String> {
         self.fields.get(key).map(plain)
     }
@@ -184,6 +197,7 @@ impl<'a> Fields<'a> {
         let mut app = App::new(script.clone());
         // PM2's default is one instance.
         app.workers = Some(Workers::Number(1));
+        app.alone = self.is_forked().then_some(Alone::IfPrimary(Auto::Auto));
         let cwd = self.text("cwd");
         let place = bases.find(&script, cwd.as_deref());
         app.cwd = place.cwd;
@@ -266,8 +280,7 @@ impl<'a> Fields<'a> {
             "source_map_support" => parts.has_source_maps = is_on(value),
             "instances" => app.workers = Some(instances(value)?),
             "exec_mode" => {
-                let several = self.fields.get("instances").is_some_and(|n| n != 1 && n != "1");
-                if plain(value).starts_with("fork") && several {
+                if self.is_forked() && self.has_several() {
                     warnings.push("in fork mode too, workers share what they listen on".into());
                 }
             }

@@ -414,13 +414,15 @@ impl Driver {
             refused: 0,
             since: self.now,
         };
-        let has_no_ipc = process.kept_end.is_some();
+        let has_no_channel = process.kept_end.is_some();
         self.workers.processes.insert(id, process);
-        if has_no_ipc {
+        if has_no_channel {
             handle.shared.mailbox.refuse_all();
         }
-        if has_no_ipc && let Ok(online) = incoming::parse(ONLINE) {
-            self.cluster.has_no_ipc(id);
+        if (has_no_channel || setup.is_alone())
+            && let Ok(online) = incoming::parse(ONLINE)
+        {
+            self.cluster.has_no_ipc(id, setup.is_alone() && setup.get_shutdown_message());
             // So this is all that will ever be known of it.
             self.cluster.primary.message(self.now, id, online);
         }
