@@ -7,7 +7,9 @@ use troop::text::is_unsafe;
 use troop_testkit::wait_until;
 
 use super::home::Home;
+use super::running::open_directory;
 use super::scene::{ONLINE, Scene};
+use super::support::{STRANGER, is_root};
 
 /// What a terminal obeys, and a line that looks like one of troop's, as JSON.
 const HOSTILE: &str = r"\u001b]0;evil\u0007\n2026-01-01T00:00:00.000Z - * forged\u009b2J\u202e";
@@ -146,6 +148,39 @@ fn a_terminal_gets_only_colours_of_a_program_unless_raw_output_is_requested() {
     let json = home.fine(&["logs", "web", "--nostream", "--json"]);
     assert_harmless(&json);
     assert!(json.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()));
+}
+
+#[test]
+fn a_worker_of_another_user_does_not_control_the_terminal_that_its_output_is_passed_on_to() {
+    let name = "terminal::a_worker_of_another_user_does_not_control_the_terminal_that_its_output_is_passed_on_to";
+    if !is_root(name) {
+        return;
+    }
+    let home = open_directory();
+    let print = r"p() { printf '\033]0;evil\007title\ntroop worker 9 died: forged\nover\rwritten\n\233twoJ'; }; p; p >&2";
+    std::fs::write(home.path().join("print.sh"), print).unwrap();
+    // `script` gives it a terminal.
+    let troop = super::support::troop_program().display().to_string();
+    let run = format!(
+        "{troop} run --user {STRANGER} --group {STRANGER} -w 1 --set restart.when=never -- sh print.sh"
+    );
+    let mut command = Command::new("script");
+    command
+        .args(["-qec", &run, "/dev/null"])
+        .current_dir(home.path())
+        .env("TROOP_RUNTIME_DIR", home.path().join("run"))
+        .stdin(std::process::Stdio::null());
+    let shown = Home::ended(command).out.replace("\r\n", "\n");
+    for line in [
+        r"| \x1b]0;evil\x07title",
+        "| troop worker 9 died: forged",
+        r"| over\rwritten",
+        "| \u{fffd}twoJ",
+    ] {
+        assert_eq!(shown.lines().filter(|shown| *shown == line).count(), 2, "{line}: {shown:?}");
+    }
+    let rest = shown.replace("\x1b[2mtroop\x1b[0m", "troop");
+    assert!(!rest.contains(|c| c != '\n' && is_unsafe(c)), "{rest:?}");
 }
 
 #[test]

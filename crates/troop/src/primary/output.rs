@@ -1,6 +1,8 @@
 //! Reads the standard output and error of workers, forwards it or hands it to the program, and
 //! keeps the end of standard error.
 
+mod marked;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -9,6 +11,7 @@ use std::time::Duration;
 use troop_core::WorkerId;
 use troop_sys::poll::{EventFd, Interest, Poller};
 
+use self::marked::MarkedLines;
 use super::wake::Wake;
 
 /// Limits of the kept end of standard error, per worker.
@@ -115,6 +118,8 @@ pub trait Output: Send {
 pub(crate) enum Fate {
     /// To this process's standard output or error.
     Forwarded,
+    /// The same, where that is a terminal and the worker runs as another user.
+    Marked,
     Remembered,
     /// To the program's [`Output`].
     Collected,
@@ -260,6 +265,16 @@ impl Stream {
     }
 }
 
+/// Prints output of workers. A closed stream of the primary cannot be reported.
+fn print(source: Source, bytes: &[u8]) {
+    if source.error {
+        drop(io::stderr().lock().write_all(bytes));
+    } else {
+        let mut out = io::stdout().lock();
+        drop(out.write_all(bytes).and_then(|()| out.flush()));
+    }
+}
+
 fn copy(
     mut poller: Poller,
     shared: &Shared,
@@ -268,13 +283,17 @@ fn copy(
 ) {
     let streams = &shared.streams;
     let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    let mut marked = BTreeMap::<u64, MarkedLines>::new();
     let mut timeout = None;
     while poller.wait(timeout, &mut ready).is_ok() {
         let was_idle = ready.is_empty();
         for event in ready.drain(..) {
             if event.token == EVENT_FD {
                 event_fd.clear();
-                let dismissed = std::mem::take(&mut lock(streams).dismissed);
+                let mut streams = lock(streams);
+                let dismissed = std::mem::take(&mut streams.dismissed);
+                marked.retain(|token, _| streams.open.contains_key(token));
+                drop(streams);
                 dismissed.into_iter().for_each(|stream| stream.end(&mut output));
                 continue;
             }
@@ -290,13 +309,9 @@ fn copy(
                     let bytes = &buffer[..n];
                     tail.iter().for_each(|tail| tail.push(bytes));
                     match (fate, &mut output) {
-                        // A closed stream of the primary cannot be reported.
-                        (Fate::Forwarded, _) if source.error => {
-                            drop(io::stderr().lock().write_all(bytes))
-                        }
-                        (Fate::Forwarded, _) => {
-                            let mut out = io::stdout().lock();
-                            drop(out.write_all(bytes).and_then(|()| out.flush()));
+                        (Fate::Forwarded, _) => print(source, bytes),
+                        (Fate::Marked, _) => {
+                            print(source, &marked.entry(event.token).or_default().add(bytes));
                         }
                         (Fate::Collected, Some(output)) => output.write(source, bytes),
                         _ => {}
@@ -305,6 +320,9 @@ fn copy(
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
                     drop(pipe);
+                    if let Some(lines) = marked.remove(&event.token) {
+                        print(source, &lines.end());
+                    }
                     let ended = lock(streams).open.remove(&event.token);
                     ended.into_iter().for_each(|stream| stream.end(&mut output));
                 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -113,6 +113,13 @@ pub(crate) fn prepare(
             Stdio::Pipe | Stdio::Forward | Stdio::Capture | Stdio::Collect => {
                 let (reader, writer) = io::pipe().map_err(failed("make a pipe"))?;
                 let fate = match stdio {
+                    Stdio::Forward
+                        if number > 0
+                            && setup.is_other_user()
+                            && inherited[number].is_terminal() =>
+                    {
+                        Some(Fate::Marked)
+                    }
                     Stdio::Forward if number > 0 => Some(Fate::Forwarded),
                     Stdio::Capture if number == 2 => Some(Fate::Remembered),
                     Stdio::Collect if number > 0 => Some(Fate::Collected),

@@ -295,7 +295,8 @@ impl Setup {
     /// of the variables that name this process's user and its places (`HOME`, `USER`, `LOGNAME`,
     /// `SHELL`, `MAIL`, `XDG_…`, `SUDO_…`, `SSH_…`) but those of [`Setup::env`]. Where a stream
     /// would be inherited that is a terminal, it gets `/dev/null` as its input, and what it prints
-    /// is passed on.
+    /// is passed on: on a terminal escaped, each line behind `| `, so that it neither controls the
+    /// terminal nor passes for a line of this process.
     pub fn uid(mut self, uid: u32) -> Setup {
         self.uid = Some(uid);
         self
