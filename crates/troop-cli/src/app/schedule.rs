@@ -10,7 +10,7 @@ use troop::event::ExitHow;
 use troop::supervise::Progress;
 
 use super::RunningApp;
-use crate::config::{Overlap, Times};
+use crate::config::{NextTime, Overlap, Times};
 use crate::log;
 
 /// Interval between checks of the clock, which may be set, and which a suspended system does not
@@ -118,9 +118,10 @@ impl RunningApp {
         if is_job && app.run_at_start {
             self.run_job().await;
         }
-        while let Some(next) = times.next(SystemTime::now()) {
-            locked(&self.schedule).next = Some(next);
-            while let Ok(left) = next.duration_since(SystemTime::now()) {
+        let Some(mut next) = NextTime::after(times, SystemTime::now()) else { return };
+        loop {
+            while let Some(left) = next.left(SystemTime::now()) {
+                locked(&self.schedule).next = Some(next.at());
                 // A millisecond more, because timers are rounded.
                 sleep(left.min(CLOCK_CHECK_INTERVAL) + Duration::from_millis(1)).await;
             }
@@ -129,6 +130,10 @@ impl RunningApp {
             } else {
                 log::line("troop: it is time to replace the workers (recycle.cron)");
                 self.reload_without_client().await;
+            }
+            if !next.advance(SystemTime::now()) {
+                locked(&self.schedule).next = None;
+                return;
             }
         }
     }
