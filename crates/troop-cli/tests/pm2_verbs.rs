@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -282,4 +283,43 @@ fn a_directory_is_served_and_nothing_outside_it() {
     let answer = ask(&address, "GET /users/7 HTTP/1.1");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("start"), "{answer}");
     assert_eq!(home.troop(&["serve", "none"]).0, 2);
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_for_lack_of_descriptors_is_not_said_to_be_missing() {
+    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+    let home = Home::with(&[]);
+    std::fs::create_dir(home.path().join("dist")).unwrap();
+    std::fs::write(home.path().join("dist/index.html"), "start").unwrap();
+    for (options, name) in [(&[][..], "docs"), (&["--spa"], "page")] {
+        let mut args = vec!["serve", "dist", "127.0.0.1:0", "-n", name];
+        args.extend(options);
+        home.fine(&args);
+        let shown = home.show(name);
+        let pid = shown["workers"][0]["pid"].as_u64().unwrap();
+        let mut stream = TcpStream::connect(shown["listeners"][0]["address"].as_str().unwrap());
+        let stream = stream.as_mut().unwrap();
+        let mut ask = || {
+            stream.write_all(b"GET /index.html HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            while !answer.ends_with("start") && !answer.ends_with("unavailable\n") {
+                let mut part = [0; 1024];
+                let len = stream.read(&mut part).unwrap();
+                assert!(len > 0, "{answer}");
+                answer.push_str(&String::from_utf8_lossy(&part[..len]));
+            }
+            answer
+        };
+        assert!(ask().starts_with("HTTP/1.1 200"));
+        let all = getrlimit(Resource::Nofile);
+        let limit = |current: Option<u64>| {
+            let pid = Pid::from_raw(pid.try_into().unwrap());
+            prlimit(pid, Resource::Nofile, Rlimit { current, ..all }).unwrap();
+        };
+        limit(Some(3));
+        let answer = ask();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("no-cache"), "{answer}");
+        limit(all.current);
+        assert!(ask().starts_with("HTTP/1.1 200"));
+    }
 }

@@ -17,6 +17,7 @@ use hyper::header::{
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 use troop::Error;
 
 use super::body::Answer;
@@ -73,31 +74,32 @@ impl Files {
     }
 
     fn file(&self, path: &Path, is_directory: bool, known: Option<&str>) -> Response<Answer> {
-        match self.open(path) {
-            Ok((file, found)) if found.is_file() && !is_directory => {
+        match self.find(path) {
+            Err(status) => refused(status),
+            Ok(Some((file, found))) if found.is_file() && !is_directory => {
                 sent(path, file, &found, known)
             }
-            Ok((_, found)) if found.is_dir() && (is_directory || path.as_os_str().is_empty()) => {
+            Ok(Some((_, found)))
+                if found.is_dir() && (is_directory || path.as_os_str().is_empty()) =>
+            {
                 self.page(&path.join("index.html"), known)
             }
-            Ok((_, found)) if found.is_dir() => {
+            Ok(Some((_, found))) if found.is_dir() => {
                 let mut answer = text(StatusCode::MOVED_PERMANENTLY, "");
                 if let Ok(location) = HeaderValue::from_str(&path::of_directory(path)) {
                     answer.headers_mut().insert(LOCATION, location);
                 }
                 answer
             }
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                text(StatusCode::FORBIDDEN, "forbidden\n")
-            }
-            _ => self.missing(known),
+            Ok(_) => self.missing(known),
         }
     }
 
     fn page(&self, path: &Path, known: Option<&str>) -> Response<Answer> {
-        match self.open(path) {
-            Ok((file, found)) if found.is_file() => sent(path, file, &found, known),
-            _ => self.missing(known),
+        match self.find(path) {
+            Err(status) => refused(status),
+            Ok(Some((file, found))) if found.is_file() => sent(path, file, &found, known),
+            Ok(_) => self.missing(known),
         }
     }
 
@@ -107,15 +109,41 @@ impl Files {
             true => ("index.html", known),
             false => ("404.html", None),
         };
-        match self.open(Path::new(page)) {
-            Ok((file, found)) if found.is_file() => {
+        match self.find(Path::new(page)) {
+            Err(status) => refused(status),
+            Ok(Some((file, found))) if found.is_file() => {
                 let mut answer = sent(Path::new(page), file, &found, known);
                 if !self.is_single_page {
                     *answer.status_mut() = StatusCode::NOT_FOUND;
                 }
                 answer
             }
-            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+            Ok(_) => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    /// Opens a file. `None` if there is none; the status if it cannot be opened, which says nothing
+    /// about whether there is one.
+    fn find(&self, path: &Path) -> Result<Option<(File, Metadata)>, StatusCode> {
+        let e = match self.open(path) {
+            Ok(found) => return Ok(Some(found)),
+            Err(e) => e,
+        };
+        match Errno::from_io_error(&e) {
+            Some(
+                Errno::NOENT
+                | Errno::NOTDIR
+                | Errno::NAMETOOLONG
+                // A link that leads out of the directory, or to itself.
+                | Errno::XDEV
+                | Errno::LOOP
+                // A socket or a device.
+                | Errno::NXIO
+                | Errno::NODEV,
+            ) => Ok(None),
+            Some(Errno::ACCESS | Errno::PERM) => Err(StatusCode::FORBIDDEN),
+            // No descriptors or memory are left, for example.
+            _ => Err(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 
@@ -130,11 +158,16 @@ impl Files {
     }
 }
 
+fn refused(status: StatusCode) -> Response<Answer> {
+    text(status, if status == StatusCode::FORBIDDEN { "forbidden\n" } else { "unavailable\n" })
+}
+
 fn text(status: StatusCode, text: &'static str) -> Response<Answer> {
     let mut answer = Response::new(Answer::Text(Some(text.into())));
     *answer.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     answer
 }
 
