@@ -36,7 +36,7 @@ pub(crate) struct Pid {
 
 /// Print the environment of an app's workers, with secrets masked
 ///
-/// Values of variables whose name says that they are secret, and passwords in URLs, are masked.
+/// Values of variables whose name says that they are secret, and passwords in URLs and options (`password=…`), and private keys are masked.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop env web")]

@@ -1,12 +1,14 @@
 //! Verbs of PM2 that there is no other one for: `jlist`, `pid`, `env`, `flush` and `reset`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid as ProcessId, Signal, kill_process};
 use serde_json::{Value, json};
 use troop::program::safe_path::{Directory, Safety, split};
+use troop::program::within::within;
 use troop::snapshot::{Phase, Snapshot, WorkerSnapshot};
 use troop::text::escaped;
 
@@ -20,6 +22,12 @@ use crate::error::CliError;
 use crate::logs::paths;
 use crate::print;
 use crate::records::{End, Ending, Record, listed, millis};
+
+/// The longest environment that is read, in bytes, and the time to read it. The kernel starts no
+/// program with more than 6 MiB, but a process can have others read anything of its memory instead,
+/// also pages without end and such as never come.
+const MAX_ENVIRONMENT: u64 = 8 * 1024 * 1024;
+const ENVIRONMENT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs `troop jlist` and `prettylist`.
 pub(crate) fn jlist(is_pretty: bool) -> Result<(), CliError> {
@@ -148,8 +156,16 @@ fn of_process(client: &mut Client) -> Result<Vec<(String, String)>, CliError> {
     let name = client.name().to_owned();
     let snapshot = client.snapshot()?.snapshot;
     let pid = snapshot.workers.first().map_or(snapshot.pid, |worker| worker.pid);
-    let bytes = std::fs::read(format!("/proc/{pid}/environ"))
-        .map_err(|e| CliError::Io(format!("read the environment of {name}"), e))?;
+    let read = move || environment(File::open(format!("/proc/{pid}/environ"))?);
+    let bytes = within(ENVIRONMENT_TIMEOUT, read).map_err(|e| {
+        let e = match e.kind() {
+            io::ErrorKind::TimedOut => {
+                io::Error::other(format!("process {pid} does not let it be read in time"))
+            }
+            _ => e,
+        };
+        CliError::Io(format!("read the environment of {name}"), e)
+    })?;
     let variables = bytes.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
     let mut variables: Vec<_> = variables
         .filter_map(|variable| {
@@ -159,6 +175,18 @@ fn of_process(client: &mut Client) -> Result<Vec<(String, String)>, CliError> {
         .collect();
     variables.sort();
     Ok(variables)
+}
+
+/// Reads an environment.
+fn environment(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(MAX_ENVIRONMENT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_ENVIRONMENT {
+        return Err(io::Error::other(format!(
+            "it has more than {MAX_ENVIRONMENT} bytes, so the process shows something else as its environment"
+        )));
+    }
+    Ok(bytes)
 }
 
 /// Runs `troop flush`.
@@ -215,4 +243,16 @@ pub(crate) fn reset(args: &Reset) -> Result<(), CliError> {
         let _ = print::line(&format!("{name}: reset"));
     }
     unknown.into_iter().next().map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_without_end_is_not_read_to_it() {
+        assert_eq!(environment(&b"A=1\0"[..]).unwrap(), b"A=1\0");
+        let e = environment(io::repeat(b'x')).unwrap_err();
+        assert!(e.to_string().contains("more than 8388608 bytes"), "{e}");
+    }
 }
