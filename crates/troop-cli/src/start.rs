@@ -4,6 +4,7 @@ mod choice;
 mod order;
 mod plan;
 mod reporter;
+mod running;
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
@@ -32,6 +33,7 @@ pub(crate) use order::{groups, numbers};
 pub(crate) use plan::{Planned, Verb, choose, plan, words_of_run, words_of_start};
 use reporter::is_address_in_use;
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
+pub(crate) use running::say as say_running;
 
 /// The variable by which `troop start` makes the process that it spawns a background primary. Its
 /// value is the name of the app in the file.
@@ -74,7 +76,14 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
         }
         let mut starting = Vec::new();
         for (at, app) in apps {
+            let running = running::already(app);
+            if let Ok(Some(name)) = running {
+                running::say(&name, args.json);
+                started = Some(name);
+                continue;
+            }
             let spawned = match app.after.iter().find(|name| failed.contains(*name)) {
+                _ if running.is_err() => running.map(drop).and_then(|()| spawn(args, app, ids[at])),
                 Some(name) => Err(CliError::Failed(Failure::new(
                     "failed",
                     format!("{}: not started, because {name} has failed", app.shown()),

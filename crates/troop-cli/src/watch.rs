@@ -1,8 +1,9 @@
 //! `--watch`: reports changes of files.
 
+mod filter;
+
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,10 +15,9 @@ use tokio::time::{Instant, timeout};
 use troop::text::escaped;
 
 use crate::config::Watch;
+pub(crate) use filter::split;
+use filter::{WatchFilter, roots};
 
-/// Names that are always ignored, besides those that begin with a dot.
-const IGNORED: [&str; 7] =
-    ["node_modules", "target", "__pycache__", "*.log", "*.log.*", "*.pid", "*~"];
 /// The largest number of watched directories, and the size of their paths in bytes; the kernel has a
 /// limit too.
 const MAX_DIRECTORIES: usize = 10_000;
@@ -57,27 +57,6 @@ struct Tree {
     has_failed: bool,
 }
 
-/// Decides which changes count.
-#[derive(Debug, Clone)]
-struct WatchFilter {
-    /// Watched files, and directories with everything below them.
-    roots: Vec<PathBuf>,
-    ignore: Vec<String>,
-    /// Files that troop itself writes.
-    own: Vec<PathBuf>,
-}
-
-/// Returns the paths to watch, if they exist.
-fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<PathBuf>, String> {
-    let cwd = cwd.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    let found = |path: &Path| {
-        path.canonicalize().map_err(|e| format!("cannot watch {}: {e}", path.display()))
-    };
-    let cwd = found(&cwd)?;
-    let paths = if watch.paths.is_empty() { vec![PathBuf::new()] } else { watch.paths.clone() };
-    paths.iter().map(|path| found(&cwd.join(path))).collect()
-}
-
 /// Checks that the paths to watch exist.
 ///
 /// # Errors
@@ -106,7 +85,7 @@ pub(crate) fn start(
         let Ok(event) = event else { return };
         if event.need_rescan() {
             missed.store(true, Ordering::Release);
-            matters.roots.first().map(|root| sender.try_send(root.clone()));
+            matters.roots.first().map(|root| sender.try_send(root.path.clone()));
         }
         if matches!(
             event.kind,
@@ -114,7 +93,10 @@ pub(crate) fn start(
         ) {
             return;
         }
-        for path in event.paths.into_iter().filter(|path| matters.matches(path)) {
+        // A watched directory that is gone is forgotten, whatever pattern selects the files in it.
+        let is_gone = matches!(event.kind, EventKind::Remove(notify::event::RemoveKind::Folder));
+        let counts = |path: &PathBuf| matters.matches(path) || (is_gone && matters.is_in(path));
+        for path in event.paths.into_iter().filter(counts) {
             if sender.try_send(path).is_err() {
                 missed.store(true, Ordering::Release);
             }
@@ -135,17 +117,6 @@ fn canonical(path: PathBuf) -> PathBuf {
     path.canonicalize().ok().or(beside).unwrap_or(path)
 }
 
-impl WatchFilter {
-    fn matches(&self, path: &Path) -> bool {
-        let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
-        let is_below = |root: &PathBuf| {
-            path == root
-                || path.strip_prefix(root).is_ok_and(|below| !is_ignored(below, &self.ignore))
-        };
-        !self.own.iter().any(is_own) && self.roots.iter().any(is_below)
-    }
-}
-
 impl Tree {
     fn new(watcher: RecommendedWatcher, filter: WatchFilter) -> Tree {
         Tree { watcher, filter, directories: BTreeSet::new(), bytes: 0, has_failed: false }
@@ -154,6 +125,7 @@ impl Tree {
     fn add_roots(&mut self) -> Result<(), String> {
         for root in self.filter.roots.clone() {
             // A file is watched by its directory, because editors replace files.
+            let root = root.path;
             let directory = match root.is_dir() {
                 true => root,
                 false => root.parent().map_or(root.clone(), Path::to_owned),
@@ -192,8 +164,7 @@ impl Tree {
             }
             for entry in std::fs::read_dir(&path).into_iter().flatten().flatten() {
                 let path = entry.path();
-                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || !self.filter.matches(&path)
-                {
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || !self.filter.is_in(&path) {
                     continue;
                 }
                 new += usize::from(!self.directories.contains(&path));
@@ -300,25 +271,6 @@ impl Watched {
     }
 }
 
-fn is_ignored(below: &Path, more: &[String]) -> bool {
-    let names = below
-        .components()
-        .filter_map(|part| if let Component::Normal(name) = part { Some(name) } else { None });
-    let patterns: Vec<&str> = IGNORED.into_iter().chain(more.iter().map(String::as_str)).collect();
-    let fits = |name: &OsStr| {
-        let name = name.to_string_lossy();
-        name.starts_with('.') || patterns.iter().any(|pattern| matches(pattern, &name))
-    };
-    let paths: Vec<String> =
-        below.ancestors().map(|path| path.to_string_lossy().into_owned()).collect();
-    // A pattern with a slash is a path, and includes everything below it.
-    let is_below = |pattern: &String| {
-        let pattern = pattern.strip_prefix("./").unwrap_or(pattern).trim_end_matches('/');
-        !pattern.is_empty() && paths.iter().any(|path| matches(pattern, path))
-    };
-    names.into_iter().any(fits) || more.iter().any(is_below)
-}
-
 /// Whether a name matches a pattern in which `*` matches anything.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
@@ -335,32 +287,6 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_ignored_is_told_by_its_name() {
-        let more =
-            ["*.tmp", "a*b*c", "src/gen", "./logs", "data/*.db", "./cache/"].map(str::to_owned);
-        for ignored in [
-            "node_modules/x/y.js",
-            ".git/HEAD",
-            "x.log",
-            "x.log.3",
-            "d/x.tmp",
-            "axxbyyc",
-            "src/gen/x.js",
-            "x~",
-            "logs/a/b",
-            "data/x.db",
-            "cache/y",
-        ] {
-            assert!(is_ignored(Path::new(ignored), &more), "{ignored}");
-        }
-        for filter in
-            ["server.js", "src/x.ts", "logs.js", "acb", "tmp/x", "data/x.js", "other/data.txt"]
-        {
-            assert!(!is_ignored(Path::new(filter), &more), "{filter}");
-        }
-    }
 
     #[tokio::test]
     async fn what_changes_for_ever_does_not_put_a_change_off_for_ever() {

@@ -76,7 +76,7 @@ fn an_address_that_cannot_be_bound_is_explained() {
 fn a_second_start_of_the_same_program_prints_its_name() {
     let home = Home::with(&[("server.js", SERVER)]);
     home.fine(&["start", "server.js", "-i", "1"]);
-    let (code, out, err) = home.troop(&["start", "server.js", "-i", "1"]);
+    let (code, out, err) = home.troop(&["start", "server.js", "-i", "1", "-f"]);
     assert!(code == 0 && out.contains("server-2: 1 worker ready"), "{out}{err}");
     assert!(
         err.contains("so this one is server-2") && err.contains("troop reload server"),

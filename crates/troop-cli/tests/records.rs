@@ -79,8 +79,9 @@ fn a_stopped_app_stays_listed_and_is_started_again_as_it_was_until_it_is_deleted
     }
     assert!(home.fine(&["stop", "web"]).contains("web: stopped already"));
     again("start");
-    let (code, _, err) = home.troop(&["start", "web"]);
-    assert!(code == 1 && err.contains("web runs already"), "{err}");
+    let pid = home.show("web")["pid"].clone();
+    assert!(home.fine(&["start", "web"]).starts_with("web: runs already; `troop reload web`"));
+    assert_eq!(home.show("web")["pid"], pid);
     home.fine(&["delete", "web"]);
     assert!(states(&home).is_empty());
     assert_eq!(home.troop(&["start", "web"]).0, 1, "there is no program of this name");

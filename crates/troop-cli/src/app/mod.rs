@@ -82,6 +82,8 @@ pub(crate) struct RunningApp {
     waiting: Semaphore,
     /// Held during a reload.
     reloading: tokio::sync::Mutex<()>,
+    /// Policies of the last reloads that some listeners do not have yet: of one, or of all others.
+    pending: Mutex<Vec<reload::Policy>>,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
     /// Wakes what releases memory, after a request.
@@ -109,6 +111,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         started: resolved.clone(),
         resolved: Mutex::new(resolved),
         queue,
+        pending: Mutex::default(),
         restarting,
         keeper,
         uncounted_restarts: AtomicU64::new(0),

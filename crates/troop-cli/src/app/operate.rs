@@ -45,6 +45,7 @@ impl RunningApp {
         policy: &str,
     ) -> Result<Value, Failure> {
         let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());
+        let named = listener.clone();
         let listener = listener.map(|listener| listener.parse()).transpose().map_err(bad)?;
         let later = self
             .cluster
@@ -58,6 +59,7 @@ impl RunningApp {
                 }
                 e => failed(&e),
             })?;
+        self.forget_pending(named.as_deref());
         Ok(json!({ "later": later.iter().map(ToString::to_string).collect::<Vec<_>>() }))
     }
 

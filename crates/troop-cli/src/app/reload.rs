@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use troop::snapshot::Phase;
 use troop::supervise::{Progress, ReloadFailed, Reloaded};
-use troop::{Event, Reload, WorkerHandle};
+use troop::{Event, Reload, Scheduling, WorkerHandle};
 
 use super::{RunningApp, failed};
 use crate::control::connection::Connection;
@@ -11,7 +11,23 @@ use crate::control::protocol::{Answer, Failure};
 use crate::log;
 use crate::resolve::ResolvedApp;
 
+/// A policy of one listener, or of all others.
+pub(super) type Policy = (Option<String>, Scheduling);
+
 impl RunningApp {
+    fn pending(&self) -> std::sync::MutexGuard<'_, Vec<Policy>> {
+        self.pending.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn take_pending(&self) -> Vec<Policy> {
+        std::mem::take(&mut *self.pending())
+    }
+
+    /// Forgets a policy that was to come, because another one was set.
+    pub(super) fn forget_pending(&self, listener: Option<&str>) {
+        self.pending().retain(|(other, _)| other.as_deref() != listener);
+    }
+
     /// Applies the other changes of the configuration after the new workers are ready. If a client
     /// waits, so does this until further workers are ready. Returns the listeners that change only
     /// when they are opened again.
@@ -21,21 +37,28 @@ impl RunningApp {
         after: &ResolvedApp,
         is_awaited: bool,
     ) -> Result<Vec<String>, Failure> {
-        let mut later = Vec::new();
+        let mut policies: Vec<Policy> = Vec::new();
         if before.app.policy != after.app.policy {
-            later.extend(
-                self.cluster.set_scheduling(None, after.policy()).await.map_err(|e| failed(&e))?,
-            );
+            policies.push((None, after.policy()));
         }
-        for (listener, policy) in before.policies(after) {
+        let changed = before.policies(after).into_iter();
+        policies.extend(changed.map(|(listener, policy)| (Some(listener), policy)));
+        // What has changed before and waits for a listener to be opened again is told again.
+        for pending in self.take_pending() {
+            if !policies.iter().any(|(listener, _)| *listener == pending.0) {
+                policies.push(pending);
+            }
+        }
+        let mut later = std::collections::BTreeSet::new();
+        for (listener, policy) in policies {
             let bad = |e: troop::policy::BadScheduling| Failure::new("bad-request", e.to_string());
-            let listener = listener.parse().map_err(bad)?;
-            later.extend(
-                self.cluster
-                    .set_scheduling(Some(listener), policy)
-                    .await
-                    .map_err(|e| failed(&e))?,
-            );
+            let pattern = listener.as_deref().map(str::parse).transpose().map_err(bad)?;
+            let waiting = self.cluster.set_scheduling(pattern, policy.clone()).await;
+            let waiting = waiting.map_err(|e| failed(&e))?;
+            if !waiting.is_empty() {
+                self.pending().push((listener, policy));
+            }
+            later.extend(waiting.iter().map(ToString::to_string));
         }
         let workers = after.workers();
         if self.started.app.cron.is_some() {
@@ -45,7 +68,7 @@ impl RunningApp {
         } else if before.workers() != workers {
             self.begin_scaling(workers).await?;
         }
-        Ok(later.iter().map(ToString::to_string).collect())
+        Ok(later.into_iter().collect())
     }
 
     /// Re-reads the configuration and replaces the workers. Continues if the client leaves.

@@ -102,9 +102,9 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long)]
     no_treekill: bool,
 
-    /// Accepted because PM2 has it: another app of the same program gets a number anyway
-    #[arg(help_heading = PM2, short, long, hide = true)]
-    force: bool,
+    /// Start another app of a script that runs already
+    #[arg(help_heading = PM2, short, long)]
+    pub(crate) force: bool,
 
     /// Accepted because PM2 has it: workers share log files anyway
     #[arg(help_heading = PM2, long, visible_alias = "combine-logs", hide = true)]

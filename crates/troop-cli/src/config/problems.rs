@@ -70,6 +70,11 @@ impl App {
         }
         let watched =
             self.watch.iter().flat_map(|watch| &watch.paths).map(|path| directory.join(path));
+        // Before a pattern there must be a directory.
+        let watched = watched.map(|path| match path.exists() {
+            true => path,
+            false => crate::watch::split(&path).0,
+        });
         for path in watched.filter(|path| !path.exists()) {
             add("watch", format!("there is no {} to watch", path.display()));
         }

@@ -362,12 +362,13 @@ pub(crate) struct Output {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, expecting = "a table such as { paths = [\"src\"] }")]
 pub(crate) struct Watch {
-    /// Files and directories to watch, relative to the working directory of the workers. Default:
-    /// that directory.
+    /// Files and directories to watch, relative to the working directory of the workers, or patterns
+    /// (`src/**/*.js`). Default: that directory.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) paths: Vec<PathBuf>,
     /// Names to ignore, besides node_modules, target, __pycache__, *.log and names that begin with a
-    /// dot; `*` matches anything.
+    /// dot; paths, with everything below them; or patterns with `*`, `**`, `?`, `[ab]` and `{a,b}`.
+    /// What a pattern behind `!` matches is not ignored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ignore: Vec<String>,
     /// Time without changes before a reload. Default: 200 ms.

@@ -136,13 +136,10 @@ pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError
         Target::Ended(record, _) => {
             resume(&record, args.update_env, args.no_wait, args.json, &interrupted)
         }
-        Target::Running(client) => Err(CliError::Failed(Failure::new(
-            "failed",
-            format!(
-                "{name} runs already: `troop reload {name}` replaces its workers",
-                name = client.name()
-            ),
-        ))),
+        Target::Running(client) => {
+            start::say_running(client.name(), args.json);
+            Ok(())
+        }
     })
 }
 

@@ -97,7 +97,9 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
             "LISTENS ON",
         ];
         let right = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"];
-        table::print(&headings, &right, &rows);
+        // What says whether an app is well stays.
+        let spare = ["CPU", "PID", "UPTIME", "MEMORY", "RESTARTS", "ID"];
+        table::print(&headings, &right, &spare, &rows);
     }
     ended.map_or(Ok(()), Err)
 }

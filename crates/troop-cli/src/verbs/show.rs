@@ -193,6 +193,7 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         table::print(
             &headings,
             &["SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"],
+            &["WEIGHT", "GEN", "TAKEN", "CPU", "LEAVES WITHIN", "SLOT", "MEMORY"],
             &rows,
         );
         if !snapshot.listeners.is_empty() {
@@ -207,6 +208,7 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
             table::print(
                 &["LISTENER", "POLICY", "WORKERS", "WAITING"],
                 &["WORKERS", "WAITING"],
+                &["WORKERS", "POLICY"],
                 &rows,
             );
         }

@@ -4,9 +4,28 @@ use std::io::Write as _;
 
 use troop::text::escaped;
 
-/// Prints rows under headings, escaped, the last column cut where the terminal ends. `right` names
-/// columns of numbers.
-pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
+/// The part of the last column that is kept before others are left out.
+const LAST_COLUMN: usize = 22;
+
+/// Prints rows under headings, escaped. `right` names columns of numbers. On a terminal on which not
+/// all columns have room, those of `spare` are left out, the first ones first; the last column is cut
+/// where the terminal ends.
+pub(crate) fn print(headings: &[&str], right: &[&str], spare: &[&str], rows: &[Vec<String>]) {
+    let most = terminal_size::terminal_size().map_or(usize::MAX, |(width, _)| usize::from(width.0));
+    let mut out = std::io::stdout().lock();
+    for line in lines(headings, right, spare, rows, most) {
+        // A closed standard output is ignored.
+        let _ = writeln!(out, "{line}");
+    }
+}
+
+fn lines(
+    headings: &[&str],
+    right: &[&str],
+    spare: &[&str],
+    rows: &[Vec<String>],
+    most: usize,
+) -> Vec<String> {
     let rows: Vec<Vec<String>> =
         rows.iter().map(|row| row.iter().map(|cell| escaped(cell).to_string()).collect()).collect();
     let width_of = |at: usize| {
@@ -14,12 +33,26 @@ pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
         cells.chain([headings[at].len()]).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..headings.len()).map(width_of).collect();
-    let most = terminal_size::terminal_size().map_or(usize::MAX, |(width, _)| usize::from(width.0));
+    let mut shown: Vec<usize> = (0..headings.len()).collect();
+    let needed = |shown: &[usize]| {
+        // The last column may be cut, but its heading and the first address stay.
+        let last = shown.len().saturating_sub(1);
+        let width = |at: usize, column: usize| {
+            if at == last { widths[column].min(LAST_COLUMN) } else { widths[column] + 2 }
+        };
+        shown.iter().enumerate().map(|(at, column)| width(at, *column)).sum::<usize>()
+    };
+    for column in spare {
+        if needed(&shown) > most {
+            shown.retain(|at| headings[*at] != *column);
+        }
+    }
     let line = |cells: &[String]| {
         let mut text = String::new();
-        for (at, cell) in cells.iter().enumerate() {
-            let width = widths[at];
-            if right.contains(&headings[at]) {
+        for at in &shown {
+            let Some(cell) = cells.get(*at) else { continue };
+            let width = widths[*at];
+            if right.contains(&headings[*at]) {
                 text.push_str(&format!("{cell:>width$}  "));
             } else {
                 text.push_str(&format!("{cell:<width$}  "));
@@ -27,13 +60,8 @@ pub(crate) fn print(headings: &[&str], right: &[&str], rows: &[Vec<String>]) {
         }
         text.trim_end().chars().take(most).collect::<String>()
     };
-    let mut out = std::io::stdout().lock();
-    // A closed standard output is ignored.
-    let _ =
-        writeln!(out, "{}", line(&headings.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>()));
-    for row in &rows {
-        let _ = writeln!(out, "{}", line(row));
-    }
+    let headings: Vec<_> = headings.iter().map(|heading| (*heading).to_owned()).collect();
+    std::iter::once(&headings).chain(&rows).map(|row| line(row)).collect()
 }
 
 /// Formats a time: `3d 4h`, `12m 5s`, `7s`, `0.2s`.
@@ -72,6 +100,25 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_that_matter_least_are_left_out_where_there_is_no_room() {
+        let headings = ["NAME", "PID", "STATE", "CPU", "LISTENS ON"];
+        let rows = [["web", "4711", "crashed 3 min ago", "1.5s", "127.0.0.1:8000 127.0.0.1:9000"]
+            .map(str::to_owned)
+            .to_vec()];
+        let at = |most| lines(&headings, &["PID", "CPU"], &["PID", "CPU"], &rows, most);
+        assert!(at(80)[1].ends_with("127.0.0.1:9000") && at(80)[1].starts_with("web   4711"));
+        assert_eq!(
+            at(56),
+            [
+                "NAME  STATE               CPU  LISTENS ON",
+                "web   crashed 3 min ago  1.5s  127.0.0.1:8000 127.0.0.1:"
+            ]
+        );
+        assert_eq!(at(46)[0], "NAME  STATE              LISTENS ON");
+        assert_eq!(at(20)[1], "web   crashed 3 min ");
+    }
 
     #[test]
     fn numbers_are_short() {

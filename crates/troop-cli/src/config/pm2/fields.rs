@@ -392,12 +392,9 @@ fn watching(app: &mut App, parts: &mut Parts, directory: &Path, warnings: &mut V
     let named = std::mem::take(&mut watch.paths);
     let has_names = !named.is_empty();
     for path in named {
-        // Everything below the directory of a pattern is watched.
-        let parts = path.components();
-        let plain = parts.take_while(|part| !part.as_os_str().to_string_lossy().contains('*'));
-        let plain: std::path::PathBuf = plain.collect();
-        if directory.join(&plain).exists() {
-            watch.paths.push(if plain.as_os_str().is_empty() { ".".into() } else { plain });
+        let (plain, _) = crate::watch::split(&path);
+        if directory.join(&path).exists() || directory.join(&plain).exists() {
+            watch.paths.push(path);
         } else {
             warnings.push(format!(
                 "there is no {} to watch; it is watched from the next start on at which it exists",

@@ -279,7 +279,7 @@ fn what_is_watched_may_be_a_text_and_may_be_missing() {
         (r#""src""#, some("src"), 0),
         (r#"["src", "gone"]"#, some("src"), 1),
         (r#"["gone"]"#, None, 1),
-        (r#"["src/**/*.js", "*.json"]"#, some("src ."), 0),
+        (r#"["src/**/*.js", "*.json"]"#, some("src/**/*.js *.json"), 0),
     ] {
         assert_eq!(watched(value), (paths, warned), "{value}");
     }

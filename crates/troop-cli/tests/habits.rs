@@ -1,0 +1,75 @@
+//! What people do a second time: start what runs, reload what was reloaded.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use serde_json::Value;
+use support::Home;
+
+const SERVER: &str = "require('http').createServer((q, r) => r.end()).listen(0, '127.0.0.1');";
+
+fn names(home: &Home) -> Vec<String> {
+    let apps: Vec<Value> = serde_json::from_str(&home.fine(&["ls", "--json"])).unwrap();
+    apps.iter().map(|app| app["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// PM2 does it only with -f, too.
+#[test]
+fn a_script_that_runs_already_is_started_a_second_time_only_by_force_or_under_another_name() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js"]);
+    let (code, out, err) = home.troop(&["start", "server.js"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("server.js runs already, as server: `troop reload server`"), "{err}");
+    assert_eq!(names(&home), ["server"]);
+    home.fine(&["start", "server.js", "-f"]);
+    home.fine(&["start", "server.js", "--name", "other"]);
+    assert_eq!(names(&home), ["server", "server-2", "other"]);
+    home.fine(&["stop", "all"]);
+    // It is not known which of the stopped ones is meant.
+    home.fine(&["start", "server.js"]);
+    // Commands of one program are different apps.
+    home.fine(&["start", "node server.js"]);
+    home.fine(&["start", "node server.js"]);
+}
+
+#[test]
+fn apps_of_a_file_that_run_already_are_left_alone_and_the_others_started() {
+    let app = |name: &str| format!("[app.{name}]\nprogram = \"server.js\"\nworkers = 1\n");
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", &(app("api") + &app("web")))]);
+    home.fine(&["start", "web"]);
+    let pid = home.show("web")["pid"].clone();
+    let out = home.fine(&["start"]);
+    assert!(out.contains("web: runs already") && out.contains("api: 1 worker ready"), "{out}");
+    assert_eq!(home.show("web")["pid"], pid);
+    assert_eq!(
+        home.fine(&["start", "web", "--json"]),
+        "{\"name\":\"web\",\"started\":false,\"state\":\"running\"}\n"
+    );
+}
+
+#[test]
+fn a_second_reload_tells_again_what_waits_for_a_listener_to_be_opened() {
+    let file = |policy: &str| {
+        format!(
+            "[app.web]\nprogram = \"server.js\"\nworkers = 1\npolicy = \"{policy}\"\nmin_ready_time = 0\n"
+        )
+    };
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", &file("round-robin"))]);
+    home.fine(&["start"]);
+    let change =
+        |policy: &str| std::fs::write(home.path().join("troop.toml"), file(policy)).unwrap();
+    let told = || home.fine(&["reload", "web"]);
+    change("steered");
+    assert!(told().contains("the policy is changed, but not yet on 127.0.0.1:"));
+    assert!(told().contains("the policy is changed, but not yet on 127.0.0.1:"), "again");
+    // Nothing waits any more.
+    home.fine(&["policy", "web", "round-robin"]);
+    assert!(!told().contains("not yet"));
+    change("shared");
+    assert!(told().contains("not yet"));
+    change("round-robin");
+    assert!(!told().contains("not yet"));
+    assert!(!told().contains("not yet"));
+}
