@@ -323,3 +323,15 @@ fn a_file_that_cannot_be_opened_for_lack_of_descriptors_is_not_said_to_be_missin
         assert!(ask().starts_with("HTTP/1.1 200"));
     }
 }
+
+#[test]
+fn a_restart_takes_an_environment_of_any_size() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    let mut command = home.command(&["restart", "web", "--update-env"]);
+    let large = "x".repeat(120_000);
+    command.env("GREETING", "large").envs((0..8).map(|at| (format!("LARGE_{at}"), &large)));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_until("the new environment", || home.log("web.log").contains("greeting large"));
+}

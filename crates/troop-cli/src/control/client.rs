@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::protocol::{ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, Request, VERSION};
+use super::protocol::{
+    ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, MAX_REQUEST, Request, VERSION,
+};
 use super::sockets;
 use crate::error::CliError;
 use crate::records::listed;
@@ -110,6 +112,12 @@ impl Client {
         let doing = |e| CliError::Io(format!("talk to {name}"), e);
         let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request })
             .map_err(|e| doing(e.into()))?;
+        if line.len() > MAX_REQUEST {
+            return Err(CliError::Usage(format!(
+                "the request to {name} has {} bytes, and may have {MAX_REQUEST}: a message or the environment is too long",
+                line.len()
+            )));
+        }
         line.push(b'\n');
         let begins_within = timeout.unwrap_or(ANSWER_TIMEOUT);
         let stream = self.stream(begins_within).map_err(doing)?;

@@ -13,11 +13,11 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::connection::Connection;
+use super::protocol::MAX_REQUEST;
 
 /// The number of silent clients.
 const MAX_SILENT: usize = 16;
-/// The longest request in bytes, and the time that it may take to arrive.
-const MAX_REQUEST: usize = 64 * 1024;
+/// The time that a request may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Clients of the control socket without a request, the one that has been silent for longest first.
@@ -67,16 +67,17 @@ async fn read_line(stream: &UnixStream) -> io::Result<Vec<u8>> {
     let (mut line, mut part) = (Vec::new(), [0; 4096]);
     loop {
         stream.readable().await?;
-        match stream.try_read(&mut part) {
+        let part = match stream.try_read(&mut part) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => line.extend_from_slice(&part[..len]),
+            Ok(len) => &part[..len],
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
             Err(e) => return Err(e),
-        }
-        if let Some(end) = memchr::memchr(b'\n', &line) {
-            line.truncate(end + 1);
+        };
+        if let Some(end) = memchr::memchr(b'\n', part) {
+            line.extend_from_slice(&part[..=end]);
             return Ok(line);
         }
+        line.extend_from_slice(part);
         if line.len() > MAX_REQUEST {
             return Err(io::ErrorKind::InvalidData.into());
         }

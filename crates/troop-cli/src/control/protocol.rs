@@ -14,6 +14,10 @@ pub(crate) const VERSION: u32 = 1;
 /// Deadline for an answer.
 pub(crate) const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// The longest request, in bytes. One to restart may have the environment of its client, which the
+/// system limits to 6 MiB, and to 2 MiB as a rule.
+pub(crate) const MAX_REQUEST: usize = 4 * 1024 * 1024;
+
 /// A request to a primary: one line.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Envelope {
