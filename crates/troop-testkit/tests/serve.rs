@@ -305,6 +305,48 @@ async fn services_of_hyper_are_served() {
     is_served("hyper", &["/", "/client"]).await;
 }
 
+/// Whether the server's side of a connection is open, as the kernel says.
+fn is_open(client: std::net::SocketAddr) -> bool {
+    const ESTABLISHED: &str = "01";
+    let port = format!(":{:04X}", client.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields[2].ends_with(&port) && fields[3] == ESTABLISHED
+    })
+}
+
+#[tokio::test]
+async fn clients_that_send_or_take_nothing_are_disconnected_where_there_is_a_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = serving_as("hyper within a limit", &directory.path().join("ended"));
+    let mut troop = Troop::start(server.scheduling(Scheduling::RoundRobin));
+    let (worker, port) = listening(&mut troop).await;
+    let mut silent = Vec::new();
+    for sent in ["", "GET / HT", "GET /large HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut stream = open(port).await;
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        silent.push((sent, stream));
+    }
+    let mut idle = open(port).await;
+    assert_eq!(ask(&mut idle, "/").await.unwrap(), format!("{} {}\n", worker.id(), worker.pid()));
+    silent.push(("nothing more", idle));
+    for (sent, stream) in silent {
+        let client = stream.local_addr().unwrap();
+        let closed = async {
+            while is_open(client) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let closed = tokio::time::timeout(TEST_TIMEOUT, closed).await;
+        assert!(closed.is_ok(), "a client that has sent {sent:?} is disconnected");
+    }
+    // A request that takes longer than that is answered.
+    let mut slow = open(port).await;
+    let answer = ask(&mut slow, "/slow/600").await.unwrap();
+    assert_eq!(answer, format!("{} {}\n", worker.id(), worker.pid()));
+}
+
 #[tokio::test]
 async fn a_server_says_that_its_primary_has_gone() {
     use std::io::BufRead as _;

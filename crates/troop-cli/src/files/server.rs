@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::header::{
@@ -23,6 +24,10 @@ use troop::Error;
 use super::body::Answer;
 use super::path;
 use crate::args::ServeFiles;
+
+/// Time for which a client may keep a connection open without a request, or take nothing of an
+/// answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Files {
     directory: OwnedFd,
@@ -48,7 +53,7 @@ pub(crate) fn run(args: &ServeFiles) -> Result<(), Error> {
             Ok(port) => worker.listen(port).await?,
             Err(_) => worker.listen(address.as_str()).await?,
         };
-        troop::serve::hyper(listener, service).await;
+        troop::serve::hyper_within(listener, service, CLIENT_TIMEOUT).await;
         Ok(())
     })
 }

@@ -14,7 +14,7 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1::{Builder, Parts, UpgradeableConnection};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response, StatusCode, Version};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::watch;
 
 use super::WorkerIo;
@@ -32,9 +32,14 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Serves a connection until its client closes it or, after the worker is to finish, until another
 /// worker has it or its moment to close has come. `open` is held until then, also after an upgrade
-/// to another protocol.
-pub(super) async fn serve<I, S, B>(io: I, service: S, worker: &Worker, open: watch::Receiver<()>)
-where
+/// to another protocol. `limit` is how long a client may keep it waiting.
+pub(super) async fn serve<I, S, B>(
+    io: I,
+    service: S,
+    worker: &Worker,
+    open: watch::Receiver<()>,
+    limit: Option<Duration>,
+) where
     I: WorkerIo,
     S: Service<Request<Incoming>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -44,7 +49,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let activity = Arc::new(Activity::default());
-    let mut stream = Stream::new(io, activity.clone(), open);
+    let mut stream = Stream::new(io, activity.clone(), open, limit);
     let turn = worker.inner().next_turn();
     let answering = activity.clone();
     // Boxed, so that it can be taken out of a connection.
@@ -65,15 +70,18 @@ where
         }
     }));
     #[cfg(feature = "http2")]
-    match http2::is_spoken(&mut stream, worker, turn).await {
+    match within(limit, http2::is_spoken(&mut stream, worker, turn)).await.flatten() {
         Some(true) => return http2::serve(stream, service, worker, turn).await,
         Some(false) => {}
         None => return,
     }
     let _registered = Registered::new(&stream, &activity, worker);
     loop {
-        let connection =
-            Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut builder = Builder::new();
+        if let Some(limit) = limit {
+            builder.timer(TokioTimer::new()).header_read_timeout(limit);
+        }
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let Some((rest, again)) = until_rest(connection, &activity, worker, turn).await else {
             return;
         };
@@ -91,6 +99,15 @@ where
         if worker.is_draining() {
             activity.refuse();
         }
+    }
+}
+
+/// Waits for at most a limit, if there is one. `None` if it took longer.
+#[cfg(feature = "http2")]
+async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
+        None => Some(work.await),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::pin::pin;
+use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
@@ -26,7 +27,38 @@ use super::{Open, Served, WorkerListener, connection};
 /// })
 /// # ; Ok::<(), troop::Error>(())
 /// ```
-pub async fn hyper<L, S, B>(mut listener: L, service: S) -> Served
+pub async fn hyper<L, S, B>(listener: L, service: S) -> Served
+where
+    L: WorkerListener,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    serve(listener, service, None).await
+}
+
+/// Serves a hyper service as [`hyper()`](hyper()) does, and disconnects clients that keep it waiting for
+/// `limit`: those that send no complete head of a request for that long while none is answered, and
+/// those that take nothing of an answer. Without a limit, which is for servers behind a proxy that
+/// has one, a few silent clients can use up the worker's descriptors. HTTP/2 connections are
+/// limited until their first bytes, and while they take nothing.
+pub async fn hyper_within<L, S, B>(listener: L, service: S, limit: Duration) -> Served
+where
+    L: WorkerListener,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    serve(listener, service, Some(limit)).await
+}
+
+async fn serve<L, S, B>(mut listener: L, service: S, limit: Option<Duration>) -> Served
 where
     L: WorkerListener,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -53,7 +85,7 @@ where
                 request.extensions_mut().insert(address.clone());
                 service.call(request)
             });
-            connection::serve(io, service, &worker, open).await;
+            connection::serve(io, service, &worker, open, limit).await;
         }));
     }
     drop(listener);

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
 
 use super::WorkerIo;
 use super::activity::Activity;
@@ -21,11 +23,35 @@ pub(super) struct Stream<I> {
     ahead: Bytes,
     activity: Arc<Activity>,
     open: watch::Receiver<()>,
+    /// How long the client may take nothing of what is written.
+    limit: Option<Duration>,
+    /// Until when it may take nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<I: WorkerIo> Stream<I> {
-    pub(super) fn new(io: I, activity: Arc<Activity>, open: watch::Receiver<()>) -> Stream<I> {
-        Stream { io, ahead: Bytes::new(), activity, open }
+    pub(super) fn new(
+        io: I,
+        activity: Arc<Activity>,
+        open: watch::Receiver<()>,
+        limit: Option<Duration>,
+    ) -> Stream<I> {
+        Stream { io, ahead: Bytes::new(), activity, open, limit, stalled: None }
+    }
+
+    /// Notes the result of a write. It is an error if the client has taken nothing for too long.
+    fn written(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.activity.written(result.is_pending());
+        let Some(limit) = self.limit.filter(|_| result.is_pending()) else {
+            self.stalled = None;
+            return result;
+        };
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Puts back bytes that a server has read and not used.
@@ -50,9 +76,9 @@ impl<I: WorkerIo> Stream<I> {
     /// Returns the connection to the primary, for another worker. The error has the connection if
     /// the primary did not take it, and none if its owner is unknown.
     pub(super) async fn give_back(self, worker: &Worker) -> Result<(), Option<Stream<I>>> {
-        let Stream { io, ahead, activity, open } = self;
+        let Stream { io, ahead, activity, open, limit, stalled } = self;
         let kept = io.give_back(worker).await;
-        kept.map_err(|io| io.map(|io| Stream { io, ahead, activity, open }))
+        kept.map_err(|io| io.map(|io| Stream { io, ahead, activity, open, limit, stalled }))
     }
 
     /// Waits for the first bytes, and returns whether they are those of HTTP/2; `None` if none
@@ -114,8 +140,7 @@ impl<I: WorkerIo> AsyncWrite for Stream<I> {
             return Poll::Pending;
         }
         let result = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.activity.written(result.is_pending());
-        result
+        self.written(cx, result)
     }
 
     fn poll_write_vectored(
@@ -127,8 +152,7 @@ impl<I: WorkerIo> AsyncWrite for Stream<I> {
             return Poll::Pending;
         }
         let result = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
-        self.activity.written(result.is_pending());
-        result
+        self.written(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
