@@ -134,6 +134,7 @@ pub(crate) struct Check {
 
 /// Write a first troop.toml
 #[derive(Debug, Args)]
+#[command(alias = "ecosystem")]
 #[command(after_help = "Examples:
   troop init                           for the program found in this directory
   troop init server.js
@@ -268,7 +269,7 @@ pub(crate) struct Start {
     pub(crate) attach: bool,
 
     /// Start an app that was stopped with the environment of this shell
-    #[arg(long)]
+    #[arg(short = 'a', long)]
     pub(crate) update_env: bool,
 
     /// Print JSON

@@ -66,7 +66,7 @@ pub(crate) struct Restart {
     pub(crate) apps: Vec<String>,
 
     /// Take the environment of this shell instead of that of the first start
-    #[arg(long)]
+    #[arg(short = 'a', long)]
     pub(crate) update_env: bool,
 
     #[command(flatten)]

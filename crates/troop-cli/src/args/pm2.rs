@@ -4,13 +4,17 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use crate::config::{self, App, Form, Ready, Time, Workers};
 use crate::program::{interpreter_of, is_executable, is_script};
 
 /// Heading of these options in the help.
 const PM2: &str = "As in PM2";
+
+/// Further options about PM2's monitoring of programs.
+const PROBES: [&str; 6] =
+    ["no-automation", "trace", "disable-trace", "v8", "event-loop-inspector", "deep-monitoring"];
 
 /// PM2's options, with its names and units.
 #[derive(Debug, Clone, Default, Args)]
@@ -21,7 +25,7 @@ pub(crate) struct Pm2 {
     instances: Option<Workers>,
 
     /// --grace, in milliseconds
-    #[arg(help_heading = PM2, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
+    #[arg(help_heading = PM2, short, long, value_name = "MS", value_parser = millis, conflicts_with = "grace")]
     kill_timeout: Option<Time>,
 
     /// Time that a worker has to become ready, in milliseconds; with --wait-ready the time after which
@@ -102,6 +106,34 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long)]
     no_treekill: bool,
 
+    /// Send workers the message 'shutdown' when they are to finish, before they are disconnected
+    #[arg(help_heading = PM2, long)]
+    shutdown_with_message: bool,
+
+    /// Remove inherited variables with these texts in their names from the environment of workers; may be repeated
+    #[arg(help_heading = PM2, long, value_name = "NAME,…", value_delimiter = ',')]
+    filter_env: Vec<String>,
+
+    /// --node-args=--enable-source-maps
+    #[arg(help_heading = PM2, long)]
+    source_map_support: bool,
+
+    /// Accepted because PM2 has it: source maps are off unless node is asked for them
+    #[arg(help_heading = PM2, long, hide = true)]
+    disable_source_map_support: bool,
+
+    /// Accepted because PM2 has it: what is no script is executed anyway
+    #[arg(help_heading = PM2, short = 'x', long, hide = true)]
+    execute_command: bool,
+
+    /// Accepted because PM2 has it: workers start side by side
+    #[arg(help_heading = PM2, long, value_name = "N", hide = true)]
+    parallel: Option<usize>,
+
+    /// Accepted because PM2 has it: nothing is coloured unless it goes to a terminal
+    #[arg(help_heading = PM2, long, hide = true)]
+    no_color: bool,
+
     /// Start another app of a script that runs already
     #[arg(help_heading = PM2, short, long)]
     pub(crate) force: bool,
@@ -115,8 +147,8 @@ pub(crate) struct Pm2 {
     no_vizion: bool,
 
     /// Accepted because PM2 has it: nothing is injected for monitoring
-    #[arg(help_heading = PM2, long, hide = true)]
-    no_pmx: bool,
+    #[arg(help_heading = PM2, long, hide = true, visible_aliases = PROBES, action = ArgAction::Count)]
+    no_pmx: u8,
 }
 
 /// Arguments that were given as one, split as a shell does.
@@ -173,6 +205,8 @@ impl Pm2 {
         if self.no_autorestart {
             app.restart.when = Some(config::When::Never);
         }
+        app.shutdown_with_message |= self.shutdown_with_message;
+        app.env_remove.extend(self.filter_env.iter().map(|part| format!("*{part}*")));
         set(&mut app.namespace, &self.namespace);
         app.silent |= self.disable_logs;
         if self.no_treekill {
@@ -197,6 +231,9 @@ impl Pm2 {
         }
         if let Some(Words(words)) = self.node_args.as_ref().filter(|_| !self.replaces_program()) {
             app.node_args.clone_from(words);
+        }
+        if self.source_map_support {
+            app.node_args.push("--enable-source-maps".into());
         }
     }
 

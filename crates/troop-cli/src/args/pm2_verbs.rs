@@ -108,6 +108,7 @@ pub(crate) struct Attach {
 /// `index.html` stands for its directory, `404.html` for files that there are not. Hidden files are
 /// not served, except below `.well-known`, nor is what links outside the directory lead to.
 #[derive(Debug, Args)]
+#[command(alias = "expose")]
 #[command(after_help = "Examples:
   troop serve dist                     on port 8080
   troop serve dist 80 --spa            index.html for each page that there is not

@@ -45,13 +45,24 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
         "monit" | "dashboard" | "dash" | "imonit" => {
             "`troop ls` and `troop show APP` show state, CPU and memory; `watch -n1 troop ls` keeps showing them"
         }
-        "update" | "updatePM2" => {
+        "id" => "`troop ls APP` shows the app's number",
+        "slist" => "`troop jlist` prints the list as JSON",
+        "sysmonit" | "sysinfos" => {
+            "`troop ls` shows what apps use; the system itself is for vmstat, top and the like"
+        }
+        "reloadLogs" => {
+            "troop rotates its logs itself (output.rotate_size); after another program has moved them, `kill -USR1 PID` with the primary's number in `troop ls`"
+        }
+        "update" | "updatePM2" | "deepUpdate" => {
             "there is no daemon to update: install the new version, then `troop restart APP` runs an app under it"
         }
-        "install" | "module:update" | "module:publish" | "publish" | "uninstall" => {
+        "install" | "module:install" | "module:update" | "module:generate" | "module:uninstall"
+        | "module:publish" | "publish" | "package" | "uninstall" | "install-otel"
+        | "uninstall-otel" | "logrotate" => {
             "there are no modules: log rotation is built in (output.rotate_size), other programs are apps of their own"
         }
-        "link" | "unlink" | "plus" | "login" | "logout" | "register" | "open" | "web" => {
+        "link" | "unlink" | "plus" | "login" | "logout" | "register" | "open" | "web"
+        | "monitor" | "unmonitor" => {
             "there is no hosted service: `troop ls --json` and `troop events --json` are for programs that monitor apps"
         }
         "deploy" => {
@@ -74,8 +85,10 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
         "backward" | "forward" | "pull" | "autoinstall" => {
             "troop does not know the program's repository: check the release out, then `troop reload APP`"
         }
-        "pull-and-restart" | "create" | "examples" | "sysmonit" | "slist" | "sysinfos"
-        | "autostart" | "package" | "unpackage" | "startJSON" => "see `troop --help`",
+        "create" => "`troop init` writes a first troop.toml",
+        "pull-and-restart" | "examples" | "autostart" | "unpackage" | "startJSON" => {
+            "see `troop --help`"
+        }
         _ => return None,
     })
 }
