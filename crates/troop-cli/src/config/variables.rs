@@ -60,7 +60,13 @@ pub(super) fn expanded(text: &str, lookup: &Lookup<'_>) -> Result<Option<String>
 /// Writes the texts of a value so that they are read as they are.
 pub(super) fn escape(value: &mut toml::Value) {
     match value {
-        toml::Value::String(text) => *text = text.replace("${", "$${"),
+        toml::Value::String(text) if text.contains("${") => {
+            let escaped = text.replace("${", "$${");
+            // Nothing is expanded in literal strings, which have no escapes either.
+            if !is_literal(&escaped) {
+                *text = escaped;
+            }
+        }
         toml::Value::Array(all) => all.iter_mut().for_each(escape),
         toml::Value::Table(all) => {
             for (name, value) in all {
@@ -71,6 +77,12 @@ pub(super) fn escape(value: &mut toml::Value) {
         }
         _ => {}
     }
+}
+
+/// Whether a text is written as a literal string, as those with quotation marks are.
+fn is_literal(text: &str) -> bool {
+    let value = toml::Table::from_iter([("v".to_owned(), toml::Value::from(text))]);
+    toml::to_string_pretty(&value).is_ok_and(|written| written.starts_with("v = '"))
 }
 
 #[cfg(test)]
@@ -99,6 +111,18 @@ mod tests {
         for (text, part) in [("${B}", "B is not set"), ("${", "no `}`"), ("${a b}", "no variable")]
         {
             assert!(expanded(text, &lookup).unwrap_err().contains(part), "{text}");
+        }
+        for text in ["${A} \"x\"", "\\${A}", "${A}\n\"x\" '''", "'${A}'", "${A} '\"'", "${A}"] {
+            let mut value = toml::Value::from(text);
+            escape(&mut value);
+            let file = toml::Table::from_iter([("v".to_owned(), value)]);
+            let written = toml::to_string_pretty(&file).unwrap();
+            let read = file["v"].as_str().unwrap();
+            let read = match written.starts_with("v = '") {
+                true => read.to_owned(),
+                false => expanded(read, &lookup).unwrap().unwrap(),
+            };
+            assert_eq!(read, text, "{written}");
         }
         let mut value = toml::Value::String("a ${A} $${A} $${".into());
         let before = value.as_str().map(str::to_owned);
