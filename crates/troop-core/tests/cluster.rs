@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use troop_core::cluster::accepted::{Hindrances, Inspection, SocketConnections};
 use troop_core::cluster::recycle::RecyclePolicy;
 use troop_core::cluster::{Action, Cluster, Options};
 use troop_core::event::ExitHow;
@@ -104,10 +105,12 @@ impl Shell {
             drain_spread: Duration::from_secs(2),
             recycle,
             health_failures: 2,
+            shares_by_connections: true,
         };
         let mut cluster = Cluster::new(Primary::new(primary::Config::default()), options);
         cluster.set_report_signal(Some(USR2));
         cluster.set_activation_slots(4);
+        cluster.set_activation_sockets(1);
         cluster.supervise(Time(1), Supervisor::new(supervise::Config::new(3)));
         Shell {
             cluster,
@@ -184,6 +187,15 @@ impl Shell {
             Action::MeasureQueues { worker } => {
                 prop_assert!(self.processes.contains_key(&worker), "worker {worker} is gone");
                 self.cluster.queues_measured(self.now, worker, self.queues_hold);
+            }
+            Action::InspectConnections { needs_hindrances } => {
+                let waiting = if self.queues_hold { 2 } else { 0 };
+                let inspection = Inspection {
+                    sockets: vec![SocketConnections { accepted: 0, waiting }],
+                    hindrances: needs_hindrances.then(Hindrances::default),
+                    ..Inspection::default()
+                };
+                self.cluster.connections_inspected(self.now, &inspection);
             }
             Action::SetShares { shares } => {
                 prop_assert!(shares.len() == 4 && shares.iter().any(|share| *share > 0));

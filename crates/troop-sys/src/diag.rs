@@ -33,6 +33,14 @@ pub fn usage(pid: u32) -> Option<Usage> {
     Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
 }
 
+/// Returns the CPU time that this thread has used.
+#[must_use]
+pub fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let part = |number: i64| u64::try_from(number).unwrap_or(0);
+    Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))
+}
+
 /// Returns the number of out-of-memory kills since boot (`oom_kill` in `/proc/vmstat`), or 0 if it
 /// is unknown.
 #[must_use]
@@ -72,6 +80,9 @@ const WITH_INFO: u8 = 1 << 1;
 /// The states of listening TCP sockets and of unconnected UDP sockets.
 const LISTEN: u32 = 1 << 10;
 const CLOSE: u32 = 1 << 7;
+/// All states of connections that a process can have: `ESTABLISHED`, `FIN_WAIT1`, `FIN_WAIT2`,
+/// `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`.
+const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 
 /// Returns all sockets of both families that listen on a TCP port or are bound to a UDP port;
 /// without a port, on any. Walks all listening sockets of the network namespace.
@@ -80,8 +91,22 @@ const CLOSE: u32 = 1 << 7;
 /// If the kernel does not support `sock_diag` for this protocol, or forbids it.
 pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
     let mut found = Vec::new();
-    ask(port, udp, 0, |message| found.extend(socket_of(message)))?;
+    let states = if udp { CLOSE } else { LISTEN };
+    ask(port, udp, states, 0, |message| found.extend(socket_of(message)))?;
     found.retain(|bound| port.is_none_or(|port| bound.port == port));
+    Ok(found)
+}
+
+/// Returns the TCP connections of this port that a process has accepted and not closed: the local
+/// end of each. Walks all connections of the network namespace, in the kernel.
+///
+/// # Errors
+/// As [`bound`].
+pub fn accepted(port: u16) -> io::Result<Vec<Bound>> {
+    let mut found = Vec::new();
+    ask(Some(port), false, CONNECTED, 0, |message| found.extend(socket_of(message)))?;
+    // Those that wait in a queue, and those that their process has closed, have no inode.
+    found.retain(|end| end.port == port && end.inode != 0);
     Ok(found)
 }
 
@@ -106,7 +131,7 @@ pub struct Md5Key {
 pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
     let inode = inode(socket)?;
     let mut keys = Vec::new();
-    ask(Some(port), false, WITH_INFO, |message| {
+    ask(Some(port), false, LISTEN, WITH_INFO, |message| {
         if socket_of(message).is_some_and(|bound| bound.inode == inode) {
             keys.extend(keys_of(message));
         }
@@ -114,7 +139,13 @@ pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
     Ok(keys)
 }
 
-fn ask(port: Option<u16>, udp: bool, more: u8, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+fn ask(
+    port: Option<u16>,
+    udp: bool,
+    states: u32,
+    more: u8,
+    mut see: impl FnMut(&[u8]),
+) -> io::Result<()> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -135,7 +166,7 @@ fn ask(port: Option<u16>, udp: bool, more: u8, mut see: impl FnMut(&[u8])) -> io
             more,
             0,
         ]);
-        request.extend(if udp { CLOSE } else { LISTEN }.to_ne_bytes());
+        request.extend(states.to_ne_bytes());
         request.extend(port.unwrap_or(0).to_be_bytes());
         request.extend([0; 46]);
         send(&socket, &request, SendFlags::empty())?;

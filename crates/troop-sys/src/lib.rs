@@ -8,6 +8,7 @@
 
 pub mod accepted;
 mod aside;
+pub mod connections;
 pub mod diag;
 pub mod environment;
 pub mod fdpass;

@@ -61,6 +61,7 @@ fn settings() -> Vec<Setting> {
             |b| b.activation([ActivationSocket::bind("127.0.0.1:0").unwrap()]),
             EVERYWHERE,
         ),
+        ("activation_by_connections", |b| b.activation_by_connections(true), NOWHERE),
         ("inherited", |b| b.inherited(InheritedSocket::all().unwrap()), EVERYWHERE),
         ("scheduling", |b| b.scheduling(Scheduling::Weighted), EVERYWHERE),
         (
@@ -185,7 +186,7 @@ fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
         ("replace", |b| b.replace(ReplacePolicy::default().ready_when(ReadyWhen::Listening))),
         ("health", |b| b.health(HealthCheck::new(HealthTest::Tcp))),
         ("health", |b| b.health(HealthCheck::new(HealthTest::Http("/".into())))),
-        ("recycle", |b| b.recycle(RecyclePolicy::default().connections(Some(1)))),
+        ("activation_by_connections", |b| b.activation_by_connections(true)),
         ("drain_spread", |b| b.drain_spread(Duration::from_secs(1))),
         ("auto_limits", |b| b.auto_limits(AutoLimits::default())),
         ("rebalance", |b| b.rebalance(Rebalanced::None)),
@@ -198,7 +199,8 @@ fn a_setting_that_needs_a_channel_is_refused_where_workers_have_none() {
         };
         assert!(text.starts_with(&format!("Builder::{name} has no effect with Bu")), "{text}");
     }
-    let fine: [Set; 4] = [
+    let fine: [Set; 5] = [
+        |b| b.recycle(RecyclePolicy::default().connections(Some(100))),
         |b| b.hang_timeout(None),
         |b| b.health(HealthCheck::new(HealthTest::Command("true".into()))),
         |b| b.replace(ReplacePolicy::default().ready_when(ReadyWhen::Notified)),

@@ -184,6 +184,8 @@ impl ActivationSocket {
         let bound = socket::local_address(&self.socket);
         let address_type = match bound {
             None => AddressType::Unix,
+            Some(at) if self.is_udp() && at.is_ipv4() => AddressType::Udp4,
+            Some(_) if self.is_udp() => AddressType::Udp6,
             Some(at) if at.is_ipv4() => AddressType::Tcp4,
             Some(_) => AddressType::Tcp6,
         };
@@ -229,6 +231,14 @@ impl ActivationSocket {
             slots.shut_down();
         }
         socket::shut_listener_down(self.socket.as_fd());
+    }
+
+    pub(crate) fn is_unix(&self) -> bool {
+        socket::is_unix(&self.socket)
+    }
+
+    pub(crate) fn is_udp(&self) -> bool {
+        matches!(socket::kind(&self.socket), Ok(socket::Kind::Udp { .. }))
     }
 
     pub(crate) fn is_steered(&self) -> bool {

@@ -191,6 +191,27 @@ pub enum Event {
         /// The reason, and a remedy.
         reason: String,
     },
+    /// Clients wait on a socket that workers were given by [activation](crate::activation), and no
+    /// worker accepts them.
+    #[non_exhaustive]
+    NotAccepted {
+        /// Where they wait.
+        address: Address,
+        /// How many wait.
+        waiting: usize,
+        /// This in words, with what the program does instead as far as that is seen.
+        reason: String,
+    },
+    /// Workers have ended quickly, perhaps because another one listens by itself where they would.
+    #[non_exhaustive]
+    NotShared {
+        /// The worker that listens.
+        worker: WorkerHandle,
+        /// Where it listens.
+        address: String,
+        /// This in words, and what to do.
+        reason: String,
+    },
     /// A step of the supervision of a [`Builder`](crate::Builder).
     Supervision(Progress),
     /// This subscriber read too slowly and lost events before the next one.
@@ -239,7 +260,11 @@ impl Event {
             Event::Exit { worker: w, exit: how @ ExitHow::Signal(signal) }
                 if w.was_ended_by(*signal) =>
             {
-                write!(f, "worker {} was ended by troop: {how}", w.id())?;
+                if w.was_asked_by(*signal) {
+                    write!(f, "worker {} ended as asked: {how}", w.id())?;
+                } else {
+                    write!(f, "worker {} was ended by troop: {how}", w.id())?;
+                }
                 match w.open_at_last() {
                     None | Some(0) => Ok(()),
                     Some(1) => f.write_str(", with 1 connection open"),
@@ -280,6 +305,9 @@ impl Event {
             Event::ListenerLost { address: at, reason: why } => {
                 write!(f, "{at} is not reached: {why}")
             }
+            Event::NotAccepted { reason: why, .. } | Event::NotShared { reason: why, .. } => {
+                f.write_str(why)
+            }
             Event::NotSteered { address: at, reason: why } => write!(f, "{at}: {why}"),
             Event::ModeChanged { address: at, mode: Mode::Steered, reason: why } => {
                 write!(f, "{at}: the kernel spreads connections over the workers: {why}")
@@ -319,7 +347,11 @@ impl Weigh for Event {
             | Event::ListenerClosed { address: at, .. }
             | Event::ModeChanged { address: at, .. }
             | Event::Supervision(Progress::Awaiting { at, .. }) => address(at),
-            Event::NotSteered { address: at, reason: why } => address(at) + why.len(),
+            Event::NotSteered { address: at, reason: why }
+            | Event::NotAccepted { address: at, reason: why, .. } => address(at) + why.len(),
+            Event::NotShared { address: at, reason: why, .. } => {
+                WORKER_BYTES + at.len() + why.len()
+            }
             Event::Unhealthy { reason: why, .. } => why.len(),
             Event::Misbehaved {
                 violation: Violation::Malformed(what) | Violation::Forbidden(what),

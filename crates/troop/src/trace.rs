@@ -108,6 +108,7 @@ mod on {
             | Event::Misbehaved { worker, .. }
             | Event::Stalled { worker, .. }
             | Event::Resumed { worker, .. }
+            | Event::NotShared { worker, .. }
             | Event::Unhealthy { worker, .. } => Some(worker),
             Event::Error { worker, .. } => worker.as_ref(),
             _ => None,
@@ -122,6 +123,8 @@ mod on {
             | Event::Stalled { .. }
             | Event::Unhealthy { .. }
             | Event::NotSteered { .. }
+            | Event::NotAccepted { .. }
+            | Event::NotShared { .. }
             | Event::ListenerLost { .. }
             | Event::Supervision(
                 Progress::ReloadFailed { .. }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::accepted::Ignored;
 use crate::event::Address;
 use crate::id::WorkerId;
 use crate::primary;
@@ -77,6 +78,30 @@ pub enum Action {
     CheckServing {
         /// The worker.
         worker: WorkerId,
+    },
+    /// Inspect the connections of activated sockets, then call
+    /// [`Cluster::connections_inspected`](super::Cluster::connections_inspected).
+    InspectConnections {
+        /// Whether to search also for what keeps workers from accepting.
+        needs_hindrances: bool,
+    },
+    /// Report that no worker accepts from an activated socket although clients wait.
+    Ignored(Ignored),
+    /// Report that a worker listens by itself, because of which another one may have ended.
+    NotShared {
+        /// The one that has ended.
+        ended: WorkerId,
+        /// The one that listens.
+        worker: WorkerId,
+        /// Where it listens.
+        address: String,
+        /// Whether workers have started other processes.
+        has_children: bool,
+    },
+    /// Report that a worker accepts from an activated socket of which the contrary was reported.
+    Served {
+        /// The number of the socket, from 0.
+        socket: usize,
     },
     /// Install the shares of activated sockets in the kernel.
     SetShares {

@@ -18,6 +18,16 @@ const ACCEPT_GRACE: Duration = Duration::from_millis(200);
 /// Maximum of that time, while connections wait in its queue.
 const MAX_ACCEPT_GRACE: Duration = Duration::from_secs(2);
 
+/// Share of a worker without connections, for each 1 of its weight.
+const FULL_SHARE: u64 = 10_000;
+
+/// Returns the share of a worker of this weight that has so many connections open.
+#[must_use]
+pub fn by_connections(weight: u32, open: u32) -> u32 {
+    let share = u64::from(weight) * FULL_SHARE / (1 + u64::from(open));
+    u32::try_from(share).unwrap_or(u32::MAX).max(u32::from(weight > 0))
+}
+
 /// A worker with activated sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Participant {
@@ -177,6 +187,14 @@ mod tests {
         // Workers of weight 0 do not count.
         assert_eq!(shares(2, &[worker(0, 0, true)]), [1, 1]);
         assert!(shares(0, &[worker(0, 1, true)]).is_empty());
+    }
+
+    #[test]
+    fn a_worker_with_more_connections_has_a_smaller_share() {
+        let shares = [0, 1, 9, u32::MAX].map(|open| by_connections(100, open));
+        assert_eq!(shares, [1_000_000, 500_000, 100_000, 1]);
+        assert_eq!(by_connections(50, 0), by_connections(100, 1));
+        assert_eq!((by_connections(0, 0), by_connections(u32::MAX, 0)), (0, u32::MAX));
     }
 
     #[test]

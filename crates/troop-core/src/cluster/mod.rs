@@ -6,6 +6,7 @@
 //! [`Cluster::next_action`] returns `None`. Measurements (memory, queues, results of health checks)
 //! come from the shell.
 
+pub mod accepted;
 mod action;
 pub mod activation;
 mod drain;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use accepted::AcceptedConnections;
 pub use action::Action;
 use activation::{ActivationShares, Participant};
 use hang::{HungWorkers, KILL};
@@ -48,6 +50,8 @@ pub struct Options {
     pub recycle: RecyclePolicy,
     /// Number of consecutive failed health checks after which a worker is replaced.
     pub health_failures: u32,
+    /// Whether workers get the smaller a share of activated sockets, the more connections they have.
+    pub shares_by_connections: bool,
 }
 
 /// The state of a cluster, described in the [module](self).
@@ -64,6 +68,13 @@ pub struct Cluster {
     serving: ServingChecks,
     missed: MissedAddresses,
     shares: ActivationShares,
+    accepted: AcceptedConnections,
+    /// A worker that has ended quickly, until it is known whether another one has its address.
+    ended_quickly: Option<WorkerId>,
+    /// An address that was reported because a worker listens there by itself.
+    not_shared: Option<String>,
+    /// Number of activated sockets.
+    activation_sockets: usize,
     /// Number of slots with their own activated sockets.
     activation_slots: usize,
     /// The signal on which workers write a report.
@@ -98,6 +109,10 @@ impl Cluster {
             serving: ServingChecks::default(),
             missed: MissedAddresses::default(),
             shares: ActivationShares::default(),
+            accepted: AcceptedConnections::default(),
+            ended_quickly: None,
+            not_shared: None,
+            activation_sockets: 0,
             activation_slots: 0,
             report_signal: None,
             without_ipc: Vec::new(),
@@ -120,6 +135,7 @@ impl Cluster {
         if self.activation_slots > 0 {
             self.shares.start(now);
         }
+        self.accepted.start(now, self.activation_sockets);
     }
 
     /// Removes the supervisor.
@@ -146,6 +162,11 @@ impl Cluster {
     /// Sets the number of slots with their own activated sockets.
     pub fn set_activation_slots(&mut self, slots: usize) {
         self.activation_slots = slots;
+    }
+
+    /// Sets the number of activated sockets.
+    pub fn set_activation_sockets(&mut self, sockets: usize) {
+        self.activation_sockets = sockets;
     }
 
     /// Has the shares of activated sockets installed again.
@@ -267,6 +288,7 @@ impl Cluster {
             Notice::Exited { worker, how, .. } => {
                 supervisor.exited(now, *worker, *how);
                 self.close_if_all_have_ended();
+                self.search_for_clash(*worker);
             }
             _ => {}
         }
@@ -285,6 +307,7 @@ impl Cluster {
             self.killed.next_deadline(),
             self.serving.next_deadline(),
             self.shares.next_deadline(),
+            self.accepted.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -316,6 +339,9 @@ impl Cluster {
         if self.shares.is_due(now) {
             self.update_shares(now, None);
         }
+        if let Some(needs_hindrances) = self.accepted.due(now) {
+            self.pending.push_back(Action::InspectConnections { needs_hindrances });
+        }
         let leaving = self.shares.due_to_leave(now);
         self.pending.extend(leaving.map(|worker| Action::MeasureQueues { worker }));
     }
@@ -333,6 +359,7 @@ impl Cluster {
             if supervisor.sees_activated_workers() {
                 self.serving.started(now, worker);
             }
+            self.accepted.forked();
         }
     }
 
@@ -528,7 +555,10 @@ impl Cluster {
         let participants = self.primary.workers().filter_map(|(worker, status)| {
             let (ready, _) = supervisor.standing(now, worker)?;
             let takes_part = Some(worker) != without && supervisor.leaves_by(worker).is_none();
-            let WorkerStatus { slot, weight, .. } = status;
+            let WorkerStatus { slot, mut weight, .. } = status;
+            if self.options.shares_by_connections {
+                weight = activation::by_connections(weight, status.stats.open);
+            }
             takes_part.then_some(Participant { slot, weight, ready })
         });
         if let Some(shares) = self.shares.update(self.activation_slots, participants) {

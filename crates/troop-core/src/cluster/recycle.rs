@@ -27,7 +27,8 @@ pub struct RecyclePolicy {
     pub memory: Option<u64>,
     /// Maximum age of a worker.
     pub age: Option<Duration>,
-    /// Maximum number of connections that a worker takes from the primary.
+    /// Maximum number of connections that a worker takes from the primary; with activated sockets,
+    /// that it was seen to have, of which brief ones are missed.
     pub connections: Option<u64>,
     /// Maximum fraction by which age and connections are randomly lowered per worker, so that not
     /// all are due at once. Default: 0.1.

@@ -78,7 +78,10 @@ impl Cluster {
             Order::Hold(worker) => self.primary.hold(now, worker, true),
             Order::Admit(worker) => self.primary.hold(now, worker, false),
             Order::Disconnect(worker) => self.drain(now, worker),
-            Order::Terminate(worker) => self.pending.push_back(Action::Terminate { worker }),
+            Order::Terminate(worker) => {
+                self.primary.asked_to_leave(worker);
+                self.pending.push_back(Action::Terminate { worker });
+            }
             Order::Insist(worker) => self.pending.push_back(Action::Insist { worker }),
             Order::Kill(worker) => {
                 self.pending.push_back(Action::Signal { worker, signal: KILL });

@@ -11,6 +11,8 @@ use crate::worker_map::WorkerMap;
 
 /// Interval between checks of a worker, from the result of one to the next.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// The same of a worker that was not seen to serve within the time in which programs start.
+const LATE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of checks that must see a worker wait for something that may be connections.
 const PERHAPS_CHECKS: u32 = 10;
 
@@ -33,6 +35,8 @@ pub enum Waits {
 struct Check {
     /// Until when it is checked although it is taken for ready, because it only seems to wait.
     until: Time,
+    /// It is not checked before this.
+    again_at: Time,
     /// The number of checks that saw it wait for something.
     seen: u32,
     is_under_way: bool,
@@ -54,7 +58,7 @@ impl ServingChecks {
     /// Begins the checks of a worker.
     pub fn started(&mut self, now: Time, worker: WorkerId) {
         let until = now + ACTIVATED_READY_AGE;
-        let check = Check { until, seen: 0, is_under_way: false, is_ready: false };
+        let check = Check { until, again_at: now, seen: 0, is_under_way: false, is_ready: false };
         self.starting.insert(worker, check);
         self.check_at = Some(self.check_at.unwrap_or(now + CHECK_INTERVAL));
     }
@@ -76,13 +80,18 @@ impl ServingChecks {
         for worker in over {
             self.starting.remove(&worker);
         }
-        self.check_at = (!self.starting.is_empty()).then_some(now + CHECK_INTERVAL);
-        let due = self.starting.iter_mut().filter(|(_, check)| !check.is_under_way);
-        due.map(|(worker, check)| {
+        let due = self.starting.iter_mut();
+        let due = due.filter(|(_, check)| !check.is_under_way && check.again_at <= now);
+        let due = due.map(|(worker, check)| {
             check.is_under_way = true;
+            let is_late = check.until <= now;
+            check.again_at = now + if is_late { LATE_CHECK_INTERVAL } else { CHECK_INTERVAL };
             *worker
-        })
-        .collect()
+        });
+        let due = due.collect();
+        let next = self.starting.iter().map(|(_, check)| check.again_at).min();
+        self.check_at = next.map(|at| at.max(now + CHECK_INTERVAL));
+        due
     }
 
     /// Handles the result of a check. Returns whether the worker serves, or must be assumed to,
@@ -125,6 +134,12 @@ impl ServingChecks {
             Waits::No | Waits::Without => Some(NotServing::DoesNotWait),
             _ => None,
         }
+    }
+
+    /// Whether a worker that runs was seen to wait for connections.
+    #[must_use]
+    pub fn is_one_awaiting(&self) -> bool {
+        self.serving.iter().any(|(_, was_seen)| *was_seen)
     }
 
     /// Handles the end of a worker's process.
@@ -209,6 +224,25 @@ mod tests {
         assert_eq!(checks.due(Time(9_999)), [ONE]);
         assert!(!checks.checked(ONE, Waits::Perhaps, true));
         assert_eq!((checks.due(Time(10_099)), checks.next_deadline()), (vec![], None));
+    }
+
+    #[test]
+    fn one_that_does_not_serve_in_time_is_checked_less_often() {
+        let mut checks = ServingChecks::default();
+        checks.started(Time(0), ONE);
+        let mut due = Vec::new();
+        for now in (0..20_000).step_by(100).map(Time) {
+            if !checks.due(now).is_empty() {
+                due.push(now);
+                assert!(!checks.checked(ONE, Waits::No, true));
+            }
+        }
+        let late: Vec<_> = due.iter().filter(|at| **at >= Time(10_000)).copied().collect();
+        let times = [10_000, 12_000, 14_000, 16_000, 18_000].map(Time);
+        assert_eq!((due.len() - late.len(), late), (99, times.to_vec()));
+        // Others are not affected.
+        checks.started(Time(20_000), TWO);
+        assert_eq!((checks.due(Time(20_100)), checks.due(Time(20_200))), (vec![ONE, TWO], vec![]));
     }
 
     #[test]

@@ -51,6 +51,13 @@ impl Primary {
         true
     }
 
+    /// Records that a worker was asked by a signal to end, which is no message of Node's.
+    pub fn asked_to_leave(&mut self, worker: WorkerId) {
+        if let Some(state) = self.workers.get_mut(&worker) {
+            state.voluntary = Some(true);
+        }
+    }
+
     /// Sends `disconnect`, or has [`Primary::tick`] send it later.
     fn send_disconnect(&mut self, worker: WorkerId, drain_spread: Option<Duration>) {
         let Some(state) = self.workers.get_mut(&worker) else { return };

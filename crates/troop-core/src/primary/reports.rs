@@ -51,6 +51,15 @@ impl Primary {
         self.refresh_and_pump(now, worker);
     }
 
+    /// Handles what was seen of a worker that accepts connections by itself: how many are open, and
+    /// how many of them are new.
+    pub fn has_accepted(&mut self, worker: WorkerId, open: u32, new: u32) {
+        if let Some(state) = self.workers.get_mut(&worker) {
+            (state.reports, state.open) = (true, open);
+            state.taken += u64::from(new);
+        }
+    }
+
     /// Updates the policies with the workers' reports.
     pub(super) fn apply_reports(&mut self, now: Time) {
         while let Some(worker) = self.reported.pop() {

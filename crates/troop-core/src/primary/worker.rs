@@ -39,7 +39,7 @@ pub(super) enum Moving {
 pub struct WorkerStats {
     /// Connections handed over.
     pub handed: u64,
-    /// Connections acknowledged.
+    /// Connections acknowledged; for workers with activated sockets, those that were seen.
     pub taken: u64,
     /// Connections rejected or returned.
     pub returned: u64,
@@ -47,8 +47,8 @@ pub struct WorkerStats {
     pub violations: u32,
     /// Connections in flight.
     pub in_flight: usize,
-    /// Open connections: reported by troop workers, for others estimated from their open
-    /// descriptors, where a policy needs it.
+    /// Open connections: reported by troop workers, seen where workers have activated sockets, for
+    /// others estimated from their open descriptors, where a policy needs it.
     pub open: u32,
     /// The reported load, in the worker's own unit.
     pub load: u32,

@@ -89,6 +89,7 @@ pub struct Builder {
     observers: Vec<Observer>,
     starters: Vec<Starter>,
     activation: Option<Arc<[ActivationSocket]>>,
+    activation_by_connections: bool,
     /// Settings with a default that were set explicitly.
     explicit: BTreeSet<&'static str>,
 }
@@ -136,6 +137,7 @@ impl Builder {
             observers: Vec::new(),
             starters: Vec::new(),
             activation: None,
+            activation_by_connections: false,
             explicit: BTreeSet::new(),
         }
     }
@@ -158,11 +160,21 @@ impl Builder {
     /// Gives the workers these sockets instead of a channel, for programs that take sockets by
     /// activation (`LISTEN_FDS` and so on, see `sd_listen_fds(3)`; also `EINHORN_FD_n`) and do not
     /// speak Node's protocol. All workers accept on the same sockets, or each on its own
-    /// ([`ActivationSocket::bind_steered`]). A worker is ready after a second, and drains on
-    /// `SIGTERM`. Settings that need a channel are errors: scheduling, the hang timeout, readiness by
+    /// ([`ActivationSocket::bind_steered`]). A worker is ready when it waits for connections, and
+    /// drains on `SIGTERM`. Its open connections are counted each second; those that nobody accepts
+    /// are reported ([`Event::NotAccepted`](crate::Event::NotAccepted)). Settings that need a channel are errors: scheduling, the hang timeout, readiness by
     /// message, health checks by a connection.
     pub fn activation(mut self, sockets: impl IntoIterator<Item = ActivationSocket>) -> Builder {
         self.activation = Some(sockets.into_iter().collect());
+        self
+    }
+
+    /// Has the kernel give new connections of [steered](ActivationSocket::bind_steered) sockets
+    /// rather to workers with few open ones: a worker's share is its weight, divided by one more than
+    /// the connections that it was seen to have, which is inspected each second. An error without
+    /// such sockets.
+    pub fn activation_by_connections(mut self, on: bool) -> Builder {
+        self.activation_by_connections = on;
         self
     }
 
@@ -397,6 +409,7 @@ impl Builder {
                 .min(self.grace_period()),
             recycle: self.recycle.clone().unwrap_or_default(),
             health_failures: self.health.as_ref().map_or(1, |check| check.failures),
+            shares_by_connections: self.activation_by_connections,
         };
         let core = core::Cluster::new(primary, options);
         let has_activation = self.activation.is_some();

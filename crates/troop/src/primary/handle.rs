@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) tail: Option<Arc<Tail>>,
     /// The signals that the cluster has sent it to end it, one bit each.
     pub(crate) signals: AtomicU64,
+    /// Those of them by which it was asked to finish.
+    pub(crate) asked: AtomicU64,
     pub(crate) driver_handle: DriverHandle,
     /// Its span, for subscribers of `tracing`.
     #[cfg_attr(not(feature = "tracing"), expect(dead_code, reason = "it is empty"))]
@@ -240,6 +242,17 @@ impl WorkerHandle {
     #[must_use]
     pub fn was_ended_by(&self, signal: i32) -> bool {
         self.shared.signals.load(Ordering::Relaxed) & bit(signal) != 0
+    }
+
+    pub(crate) fn note_asked(&self, signal: i32) {
+        self.shared.asked.fetch_or(bit(signal), Ordering::Relaxed);
+    }
+
+    /// Returns true if the cluster asked the worker to finish by this signal, because it is one that
+    /// messages do not reach. If the signal then ends it, it has done as it was asked.
+    #[must_use]
+    pub fn was_asked_by(&self, signal: i32) -> bool {
+        self.shared.asked.load(Ordering::Relaxed) & bit(signal) != 0
     }
 
     /// Whether the cluster has sent it any signal to end it.

@@ -54,7 +54,8 @@ pub enum Phase {
     Running,
     /// After a worker had been ready: the worker of some slots has ended, or could not be started,
     /// and no ready one has followed (see [`Snapshot::ready`]). Or clients cannot reach an address
-    /// any more (see [`Snapshot::lost`]).
+    /// any more (see [`Snapshot::lost`]), or no worker accepts those that wait (see
+    /// [`ListenerSnapshot::ignored`]).
     Degraded,
     /// It replaces its workers.
     Reloading,
@@ -142,8 +143,13 @@ pub struct ListenerSnapshot {
     pub mode: Option<ModeSnapshot>,
     /// Number of workers that listen there.
     pub workers: usize,
-    /// Number of connections that wait in the primary for a worker.
+    /// Number of connections that wait in the primary for a worker; those that wait in the kernel,
+    /// where workers take sockets by [activation](crate::activation).
     pub waiting: usize,
+    /// Why no worker accepts them, if they wait for long and none does; with
+    /// [activation](crate::activation) only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignored: Option<String>,
 }
 
 /// The mode of a listener under [`Scheduling::Auto`](crate::Scheduling::Auto).

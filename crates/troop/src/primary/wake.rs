@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
 use troop_core::WorkerId;
+use troop_core::cluster::accepted::Inspection;
 use troop_core::cluster::serving::Waits;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
@@ -87,6 +88,8 @@ pub(crate) enum Command {
     /// A worker has passed a health check, or failed it for this reason.
     HealthChecked(WorkerId, Result<(), String>),
     ServingChecked(WorkerId, Waits),
+    /// A thread has inspected the connections of activated sockets.
+    ConnectionsInspected(Box<Inspection>),
     /// A thread has searched for processes that workers have left behind.
     StraysFound(std::io::Result<Found>),
     /// Hands a worker a connection as if from this listener, or from its first one.

@@ -82,6 +82,7 @@ impl Builder {
             ("grace", self.grace.is_some()),
             ("drain_spread", self.drain_spread.is_some()),
             ("drain_delay", self.drain_delay.is_some()),
+            ("activation_by_connections", self.activation_by_connections),
         ];
         let (setting, _) = settings.into_iter().find(|(_, is_set)| *is_set)?;
         Some((setting, "without Builder::workers: the program starts and ends workers itself"))
@@ -98,7 +99,6 @@ impl Builder {
         const READY: &str = "with Builder::activation, where ready_when is Listening or Message: workers have no channel to say so by; \
              choose Auto or Notified";
         const TEST: &str = "with Builder::activation, but for HealthTest::Command: workers have no channel to hand a connection over by";
-        const COUNT: &str = "with Builder::activation, where it is to go by connections: workers accept by themselves, and nobody counts";
         const STAY: &str =
             "with Builder::activation: its sockets stay open for as long as the cluster runs";
         const TOLD: &str = "with Builder::activation: workers have no channel to be told by, and get SIGTERM; Builder::grace limits their time";
@@ -107,7 +107,6 @@ impl Builder {
         let is_set = |setting| self.explicit.contains(setting);
         let needs_channel =
             matches!(self.replace.ready_when, ReadyWhen::Listening | ReadyWhen::Message);
-        let counts = self.recycle.as_ref().is_some_and(|recycle| recycle.connections.is_some());
         let connects =
             self.health.as_ref().is_some_and(|check| !matches!(check.test, HealthTest::Command(_)));
         let settings = [
@@ -116,13 +115,13 @@ impl Builder {
             ("auto_limits", is_set("auto_limits"), ACCEPT),
             ("pending_limit", is_set("pending_limit"), ACCEPT),
             ("weights", !self.weights.is_empty() && !is_steered, ACCEPT),
+            ("activation_by_connections", self.activation_by_connections && !is_steered, ACCEPT),
             ("inherited", !self.inherited.is_empty(), LISTEN),
             ("may_listen", self.config.may_listen.is_some(), LISTEN),
             ("keep_listeners", is_set("keep_listeners") && !self.config.keep_listeners, STAY),
             ("hang_timeout", is_set("hang_timeout") && self.config.hang_timeout.is_some(), SILENT),
             ("replace", needs_channel, READY),
             ("health", connects, TEST),
-            ("recycle", counts, COUNT),
             ("drain_spread", self.drain_spread.is_some(), TOLD),
             ("rebalance", is_set("rebalance"), ACCEPT),
         ];
@@ -137,6 +136,12 @@ impl Builder {
             return Some((
                 "weights",
                 "under round robin, auto and shared scheduling: set Builder::scheduling to one that goes by weights, such as Scheduling::Weighted",
+            ));
+        }
+        if self.activation_by_connections && self.activation.is_none() {
+            return Some((
+                "activation_by_connections",
+                "without Builder::activation: set Builder::scheduling to Scheduling::LeastConnections",
             ));
         }
         let is_auto = self.config.scheduling == Scheduling::Auto

@@ -168,6 +168,9 @@ impl Driver {
                 self.cluster.serving_checked(self.now, worker, waits);
                 self.note_copies(worker, waits);
             }
+            Command::ConnectionsInspected(inspection) => {
+                self.connections_inspected(&inspection);
+            }
             Command::HealthChecked(worker, result) => {
                 self.cluster.health_checked(self.now, worker, result);
             }

@@ -40,7 +40,7 @@ impl Driver {
                     self.channels.send(worker, b"\"shutdown\"\n");
                 }
             }
-            ClusterAction::Terminate { worker } => self.workers.terminate(worker),
+            ClusterAction::Terminate { worker } => self.terminate(worker),
             ClusterAction::Insist { worker } => self.workers.insist(worker),
             ClusterAction::Abandon { worker } => self.abandon(worker),
             ClusterAction::Reload => self.reload(Reload::new(), None),
@@ -51,6 +51,14 @@ impl Driver {
                 self.cluster.queues_measured(self.now, worker, waits);
             }
             ClusterAction::CheckServing { worker } => self.check_serving(worker),
+            ClusterAction::InspectConnections { needs_hindrances } => {
+                self.inspect_connections(needs_hindrances);
+            }
+            ClusterAction::Ignored(ignored) => self.tell_ignored(&ignored),
+            ClusterAction::NotShared { ended, worker, address, has_children } => {
+                self.tell_not_shared(ended, worker, address, has_children);
+            }
+            ClusterAction::Served { socket } => self.tell_served(socket),
             ClusterAction::SetShares { shares } => self.set_shares(&shares),
             ClusterAction::CheckListeners => {
                 let unreachable = self.check_listeners();
@@ -180,6 +188,9 @@ impl Driver {
         };
         let Some(worker) = self.workers.handle(id).cloned() else { return };
         self.refresh(&worker);
+        if matches!(notice, Notice::Exited { .. }) {
+            self.listeners.last_ended = Some(worker.clone());
+        }
         if matches!(notice, Notice::Exited { how, .. } if !how.is_success()) {
             self.remember_fallen(worker.clone());
         }

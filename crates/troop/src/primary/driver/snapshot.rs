@@ -3,6 +3,7 @@
 use troop_core::supervise::SupervisorState;
 
 use super::Driver;
+use crate::activation::ActivationSocket;
 use crate::primary::snapshot::{
     ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot,
     millis,
@@ -41,12 +42,14 @@ impl Driver {
             })
             .collect();
         workers.sort_by_key(|worker| (worker.slot, worker.id));
-        let sockets = self.workers.setup().activation().iter().map(|socket| ListenerSnapshot {
+        let sockets = self.workers.setup().activation().iter().enumerate();
+        let sockets = sockets.map(|(number, socket)| ListenerSnapshot {
             address: socket.address().to_owned(),
-            scheduling: "shared".into(),
+            scheduling: if socket.is_steered() { "steered" } else { "shared" }.into(),
             mode: None,
             workers: self.workers.len(),
-            waiting: socket.waiting(),
+            waiting: self.waiting_in(number, socket),
+            ignored: self.why_ignored(number),
         });
         let listeners = self.cluster.primary.listeners().filter_map(|id| {
             let (workers, waiting) = self.cluster.primary.listener_load(id);
@@ -61,6 +64,7 @@ impl Driver {
                 }),
                 workers,
                 waiting,
+                ignored: None,
             })
         });
         let vacant = supervisor.into_iter().flat_map(|s| s.vacancies()).map(|vacancy| VacantSlot {
@@ -76,7 +80,11 @@ impl Driver {
             phase: match supervisor {
                 Some(s) => match s.state() {
                     SupervisorState::Starting => Phase::Starting,
-                    SupervisorState::Running if lost.is_empty() => Phase::Running,
+                    SupervisorState::Running
+                        if lost.is_empty() && self.cluster.ignored_sockets().next().is_none() =>
+                    {
+                        Phase::Running
+                    }
                     SupervisorState::Running | SupervisorState::Degraded => Phase::Degraded,
                     SupervisorState::Reloading => Phase::Reloading,
                     SupervisorState::Paused => Phase::Paused,
@@ -96,6 +104,15 @@ impl Driver {
             listeners: listeners.chain(sockets).collect(),
             lost,
             workers,
+        }
+    }
+
+    /// How many connections wait in an activated socket. Those of a path are known from the last
+    /// inspection.
+    fn waiting_in(&self, number: usize, socket: &ActivationSocket) -> usize {
+        match socket.is_unix() {
+            true => self.cluster.waited(number) as usize,
+            false => socket.waiting(),
         }
     }
 

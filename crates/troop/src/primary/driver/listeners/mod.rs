@@ -2,13 +2,15 @@
 //!
 //! [`bind`] opens them for workers, [`accept`] says which the primary accepts on, [`groups`] does what the
 //! kernel needs to choose among the sockets of steered ones, [`upkeep`] keeps them reachable, and
-//! [`demand`] sees clients that wait while no worker is ready.
+//! [`demand`] sees clients that wait while no worker is ready, and [`ignored`] tells of those that no
+//! worker accepts.
 
 mod abandoned;
 mod accept;
 mod bind;
 mod demand;
 mod groups;
+mod ignored;
 mod refusing;
 mod upkeep;
 
@@ -25,6 +27,7 @@ use super::closing::CloseAside;
 use super::poller::EventPoller;
 use super::{Driver, Token};
 use crate::inherited::InheritedSocket;
+use crate::primary::handle::WorkerHandle;
 use crate::primary::listener::{Listener, Socket};
 use abandoned::AllAbandoned;
 use accept::AcceptQueue;
@@ -51,6 +54,8 @@ pub(super) struct Listeners {
     demand_at: Option<Time>,
     /// Sockets of listeners that were closed for good.
     abandoned: AllAbandoned,
+    /// The worker that has ended last.
+    pub(super) last_ended: Option<WorkerHandle>,
     /// When activated sockets refuse clients at the end.
     refusing: Refusing,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use troop_core::event::ExitHow;
+use troop_core::primary::WorkerState;
 use troop_core::{Time, WorkerId};
 use troop_sys::process::{self, Exit};
 use troop_sys::process_group::HeldGroup;
@@ -93,9 +94,13 @@ impl Workers {
         let _ = process::signal(process.pidfd.as_fd(), signal);
     }
 
-    /// Asks a worker to finish, by its stop signal.
-    pub(in crate::primary::driver) fn terminate(&self, worker: WorkerId) {
+    /// Asks a worker to finish, by its stop signal. `is_first` is whether it was not asked before,
+    /// by a message.
+    fn terminate(&self, worker: WorkerId, is_first: bool) {
         if let Some(process) = self.processes.get(&worker) {
+            if is_first {
+                process.handle.note_asked(process.ends_by.stop);
+            }
             self.kill(worker, process.ends_by.stop);
         }
     }
@@ -125,6 +130,18 @@ impl Workers {
 }
 
 impl Driver {
+    /// Asks a worker to finish, by its stop signal.
+    pub(in crate::primary::driver) fn terminate(&mut self, worker: WorkerId) {
+        let status = self.cluster.primary.status(worker);
+        // No message reaches one that has said nothing, or has no channel.
+        let is_first = self.workers.hears_signals_only(worker)
+            || status.is_some_and(|status| status.state == WorkerState::None);
+        if let Some(worker) = self.workers.handle(worker).cloned() {
+            self.refresh(&worker);
+        }
+        self.workers.terminate(worker, is_first);
+    }
+
     /// Treats a worker as ended that `SIGKILL` has not ended, so that its slot gets another one and
     /// a stop does not wait for it.
     pub(in crate::primary::driver) fn abandon(&mut self, id: WorkerId) {

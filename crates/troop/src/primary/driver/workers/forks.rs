@@ -469,6 +469,7 @@ impl Driver {
             pipes: std::sync::Mutex::new(pipes),
             tail,
             signals: std::sync::atomic::AtomicU64::new(0),
+            asked: std::sync::atomic::AtomicU64::new(0),
             driver_handle: self.inbox.handle().clone(),
         };
         Ok(WorkerHandle { shared: Arc::new(shared) })

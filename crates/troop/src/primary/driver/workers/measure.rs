@@ -79,6 +79,7 @@ impl Driver {
         let slots =
             self.workers.steered_activation().map(ActivationSocket::slots).max().unwrap_or(0);
         self.cluster.set_activation_slots(slots);
+        self.cluster.set_activation_sockets(self.workers.setup.activation().len());
     }
 
     /// Whether connections wait in a worker's own sockets.

@@ -1,9 +1,10 @@
 //! The workers' processes: started ([`forks`]), or asked for ([`embedded`]) and taken over from
 //! others ([`adopt`]), measured
-//! ([`measure`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
+//! ([`measure`], [`accepted`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
 //! they leave behind ([`orphans`], [`strays`]), and how far they are trusted with paths ([`paths`]);
 //! whether their weights count ([`weights`]).
 
+mod accepted;
 mod adopt;
 mod embedded;
 mod exit;
@@ -36,6 +37,7 @@ use crate::primary::cgroup::WorkerCgroup;
 use crate::primary::handle::WorkerHandle;
 use crate::primary::spawn::Spawner;
 use crate::setup::Setup;
+use accepted::ConnectionObserver;
 use embedded::EmbeddingProgram;
 use forks::Forks;
 use orphans::AllOrphans;
@@ -101,6 +103,7 @@ pub(super) struct Workers {
     strays: AllStrays,
     readiness: Readiness,
     serving: Option<ServingChecker>,
+    connections: Option<ConnectionObserver>,
     /// Out-of-memory kills of the system, when last counted.
     killed_for_memory: u64,
     /// This is process 1.
@@ -123,6 +126,7 @@ impl Workers {
             strays: AllStrays::default(),
             readiness: Readiness::default(),
             serving: None,
+            connections: None,
             killed_for_memory: diag::killed_for_memory(),
             zombies: Zombies::default(),
         }

@@ -1,0 +1,189 @@
+//! A thread that inspects the connections which workers have accepted on activated sockets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use troop_core::WorkerId;
+use troop_core::cluster::accepted::{Hindrances, Inspection, SocketConnections, WorkerConnections};
+use troop_sys::connections::{self, ListensAt, Opened};
+use troop_sys::diag;
+
+use super::Workers;
+use crate::activation::ActivationSocket;
+use crate::primary::driver::Driver;
+use crate::primary::wake::{Command, DriverHandle};
+use crate::setup::Setup;
+
+/// Maximum time of a inspection.
+const MAX_TIME: Duration = Duration::from_millis(500);
+
+/// A request to inspection.
+struct Request {
+    setup: Arc<Setup>,
+    /// The workers and their processes.
+    workers: Vec<(WorkerId, u32)>,
+    needs_hindrances: bool,
+}
+
+/// The thread. It ends when this is dropped.
+pub(super) struct ConnectionObserver(Option<mpsc::Sender<Request>>);
+
+impl ConnectionObserver {
+    fn start(driver: DriverHandle) -> ConnectionObserver {
+        let (sender, requests) = mpsc::channel();
+        let work = move || Observer::default().run(&driver, &requests);
+        let thread = std::thread::Builder::new().name("troop-accepted".into());
+        let started = thread.stack_size(256 * 1024).spawn(work).is_ok();
+        ConnectionObserver(started.then_some(sender))
+    }
+}
+
+impl Workers {
+    fn request(&self, needs_hindrances: bool) -> Request {
+        let workers = self.handles().map(|worker| (worker.id(), worker.pid())).collect();
+        Request { setup: self.setup.clone(), workers, needs_hindrances }
+    }
+}
+
+impl Driver {
+    /// Has a thread inspect the connections of activated sockets; the result is a command.
+    pub(in crate::primary::driver) fn inspect_connections(&mut self, needs_hindrances: bool) {
+        let handle = self.driver_handle();
+        let request = self.workers.request(needs_hindrances);
+        let observer =
+            self.workers.connections.get_or_insert_with(|| ConnectionObserver::start(handle));
+        let is_asked = observer.0.as_ref().is_some_and(|thread| thread.send(request).is_ok());
+        if !is_asked {
+            self.workers.connections = None;
+            self.cluster.connections_inspected(self.now, &Inspection::default());
+        }
+    }
+
+    /// Handles the result.
+    pub(in crate::primary::driver) fn connections_inspected(&mut self, inspection: &Inspection) {
+        self.cluster.connections_inspected(self.now, inspection);
+        for seen in &inspection.workers {
+            if let Some(worker) = self.workers.handle(seen.worker).cloned() {
+                self.refresh(&worker);
+            }
+        }
+    }
+}
+
+/// What the thread knows.
+#[derive(Default)]
+struct Observer {
+    /// The open connections of each worker at the last inspection.
+    open: BTreeMap<WorkerId, BTreeSet<u64>>,
+    /// The connections that this network namespace had accepted by then.
+    passive_opens: Option<u64>,
+}
+
+impl Observer {
+    fn run(&mut self, driver: &DriverHandle, requests: &Receiver<Request>) {
+        while let Ok(request) = requests.recv() {
+            // What it costs, not how long it waits for a processor.
+            let begin = diag::thread_time();
+            let mut inspection = self.inspect(&request, Instant::now() + MAX_TIME);
+            inspection.took = diag::thread_time().saturating_sub(begin);
+            drop(request);
+            if driver.send(Command::ConnectionsInspected(Box::new(inspection))).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn inspect(&mut self, request: &Request, until: Instant) -> Inspection {
+        let sockets = request.setup.activation();
+        let mut inspection = Inspection {
+            sockets: sockets.iter().map(waiting).collect(),
+            hindrances: request.needs_hindrances.then(Hindrances::default),
+            ..Inspection::default()
+        };
+        let passive_opens = connections::passive_opens();
+        let places: Vec<_> = sockets.iter().map(|socket| ListensAt::of(&socket.socket)).collect();
+        let is_unix = |place: &Option<ListensAt>| matches!(place, Some(ListensAt::Unix(_)));
+        // Without a new connection, and without an open one, nothing can have changed.
+        let is_idle = passive_opens.is_some()
+            && passive_opens == self.passive_opens
+            && self.open.values().all(BTreeSet::is_empty)
+            && !places.iter().any(is_unix)
+            && !request.needs_hindrances;
+        self.passive_opens = passive_opens;
+        self.open.retain(|worker, _| request.workers.iter().any(|(other, _)| other == worker));
+        if is_idle {
+            return inspection;
+        }
+        let mut accepted = BTreeSet::new();
+        for (place, seen) in places.iter().zip(&mut inspection.sockets) {
+            let Some(Ok(found)) = place.as_ref().map(ListensAt::connections) else { continue };
+            seen.accepted = u32::try_from(found.accepted.len()).unwrap_or(u32::MAX);
+            seen.waiting = found.waiting.unwrap_or(seen.waiting);
+            accepted.extend(found.accepted);
+        }
+        let had_some = self.open.values().any(|open| !open.is_empty());
+        if accepted.is_empty() && !had_some && !request.needs_hindrances {
+            return inspection;
+        }
+        let mut listening = request.needs_hindrances.then(|| listening(until));
+        for (worker, pid) in &request.workers {
+            let opened = connections::opened(*pid, until);
+            if let (Some(hindrances), Some(listening)) =
+                (&mut inspection.hindrances, &mut listening)
+            {
+                hinder(hindrances, listening, *worker, &opened);
+            }
+            if !opened.is_complete {
+                continue;
+            }
+            let open: BTreeSet<u64> = opened.sockets.intersection(&accepted).copied().collect();
+            let before = self.open.entry(*worker).or_default();
+            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            inspection.workers.push(WorkerConnections {
+                worker: *worker,
+                open: count(open.len()),
+                new: count(open.difference(before).count()),
+            });
+            *before = open;
+        }
+        inspection
+    }
+}
+
+/// Returns what waits in a socket: connections, or the datagrams of one of UDP as one.
+fn waiting(socket: &ActivationSocket) -> SocketConnections {
+    let waiting = match socket.waiting() {
+        0 => usize::from(socket.is_awaited()),
+        more => more,
+    };
+    SocketConnections { accepted: 0, waiting: u32::try_from(waiting).unwrap_or(u32::MAX) }
+}
+
+/// Returns the TCP sockets that listen on the system and that this process does not have, by their
+/// inodes.
+fn listening(until: Instant) -> BTreeMap<u64, String> {
+    let own = connections::opened_by(std::process::id(), until);
+    let bound = diag::bound(None, false).unwrap_or_default().into_iter();
+    let others = bound.filter(|bound| !own.contains(&bound.inode));
+    others
+        .map(|bound| {
+            let at = std::net::SocketAddr::new(bound.address, bound.port);
+            (bound.inode, at.to_string())
+        })
+        .collect()
+}
+
+fn hinder(
+    hindrances: &mut Hindrances,
+    listening: &BTreeMap<u64, String>,
+    worker: WorkerId,
+    opened: &Opened,
+) {
+    hindrances.has_children |= opened.children > 0;
+    let found = opened.sockets.iter().find_map(|inode| listening.get(inode));
+    if let (None, Some(at)) = (&hindrances.listens, found) {
+        hindrances.listens = Some((worker, at.clone()));
+    }
+}
