@@ -89,9 +89,33 @@ Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 
     Serve(Serve),
     #[command(hide = true)]
     ServeFiles(ServeFiles),
+    ExecActivated(ExecActivated),
     Completions(Completions),
     /// Write manual pages into a directory, one for each command
     Man(Man),
+}
+
+/// Execute a program that takes its sockets by activation, behind a shell or npm
+///
+/// With `bind` (-b), troop passes sockets as systemd does, and LISTEN_PID says for which process. What
+/// a shell or npm starts is another process, and many programs then ignore the sockets. This verb
+/// checks that LISTEN_FDS and the sockets have arrived, sets LISTEN_PID to its own process and
+/// executes the program in its place. Sockets that were closed on the way, as by npm, are fetched
+/// from the process that has them.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  troop run -b 8000 -- sh -c '. ./env.sh && troop exec-activated -- gunicorn app:app'
+  troop start -b 8000 npm -- start     with \"start\": \"troop exec-activated -- node server.js\"")]
+pub(crate) struct ExecActivated {
+    /// The program, searched for in PATH, and its arguments
+    #[arg(
+        required = true,
+        num_args = 1..,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "PROGRAM"
+    )]
+    pub(crate) program: Vec<OsString>,
 }
 
 /// Write a shell's completions to standard output

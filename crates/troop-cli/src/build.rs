@@ -18,6 +18,7 @@ use uzers::os::unix::UserExt as _;
 
 use crate::config::{self, Failed, KillMode, Limited, Ready, Rebalance, When};
 use crate::error::RunError;
+use crate::in_use::Bound;
 use crate::log;
 use crate::moves;
 use crate::names;
@@ -50,8 +51,8 @@ pub(crate) const OWN_VARIABLES: [&str; 10] = [
 ];
 
 impl ResolvedApp {
-    /// Returns the builder of the cluster, without event handlers.
-    pub(crate) fn builder(&self) -> Result<Builder, RunError> {
+    /// Returns the builder of the cluster, without event handlers, and the sockets of `bind`.
+    pub(crate) fn builder(&self) -> Result<(Builder, Bound), RunError> {
         preflight::check_files(self)?;
         let app = &self.app;
         let mut builder = Cluster::builder()
@@ -106,19 +107,22 @@ impl ResolvedApp {
                 .map_err(|e: troop::policy::BadScheduling| RunError::Usage(e.to_string()))?;
             builder = builder.scheduling_of(listener, policy);
         }
+        let mut bound = Bound::default();
         let inherited = InheritedSocket::all()?;
         if app.bind.is_empty() {
             builder = builder.inherited(inherited);
         } else {
-            let slots =
-                if matches!(app.policy, Some(Scheduling::Steered(_))) { self.workers() } else { 0 };
+            let by_connections = matches!(app.policy, Some(Scheduling::LeastConnections));
+            let is_steered = matches!(app.policy, Some(Scheduling::Steered(_))) || by_connections;
+            let slots = if is_steered { self.workers() } else { 0 };
             let sockets = bind(&app.bind, &inherited, slots)?;
             for socket in &sockets {
                 log::line(&format!("troop: listening on {socket}"));
             }
-            builder = builder.activation(sockets);
+            bound = Bound::new(sockets.iter().map(|at| at.address().to_owned()).collect());
+            builder = builder.activation(sockets).activation_by_connections(by_connections);
         }
-        Ok(builder)
+        Ok((builder, bound))
     }
 
     /// Returns the settings that workers are started with.

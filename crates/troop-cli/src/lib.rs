@@ -12,6 +12,7 @@ mod error;
 mod files;
 #[doc(hidden)]
 pub mod fuzz;
+mod in_use;
 mod launcher;
 mod log;
 mod logs;
@@ -43,8 +44,8 @@ use clap::{CommandFactory as _, Parser};
 use args::Command;
 use error::{CliError, RunError};
 use verbs::{
-    check, elsewhere, init, lifecycle, list, man, operate, pm2, probe, save, send, show, startup,
-    wait,
+    check, elsewhere, exec_activated, init, lifecycle, list, man, operate, pm2, probe, save, send,
+    show, startup, wait,
 };
 
 /// Parses the command line, runs the verb and returns the exit code.
@@ -103,6 +104,7 @@ pub fn main() -> ExitCode {
                 Err(e) => Err(e),
             }
         }
+        Command::ExecActivated(args) => Err(exec_activated::exec(&args)),
         Command::Completions(args) => {
             // clap panics on a closed standard output, so the script is generated in memory.
             let mut script = Vec::new();
@@ -182,7 +184,7 @@ fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitC
             what
         })),
         Err(text) => {
-            log::line(&start::with_tip(format!("troop: {text}")));
+            log::line(&in_use::with_tip(format!("troop: {text}")));
             // As for an app whose options are invalid.
             ExitCode::from(2)
         }
@@ -193,7 +195,7 @@ fn run(what: args::Run) -> ExitCode {
     let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            log::line(&start::with_tip(format!("troop: {e}")));
+            log::line(&in_use::with_tip(format!("troop: {e}")));
             ExitCode::from(match e {
                 // As clap does for invalid arguments.
                 RunError::Usage(_) => 2,

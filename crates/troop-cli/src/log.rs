@@ -155,6 +155,8 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::ListenerClosed { .. } => "listener-closed",
         Event::ListenerRestored { .. } => "listener-restored",
         Event::ListenerLost { .. } => "listener-lost",
+        Event::NotAccepted { .. } => "not-accepted",
+        Event::NotShared { .. } => "not-shared",
         Event::Unhealthy { .. } => "unhealthy",
         Event::Supervision(progress) => progress_name(progress),
         Event::Lagged { .. } => "missed",
@@ -178,6 +180,15 @@ pub(crate) fn as_json(event: &Event) -> Value {
             add_address(&mut add, at);
             add("mode", mode.to_string().into());
             add("reason", reason.to_string().into());
+        }
+        Event::NotAccepted { address: at, waiting, reason, .. } => {
+            add_address(&mut add, at);
+            add("waiting", (*waiting).into());
+            add("reason", reason.clone().into());
+        }
+        Event::NotShared { address, reason, .. } => {
+            add("address", address.clone().into());
+            add("reason", reason.clone().into());
         }
         Event::ListenerClosed { address: at, dropped, .. } => {
             add_address(&mut add, at);
@@ -330,6 +341,7 @@ fn worker_of(event: &Event) -> Option<&WorkerHandle> {
         | Event::Request { worker: w, .. }
         | Event::Misbehaved { worker: w, .. }
         | Event::Unhealthy { worker: w, .. }
+        | Event::NotShared { worker: w, .. }
         | Event::Stalled { worker: w, .. }
         | Event::Resumed { worker: w, .. } => Some(w),
         Event::Error { worker: w, .. } => w.as_ref(),

@@ -16,6 +16,7 @@ use crate::config::{Form, LogFormat, To};
 use crate::control::server;
 use crate::control::sockets::{self, Claim, ClaimError};
 use crate::error::RunError;
+use crate::in_use::Failures;
 use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
@@ -118,7 +119,11 @@ fn run_as(
     }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
-    let mut builder = resolved.builder()?.leave_signals(signals::LEFT).reap_orphans(true);
+    let (builder, bound) = resolved.builder()?;
+    let mut builder = builder.leave_signals(signals::LEFT).reap_orphans(true);
+    if let Some(reporter) = &reporter {
+        reporter.note_bound(bound.clone());
+    }
     let name = claim
         .as_ref()
         .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());
@@ -209,6 +214,7 @@ fn run_as(
     let hinted = reporter.clone();
     let changing = restarting.clone();
     let mut has_told = false;
+    let mut failures = Failures::new(bound);
     let code = Arc::new(Mutex::new(None));
     let noted_code = code.clone();
     let result = builder
@@ -232,6 +238,12 @@ fn run_as(
                     }
                 }
                 return;
+            }
+            if let Some(why) = failures.note(event) {
+                log::line(&format!("troop: {why}"));
+            }
+            if let Event::NotShared { reason, .. } = event {
+                hinted.iter().for_each(|reporter| reporter.note_clash(reason.clone()));
             }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
                 && let (false, ExitHow::Code(failed), Ok(mut noted)) =

@@ -24,6 +24,7 @@ use crate::args::{Run, Start};
 use crate::control::protocol::Failure;
 use crate::control::targets;
 use crate::error::CliError;
+use crate::in_use::with_tip;
 use crate::records::keeper::ID_VARIABLE;
 use crate::records::{Record, Text, listed};
 use crate::resolve::{self, ResolvedApp};
@@ -31,7 +32,6 @@ use crate::{launcher, log, logs, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
 pub(crate) use plan::{Planned, Verb, choose, plan, words_of_run, words_of_start};
-use reporter::is_address_in_use;
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
 pub(crate) use running::say as say_running;
 
@@ -323,8 +323,8 @@ impl StartingPrimary {
                 });
                 Ok(name)
             }
-            StartupReport::Partly { ready, wanted, reason, last_lines } => {
-                let lines = quoted(last_lines.as_deref());
+            StartupReport::Partly { ready, wanted, reason, last_lines, tip } => {
+                let lines = quoted(last_lines.as_deref()) + &reporter::tip_line(tip);
                 fail(with_tip(format!(
                     "{shown}: not all workers are ready, {ready} of {wanted}, {reason}; it keeps running: see `troop show` and `troop logs`{lines}"
                 )))
@@ -392,17 +392,6 @@ fn has_own_session(child: &mut Child) -> bool {
 
 pub(crate) fn start_timeout(resolved: &ResolvedApp) -> Duration {
     resolved.app.ready_timeout.map_or(Duration::from_secs(30), |time| time.0) + READY_MARGIN
-}
-
-/// Adds what to do about an address that is in use, where a reason is about that.
-pub(crate) fn with_tip(mut reason: String) -> String {
-    if is_address_in_use(&reason) {
-        reason.push_str(
-            "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
-             workers of a program that binds its port past troop are in each other's way: see --bind",
-        );
-    }
-    reason
 }
 
 fn ended(child: &mut Child) -> String {

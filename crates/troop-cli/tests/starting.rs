@@ -205,8 +205,9 @@ fn an_exit_that_troop_has_caused_is_reported_as_such() {
         let ends = || log.lines().filter(|line| line.contains(r#""event":"exit""#));
         assert_eq!(ends().count(), 2, "{log}");
         assert!(
-            ends().all(|end| end.contains("was ended by troop: signal SIGTERM")
-                && end.contains(r#""endedByTroop":true"#)),
+            ends().all(|end| end.contains("ended as asked: signal SIGTERM")
+                && end.contains(r#""endedByTroop":true"#)
+                && end.contains(r#""exitedAfterDisconnect":true"#)),
             "{log}"
         );
     }

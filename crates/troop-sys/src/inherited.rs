@@ -9,10 +9,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::FdFlags;
+
+use crate::{process, socket};
 
 /// The first number that `LISTEN_FDS` announces (`SD_LISTEN_FDS_START`).
 pub const FIRST_ANNOUNCED: RawFd = 3;
@@ -61,6 +63,50 @@ pub fn leave_to_exec(number: RawFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(original, FdFlags::empty())?)
 }
 
+/// Whether a number is that of a socket that is inherited by the program that this process executes.
+#[must_use]
+pub fn is_inheritable_socket(number: RawFd) -> bool {
+    at(number).is_ok_and(|fd| {
+        socket::is_socket(fd)
+            && rustix::io::fcntl_getfd(fd).is_ok_and(|flags| !flags.contains(FdFlags::CLOEXEC))
+    })
+}
+
+/// Copies descriptors of another process, from [`FIRST_ANNOUNCED`] on, to the same numbers in this
+/// one, where the program that it executes inherits them for as long as they are kept.
+///
+/// # Errors
+/// Those of `pidfd_open(2)` and `pidfd_getfd(2)`: `EPERM` where this process may not trace that one,
+/// `EBADF` if it has no such descriptor; `AddrInUse` if something else has the number here.
+pub fn fetch(pid: u32, count: i32) -> io::Result<Vec<OwnedFd>> {
+    /// Not in the way of the numbers.
+    const APART: RawFd = FIRST_ANNOUNCED + MAX_ANNOUNCED;
+    let pidfd = rustix::io::fcntl_dupfd_cloexec(process::pidfd(pid)?, APART)
+        .or_else(|_| process::pidfd(pid).map_err(|_| rustix::io::Errno::SRCH))?;
+    let numbers = FIRST_ANNOUNCED..FIRST_ANNOUNCED.saturating_add(count.min(MAX_ANNOUNCED));
+    numbers
+        .map(|number| {
+            let flags = rustix::process::PidfdGetfdFlags::empty();
+            let copy = rustix::process::pidfd_getfd(&pidfd, number, flags)?;
+            if !socket::is_socket(&copy) {
+                return Err(rustix::io::Errno::NOTSOCK.into());
+            }
+            let here = match copy.as_raw_fd() == number {
+                true => copy,
+                false => rustix::io::fcntl_dupfd_cloexec(&copy, number)?,
+            };
+            if here.as_raw_fd() != number {
+                return Err(io::Error::new(
+                    io::ErrorKind::AddrInUse,
+                    format!("something else is open here as descriptor {number}"),
+                ));
+            }
+            rustix::io::fcntl_setfd(&here, FdFlags::empty())?;
+            Ok(here)
+        })
+        .collect()
+}
+
 fn at(number: RawFd) -> io::Result<BorrowedFd<'static>> {
     if number < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
@@ -89,7 +135,6 @@ fn is_announced(number: RawFd) -> bool {
 mod tests {
     use super::*;
     use std::net::TcpListener;
-    use std::os::fd::AsRawFd as _;
 
     fn is_inheritable(fd: impl AsFd) -> bool {
         !rustix::io::fcntl_getfd(fd).unwrap().contains(FdFlags::CLOEXEC)

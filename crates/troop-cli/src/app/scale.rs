@@ -10,7 +10,8 @@ use troop::{Error, Event, Events, WorkerHandle, WorkerId};
 
 use super::{RunningApp, failed};
 use crate::control::protocol::Failure;
-use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, quoted, start_timeout, with_tip};
+use crate::in_use::with_tip;
+use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, quoted, start_timeout};
 
 /// Times that each new slot may lose its worker, on average, until it counts as one that does not
 /// become ready.

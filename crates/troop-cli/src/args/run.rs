@@ -107,8 +107,9 @@ pub(crate) struct Run {
     /// ADDR is `8000`, `127.0.0.1:8000`, `udp:53`, a path, or `systemd:NAME` for a socket that
     /// systemd passed to troop. In the program's arguments, `{fd}` becomes the number of the first
     /// socket, which is 3, `{fd1}` that of the next one. The kernel decides which worker accepts: all
-    /// on one socket, or, with `--policy steered`, each on its own, evenly. SIGTERM stops these
-    /// workers.
+    /// on one socket, or, with `--policy steered`, each on its own, evenly (`least-connections`:
+    /// rather those with few). SIGTERM stops these workers. Behind a shell or npm see `troop
+    /// exec-activated`.
     #[arg(short, long, value_name = "[NAME=]ADDR")]
     pub(crate) bind: Vec<String>,
 

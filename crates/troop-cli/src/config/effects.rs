@@ -71,7 +71,6 @@ impl App {
 
     fn ineffective_with_bind(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         const SOCKETS: &str = "with bind: its sockets are all that workers get";
-        let counts = self.recycle.connections.is_some();
         let hangs = self.hang_timeout.is_some_and(|limit| !limit.0.is_zero());
         [
             ("fds", !self.fds.is_empty(), SOCKETS),
@@ -100,11 +99,6 @@ impl App {
                 "hang_timeout",
                 hangs,
                 "with bind: workers have no channel to give a sign of life by; a health command tests them",
-            ),
-            (
-                "recycle.connections",
-                counts,
-                "with bind: workers accept by themselves, and nobody counts; use recycle.age or recycle.memory",
             ),
             (
                 "restart.keep_listeners",
@@ -231,7 +225,6 @@ mod tests {
             (&format!("{bound}move_connections = true"), "move_connections", "no channel"),
             (&format!("{bound}rebalance = false"), "rebalance", "no channel"),
             (&format!("{bound}hang_timeout = 1"), "hang_timeout", "health command"),
-            (&format!("{bound}recycle = {{ connections = 1 }}"), "recycle.connections", "age"),
             (&format!("{bound}restart = {{ keep_listeners = false }}"), "keep_listeners", "open"),
             (&format!("{bound}report_signal = \"USR2\""), "report_signal", "health"),
             ("alone = true\npolicy = \"p2c\"", "policy", "listens by itself"),
@@ -253,7 +246,8 @@ mod tests {
             "weights = [5]\npolicy = \"p2c\"",
             "weights = [5]\nlisteners = { \"80\" = \"weighted\" }",
             "weights = [5]\npolicy = \"steered\"\nbind = [\"8000\"]",
-            "bind = [\"8000\"]\nhang_timeout = 0\nrecycle = { age = \"1d\" }",
+            "bind = [\"8000\"]\nhang_timeout = 0\nrecycle = { age = \"1d\", connections = 100 }",
+            "bind = [\"8000\"]\npolicy = \"least-connections\"\nweights = [5]",
             "bind = [\"8000\"]\nhealth = { command = \"x\" }\nreport_signal = \"USR2\"",
             "output = { file = \"x\", keep = 2 }",
             "restart = { delay = 1 }\nreport_signal = \"USR2\"",

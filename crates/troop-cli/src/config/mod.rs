@@ -63,7 +63,7 @@ pub(crate) fn usual_file() -> Option<PathBuf> {
 }
 
 /// The error for policies beside `bind`.
-pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered`";
+pub(crate) const NO_POLICY: &str = "with `bind` the kernel spreads the connections: there is no policy but `shared` and, with weights if they are wanted, `steered` and `least-connections`";
 
 /// Apps by name.
 pub(crate) type Apps = BTreeMap<String, App>;
@@ -394,7 +394,7 @@ impl App {
     pub(crate) fn fits_bind(&self) -> bool {
         let by_policy = match &self.policy {
             None | Some(Scheduling::Shared) => self.weights.is_empty(),
-            Some(Scheduling::Steered(None)) => true,
+            Some(Scheduling::Steered(None) | Scheduling::LeastConnections) => true,
             Some(_) => false,
         };
         self.bind.is_empty() || (by_policy && self.listeners.is_empty())

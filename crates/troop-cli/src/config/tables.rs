@@ -193,7 +193,8 @@ pub(crate) struct Recycle {
     /// Times at which all workers are replaced, as by `troop reload`: a pattern as for `cron`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) cron: Option<String>,
-    /// Number of connections after which a worker is replaced.
+    /// Number of connections after which a worker is replaced. With `bind`, those count that were seen
+    /// open, once a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connections: Option<u64>,
     /// Largest part by which age and connections are lowered at random. Default: 0.1.

@@ -2,8 +2,8 @@
 //! for it.
 
 use std::io::Write as _;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use troop::snapshot::{Phase, Snapshot, VacantSlot};
 use troop::supervise::{NotReady, Progress};
 use troop::{Cluster, Event, WorkerHandle, text};
 
+use crate::in_use::{Bound, is_address_in_use};
 use crate::log;
 
 /// Time to wait for the last lines of a worker.
@@ -36,7 +37,14 @@ pub(crate) enum StartupReport {
         hint: Option<String>,
     },
     /// Some workers are ready, and the app keeps running.
-    Partly { ready: usize, wanted: usize, reason: String, last_lines: Option<String> },
+    Partly {
+        ready: usize,
+        wanted: usize,
+        reason: String,
+        last_lines: Option<String>,
+        #[serde(default)]
+        tip: Option<String>,
+    },
     /// All workers have ended by themselves and without a failure, and the primary ends.
     Finished { how: String },
     /// The start has failed, and the primary ends.
@@ -59,6 +67,10 @@ pub(crate) struct StartupReporter {
     last_failed: Mutex<Option<WorkerHandle>>,
     /// What to tell of the program.
     hint: Mutex<Option<String>>,
+    /// A worker that listens by itself, where others cannot therefore.
+    clash: Mutex<Option<String>>,
+    /// The sockets of the app's `bind`.
+    bound: OnceLock<Bound>,
 }
 
 impl StartupReporter {
@@ -96,6 +108,23 @@ impl StartupReporter {
     pub(crate) fn postpone(&self) -> bool {
         self.is_postponed.store(true, Ordering::Release);
         self.awaited && self.told.lock().is_ok_and(|told| !*told)
+    }
+
+    pub(crate) fn note_clash(&self, text: String) {
+        if let Ok(mut clash) = self.clash.lock() {
+            *clash = Some(text);
+        }
+    }
+
+    pub(crate) fn note_bound(&self, bound: Bound) {
+        let _ = self.bound.set(bound);
+    }
+
+    /// Says whose an address is that a program cannot have, if that is known.
+    fn tip(&self, words: &str) -> Option<String> {
+        let clash = || self.clash.lock().ok().and_then(|clash| clash.clone());
+        let own = self.bound.get().and_then(|bound| bound.explain(words));
+        own.or_else(|| clash().filter(|_| is_address_in_use(words)))
     }
 
     pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
@@ -158,12 +187,13 @@ impl StartupReporter {
             // Slots whose worker has ended for good do not become ready.
             Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
                 let reason = format!("because the worker of slot {slot} has ended for good: {how}");
-                let last_lines = None;
-                self.send(&StartupReport::Partly { ready, wanted, reason, last_lines });
+                let (last_lines, tip) = (None, None);
+                self.send(&StartupReport::Partly { ready, wanted, reason, last_lines, tip });
             }
             Ok(Err(NotReady::GaveUp { why, last_lines })) => {
                 let reason = Event::Supervision(Progress::GivingUp(why)).to_string();
-                let reason = reason + &quoted(last_lines.as_deref());
+                let tip = self.tip(last_lines.as_deref().unwrap_or_default());
+                let reason = reason + &quoted(last_lines.as_deref()) + &tip_line(tip);
                 self.send(&StartupReport::Failed { reason, usage: false });
                 drop(cluster.stop());
             }
@@ -184,12 +214,18 @@ impl StartupReporter {
                 continue;
             }
             let words = self.last_lines().filter(|words| is_address_in_use(words));
-            let Some(words) = words else { continue };
+            let clash = self.clash.lock().ok().and_then(|clash| clash.clone());
+            let (words, tip) = match (words, clash) {
+                (Some(words), _) => (Some(words.clone()), self.tip(&words)),
+                (None, Some(clash)) => (None, Some(clash)),
+                (None, None) => continue,
+            };
             return StartupReport::Partly {
                 ready: snapshot.ready,
                 wanted: snapshot.wanted.unwrap_or(1),
                 reason: "because the others cannot listen where the first one does".into(),
-                last_lines: Some(words),
+                tip,
+                last_lines: words,
             };
         }
     }
@@ -215,11 +251,13 @@ impl StartupReporter {
     async fn report_timeout(&self, cluster: &Cluster, start_timeout: Duration) {
         let Ok(snapshot) = cluster.snapshot().await else { return };
         if snapshot.ready > 0 || !matches!(snapshot.phase, Phase::Starting | Phase::Degraded) {
+            let last_lines = self.last_lines();
             self.send(&StartupReport::Partly {
                 ready: snapshot.ready,
                 wanted: snapshot.wanted.unwrap_or(1),
                 reason: format!("after {start_timeout:.0?}"),
-                last_lines: self.last_lines(),
+                tip: self.tip(last_lines.as_deref().unwrap_or_default()),
+                last_lines,
             });
             return;
         }
@@ -227,7 +265,9 @@ impl StartupReporter {
         if let Some(end) = snapshot.last_end {
             reason.push_str(&format!("; the last unexpected end: {end}"));
         }
-        reason.push_str(&quoted(self.last_lines().as_deref()));
+        let last_lines = self.last_lines();
+        reason.push_str(&quoted(last_lines.as_deref()));
+        reason.push_str(&tip_line(self.tip(last_lines.as_deref().unwrap_or_default())));
         self.send(&StartupReport::Failed { reason, usage: false });
         drop(cluster.stop());
     }
@@ -240,15 +280,15 @@ fn write(startup: &StartupReport) {
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
+/// Returns a tip, to append to a reason.
+pub(super) fn tip_line(tip: Option<String>) -> String {
+    tip.map(|tip| format!("\ntip: {tip}")).unwrap_or_default()
+}
+
 /// Returns the last lines of a worker that has ended, to append to a reason.
 pub(crate) fn quoted(last_lines: Option<&str>) -> String {
     let words = last_lines.filter(|words| !words.trim().is_empty());
     words
         .map(|words| format!("; its last lines:\n{}", text::lines(words.trim_end(), log::QUOTE)))
         .unwrap_or_default()
-}
-
-/// Whether a text reports an address that another process has.
-pub(crate) fn is_address_in_use(text: &str) -> bool {
-    ["EADDRINUSE", "ddress already in use"].iter().any(|sign| text.contains(sign))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod elsewhere;
+pub(crate) mod exec_activated;
 pub(crate) mod init;
 pub(crate) mod lifecycle;
 pub(crate) mod list;

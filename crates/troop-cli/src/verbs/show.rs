@@ -163,6 +163,9 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         for lost in &snapshot.lost {
             let _ = writeln!(out, "lost {}: {}", escaped(&lost.address), escaped(&lost.reason));
         }
+        for why in snapshot.listeners.iter().filter_map(|listener| listener.ignored.as_ref()) {
+            let _ = writeln!(out, "{}", escaped(why));
+        }
         vacancies(snapshot).iter().for_each(|vacancy| drop(writeln!(out, "{vacancy}")));
         if let Some(file) = file {
             let _ = writeln!(out, "described in {}", escaped(file));

@@ -1,0 +1,145 @@
+//! Programs that end because their address is in use, or because they look for their sockets at the
+//! wrong descriptor: says whose the address is, where that is troop's own, and which they are.
+
+use std::time::Duration;
+
+use troop::{Event, WorkerHandle};
+
+/// Failures after which a foreground app is told what may be wrong.
+const FAILURES: u32 = 2;
+
+/// Signs in a program's words that a descriptor is no socket, or not open.
+const NO_SOCKET: [&str; 4] = ["non-socket", "ENOTSOCK", "ad file descriptor", "EBADF"];
+
+/// Whether a text reports an address that another process has.
+pub(crate) fn is_address_in_use(text: &str) -> bool {
+    ["EADDRINUSE", "ddress already in use"].iter().any(|sign| text.contains(sign))
+}
+
+/// Adds what to do about an address that is in use, where a text is about that and does not say it
+/// yet.
+pub(crate) fn with_tip(mut text: String) -> String {
+    if is_address_in_use(&text) && !text.contains("\ntip: ") {
+        text.push_str(
+            "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
+             workers of a program that binds its port past troop are in each other's way: see --bind",
+        );
+    }
+    text
+}
+
+/// The sockets of `bind`, which programs must not bind again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Bound {
+    /// The addresses, in the order of their descriptors.
+    addresses: Vec<String>,
+}
+
+impl Bound {
+    pub(crate) fn new(addresses: Vec<String>) -> Bound {
+        Bound { addresses }
+    }
+
+    /// Says that an address that a program cannot have is troop's own, or which descriptors the
+    /// sockets are, if the program's words are about that.
+    pub(crate) fn explain(&self, words: &str) -> Option<String> {
+        if !self.addresses.is_empty() && NO_SOCKET.iter().any(|sign| words.contains(sign)) {
+            let sockets = self.addresses.iter().zip(3..);
+            let sockets: Vec<_> = sockets.map(|(at, fd)| format!("fd {fd} is {at}")).collect();
+            return Some(format!(
+                "of the sockets of -b {}; {{fd}} in the program's arguments becomes the number of the first one",
+                sockets.join(", ")
+            ));
+        }
+        if !is_address_in_use(words) {
+            return None;
+        }
+        let at = self.addresses.iter().position(|address| names(words, address))?;
+        Some(self.own(at))
+    }
+
+    fn own(&self, at: usize) -> String {
+        format!(
+            "{} is troop's own (-b): the program must not bind it, but take the socket that it was given as fd {} (LISTEN_FDS)",
+            self.addresses[at],
+            at + 3
+        )
+    }
+}
+
+/// Whether a text names an address: its path or its port.
+fn names(words: &str, address: &str) -> bool {
+    match address.rsplit_once(':').map(|(_, port)| port) {
+        Some(port) if port.parse::<u16>().is_ok() => {
+            words.split(|c: char| !c.is_ascii_digit()).any(|number| number == port)
+        }
+        _ => words.contains(address),
+    }
+}
+
+/// Sees workers fail, and says once that the address which they bind is troop's own.
+#[derive(Debug, Default)]
+pub(crate) struct Failures {
+    bound: Bound,
+    failed: Option<WorkerHandle>,
+    count: u32,
+}
+
+impl Failures {
+    pub(crate) fn new(bound: Bound) -> Failures {
+        Failures { bound, ..Failures::default() }
+    }
+
+    /// Handles an event. Returns what to say.
+    pub(crate) fn note(&mut self, event: &Event) -> Option<String> {
+        let Event::Exit { worker, exit, .. } = event else { return None };
+        if exit.is_success()
+            || worker.exited_after_disconnect() == Some(true)
+            || self.bound.addresses.is_empty()
+            || self.count >= FAILURES
+        {
+            return None;
+        }
+        self.count += 1;
+        // The words of the one before are complete.
+        let before = self.failed.replace(worker.clone())?;
+        match before.last_stderr(Duration::ZERO) {
+            Some(words) => self.bound.explain(&words),
+            None => Some(format!("if its address is in use: {}", self.bound.own(0))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_troop_has_itself_is_told_from_others() {
+        let bound =
+            Bound::new(vec!["127.0.0.1:8405".into(), "[::]:80".into(), "/run/a.sock".into()]);
+        for (words, fd) in [
+            ("Address already in use\nPort 8405 is in use by another program.", 3),
+            (
+                "[Errno 98] error while attempting to bind on address ('127.0.0.1', 8405): address already in use",
+                3,
+            ),
+            ("Error: listen EADDRINUSE: address already in use :::80", 4),
+            ("listen unix /run/a.sock: bind: address already in use", 5),
+        ] {
+            let told = bound.explain(words).unwrap_or_default();
+            assert!(told.contains(&format!("as fd {fd} (")), "{words}: {told}");
+            let text = format!("{words}\ntip: {told}");
+            assert_eq!(with_tip(text.clone()), text);
+        }
+        for words in ["port 8405 is fine", "EADDRINUSE: address already in use :::18405", ""] {
+            assert_eq!(bound.explain(words), None, "{words}");
+        }
+        let wrong = "OSError: [Errno 88] Socket operation on non-socket";
+        let told = bound.explain(wrong).unwrap_or_default();
+        assert!(told.contains("fd 3 is 127.0.0.1:8405, fd 4 is [::]:80, fd 5"), "{told}");
+        assert_eq!(Bound::default().explain(wrong), None);
+        assert!(with_tip("EADDRINUSE".into()).contains("another process"));
+        assert_eq!(with_tip("fine".into()), "fine");
+    }
+}
