@@ -259,15 +259,19 @@ impl LogFile {
         if keep == 0 {
             return directory.remove(&self.name);
         }
-        let _ = directory.remove(&self.numbered(keep));
-        for number in (1..keep).rev() {
+        // As many as there are: `keep` may be any number.
+        let is_taken =
+            |number: usize| matches!(directory.entry(&self.numbered(number)), Ok(Some(_)));
+        let free = (1..keep).find(|number| !is_taken(*number)).unwrap_or(keep);
+        for number in (1..free).rev() {
             let _ = directory.rename(&self.numbered(number), &self.numbered(number + 1));
         }
         directory.rename(&self.name, &self.numbered(1))?;
         if let Some(total) = self.rotation.total {
             let mut sum = 0;
             for number in 1..=keep {
-                sum += directory.entry(&self.numbered(number))?.map_or(0, |found| found.len());
+                let Some(found) = directory.entry(&self.numbered(number))? else { break };
+                sum += found.len();
                 if sum > total {
                     let _ = directory.remove(&self.numbered(number));
                 }
@@ -317,6 +321,20 @@ mod tests {
             (text(&path), one(1), one(2)),
             ("1234567\n".into(), "eee\n".into(), String::new())
         );
+    }
+
+    #[test]
+    fn any_number_of_files_can_be_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.log");
+        let all = Rotation { total: Some(u64::MAX), ..rotation(4, usize::MAX) };
+        let mut log = LogFile::new(path.clone(), all, Safety::Links);
+        for number in 0..5 {
+            log.write(format!("{number}--\n").as_bytes()).unwrap();
+        }
+        let kept =
+            [1, 2, 3, 4, 5].map(|number| text(&path.with_extension(format!("log.{number}"))));
+        assert_eq!(kept, ["3--\n", "2--\n", "1--\n", "0--\n", ""]);
     }
 
     #[test]
