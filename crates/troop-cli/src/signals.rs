@@ -1,24 +1,25 @@
-//! Signals that the program handles instead of the engine: reload with the configuration (HUP), and
-//! reopening of log files (USR1).
+//! Signals that the program handles instead of the engine: reload with the configuration (HUP),
+//! reopening of log files (USR1), and one worker less (TTOU), which says when it is the last one.
 
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::{SIGHUP, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGTTOU, SIGUSR1};
 
 /// Signals of the engine's that it must leave to the program.
-pub(crate) const LEFT: [i32; 1] = [SIGHUP];
+pub(crate) const LEFT: [i32; 2] = [SIGHUP, SIGTTOU];
 
 /// Streams that receive one byte per signal.
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) reload: UnixStream,
     pub(crate) reopen: UnixStream,
+    pub(crate) fewer: UnixStream,
 }
 
 impl Signals {
     pub(crate) fn catch() -> io::Result<Signals> {
-        Ok(Signals { reload: caught(SIGHUP)?, reopen: caught(SIGUSR1)? })
+        Ok(Signals { reload: caught(SIGHUP)?, reopen: caught(SIGUSR1)?, fewer: caught(SIGTTOU)? })
     }
 }
 

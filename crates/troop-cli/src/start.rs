@@ -128,11 +128,16 @@ pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
     }
     for word in &words {
         let one = Run { program: Some(word.into()), ..run.clone() };
-        if Path::new(word).exists()
-            || resolve::file_of(&one).map_err(CliError::Usage)?.is_some()
-            || (word != "all" && targets::selected(word)?.is_empty())
-        {
+        if Path::new(word).exists() || resolve::file_of(&one).map_err(CliError::Usage)?.is_some() {
             return Ok(None);
+        }
+        if word != "all" && targets::selected(word)?.is_empty() {
+            return match listed::of(word).filter(|app| app.end.is_none()) {
+                Some(app) => {
+                    Err(CliError::Failed(Failure::new("failed", targets::hidden(&app.record))))
+                }
+                None => Ok(None),
+            };
         }
     }
     let typed = std::env::args().skip(2);

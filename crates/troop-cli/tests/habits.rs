@@ -4,8 +4,10 @@
 
 mod support;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Home;
+use troop_testkit::wait_until;
 
 const SERVER: &str = "require('http').createServer((q, r) => r.end()).listen(0, '127.0.0.1');";
 
@@ -72,4 +74,33 @@ fn a_second_reload_tells_again_what_waits_for_a_listener_to_be_opened() {
     change("round-robin");
     assert!(!told().contains("not yet"));
     assert!(!told().contains("not yet"));
+}
+
+/// As at a logout, which removes `XDG_RUNTIME_DIR`.
+#[test]
+fn an_app_whose_control_socket_is_gone_is_still_listed_and_not_started_a_second_time() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let state = home.path().join("state");
+    let troop = |args: &[&str]| {
+        let output = home.command(args).env("TROOP_STATE_DIR", &state).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), text + &String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, out) = troop(&["start", "server.js", "-n", "web"]);
+    assert_eq!(code, Some(0), "{out}");
+    let pid = home.show("web")["pid"].as_i64().unwrap();
+    let primary = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    // It does not make it again before that was seen.
+    kill_process(primary, Signal::STOP).unwrap();
+    std::fs::remove_dir_all(home.path().join("run")).unwrap();
+    let (_, listed) = troop(&["ls"]);
+    assert!(listed.contains("web") && listed.contains("not answering"), "{listed}");
+    for verb in ["start", "show", "stop"] {
+        let (code, out) = troop(&[verb, "web"]);
+        let told = format!("web runs, with the primary {pid}, but its control socket");
+        assert!(code == Some(1) && out.contains(&told), "{verb}: {code:?} {out}");
+    }
+    kill_process(primary, Signal::CONT).unwrap();
+    wait_until("its control socket", || troop(&["show", "web"]).0 == Some(0));
+    assert_eq!(home.show("web")["pid"], pid);
 }

@@ -68,6 +68,11 @@ fn signals_scale_it_and_end_it_as_people_know_them() {
         troop.troop(["show", "--json"]).1.contains("\"leaving_ms\": 2")
     });
     troop.signal(Signal::TTOU);
+    wait_until("what becomes of that", || {
+        troop.event_line().is_some_and(|line| {
+            line.contains("TTOU: no worker less: -1 would leave none of 1 worker; `troop scale 0`")
+        })
+    });
     troop.signal(Signal::QUIT);
     let (code, log) = troop.end();
     assert_eq!((code, log.matches("\"signal\":\"SIGKILL\"").count()), (Some(0), 2), "{log}");

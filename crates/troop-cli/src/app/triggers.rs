@@ -1,4 +1,4 @@
-//! Reloads that no client requests: by a signal, or by a change of files.
+//! What no client requests: reloads and fewer workers by signals, reloads by changes of files.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use crate::signals::Signals;
 use crate::watch::Watched;
 
 impl RunningApp {
-    /// Handles SIGHUP and SIGUSR1.
+    /// Handles SIGHUP, SIGUSR1 and SIGTTOU.
     pub(super) async fn handle_signals(self: Arc<RunningApp>, signals: Signals) {
-        let Signals { reload, reopen } = signals;
-        let (Ok(mut reload), Ok(mut reopen)) =
-            (UnixStream::from_std(reload), UnixStream::from_std(reopen))
+        let Signals { reload, reopen, fewer } = signals;
+        let [Ok(mut reload), Ok(mut reopen), Ok(mut fewer)] =
+            [reload, reopen, fewer].map(UnixStream::from_std)
         else {
             return;
         };
         loop {
-            let (mut bytes, mut others) = ([0; 16], [0; 16]);
+            let (mut bytes, mut others, mut signals) = ([0; 16], [0; 16], [0; 16]);
             tokio::select! {
                 read = reload.read(&mut bytes) => match read {
                     Ok(1..) => {
@@ -33,7 +33,22 @@ impl RunningApp {
                     Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
                     _ => return,
                 },
+                read = fewer.read(&mut signals) => match read {
+                    Ok(count @ 1..) => {
+                        for _ in 0..count {
+                            self.remove_worker().await;
+                        }
+                    }
+                    _ => return,
+                },
             }
+        }
+    }
+
+    /// Removes a worker after a signal. The last one stays.
+    async fn remove_worker(&self) {
+        if let Err(failure) = self.scale(None, -1, false).await {
+            log::line(&format!("troop: TTOU: no worker less: {}", failure.message));
         }
     }
 

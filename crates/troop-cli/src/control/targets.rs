@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::select::{self, Named};
 use super::sockets;
+use crate::control::protocol::Failure;
 use crate::error::CliError;
 use crate::records::listed::{self, Listed};
 use crate::records::{End, Ending, Record};
@@ -166,8 +167,21 @@ fn none(word: &str) -> Result<CliError, CliError> {
     let meant = suggest::nearest(word, apps.iter().map(Target::name))
         .map(|name| format!("did you mean {name}? "))
         .unwrap_or_default();
+    if let Some(known) = listed::of(word).filter(|app| app.end.is_none()) {
+        return Ok(CliError::Failed(Failure::new("failed", hidden(&known.record))));
+    }
     let running = running(&names_of_running(&apps));
     Ok(CliError::NoApp(format!("there is no app {word:?}; {meant}{running}")))
+}
+
+/// Explains that an app runs which cannot be reached.
+pub(crate) fn hidden(record: &Record) -> String {
+    format!(
+        "{} runs, with the primary {}, but its control socket in {} is gone; it is made again within seconds, if that directory can be",
+        record.name,
+        record.primary.pid,
+        record.runtime.display()
+    )
 }
 
 fn names_of_running(apps: &[Target]) -> Vec<&str> {

@@ -26,6 +26,16 @@ enum Entry {
     Ended(Box<Record>, End),
 }
 
+impl Entry {
+    fn name(&self) -> &str {
+        match self {
+            Entry::Running(app) => &app.name,
+            Entry::Silent(name) => name,
+            Entry::Ended(record, _) => &record.name,
+        }
+    }
+}
+
 /// Runs `troop ls`.
 pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     let found = match args.app.as_deref() {
@@ -71,6 +81,13 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         }
     }
     let known = listed::all().unwrap_or_default();
+    if args.app.as_deref().is_none_or(|word| word == "all") {
+        // Its control socket is gone, and it makes another one within seconds.
+        let is_shown = |name: &str| entries.iter().any(|entry| entry.name() == name);
+        let hidden = known.iter().filter(|app| app.end.is_none() && !is_shown(&app.record.name));
+        let hidden: Vec<_> = hidden.map(|app| Entry::Silent(app.record.name.clone())).collect();
+        entries.extend(hidden);
+    }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
     let id = |entry: &Entry| match entry {
