@@ -125,6 +125,17 @@ impl ResolvedApp {
         Ok((builder, bound))
     }
 
+    /// Returns what workers read: in the background, as under PM2, what `troop attach` passes on.
+    /// Another user's worker could keep the primary's end, and a job may wait for the end of its input.
+    fn input(&self) -> Stdio {
+        let app = &self.app;
+        let is_own = app.user.is_none() && app.group.is_none();
+        match self.background && is_own && app.cron.is_none() {
+            true => Stdio::Pipe,
+            false => Stdio::Null,
+        }
+    }
+
     /// Returns the settings that workers are started with.
     pub(crate) fn setup(&self) -> Result<Setup, Error> {
         preflight::check_length(self).map_err(Error::Settings)?;
@@ -137,7 +148,7 @@ impl ResolvedApp {
                 .discard_earlier()
                 // Ctrl-C must reach the primary alone, which then drains the workers.
                 .own_process_group(true)
-                .stdin(Stdio::Null)
+                .stdin(self.input())
                 .slot_variable("NODE_APP_INSTANCE");
         setup = match (app.silent, self.collects()) {
             (true, _) => setup.stdout(Stdio::Null).stderr(Stdio::Capture),

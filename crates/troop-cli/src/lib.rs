@@ -44,8 +44,8 @@ use clap::{CommandFactory as _, Parser};
 use args::Command;
 use error::{CliError, RunError};
 use verbs::{
-    check, elsewhere, exec_activated, init, lifecycle, list, man, operate, pm2, probe, save, send,
-    show, startup, wait,
+    attach, check, elsewhere, exec_activated, init, lifecycle, list, man, operate, pm2, probe,
+    save, send, show, startup, wait,
 };
 
 /// Parses the command line, runs the verb and returns the exit code.
@@ -142,7 +142,7 @@ pub fn main() -> ExitCode {
         }
         Command::Kill(_) => lifecycle::kill(),
         Command::SendSignal(args) => operate::signal(&args.into()),
-        Command::Attach(args) => logs::show::attach(args.app, 0),
+        Command::Attach(args) => attach::attach(args.app, args.separator.as_deref(), 0),
         Command::Serve(args) => lifecycle::serve(&args),
         Command::ServeFiles(args) => {
             return match files::run(&args) {

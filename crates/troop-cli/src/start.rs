@@ -28,7 +28,7 @@ use crate::in_use::with_tip;
 use crate::records::keeper::ID_VARIABLE;
 use crate::records::{Record, Text, listed};
 use crate::resolve::{self, ResolvedApp};
-use crate::{launcher, log, logs, print};
+use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
 pub(crate) use plan::{Planned, Verb, choose, plan, words_of_run, words_of_start};
@@ -106,7 +106,7 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
         Some(error) => Err(error),
         None if args.attach => {
             let app = if planned.len() == 1 { started } else { Some("all".into()) };
-            logs::show::attach(app, ATTACHED_LINES)
+            crate::verbs::attach::attach(app, None, ATTACHED_LINES)
         }
         None => Ok(()),
     }

@@ -73,7 +73,7 @@ fn verbs_of_pm2_do_what_they_do_there() {
         .unwrap();
     let mut said = String::new();
     BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
-    assert!(said.contains("input is not passed on"), "{said}");
+    assert!(said.contains("following the output of web"), "{said}");
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     wait_until("a line", || {
         home.fine(&["signal", "web", "USR2"]);

@@ -10,6 +10,7 @@
 //! | `send.rs` | messages to workers |
 //! | `triggers.rs` | reloads by signals and changes of files |
 
+mod input;
 mod inspect;
 mod operate;
 mod reload;
@@ -84,6 +85,7 @@ pub(crate) struct RunningApp {
     reloading: tokio::sync::Mutex<()>,
     /// Policies of the last reloads that some listeners do not have yet: of one, or of all others.
     pending: Mutex<Vec<reload::Policy>>,
+    inputs: input::Inputs,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
     /// Wakes what releases memory, after a request.
@@ -112,6 +114,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         resolved: Mutex::new(resolved),
         queue,
         pending: Mutex::default(),
+        inputs: input::Inputs::default(),
         restarting,
         keeper,
         uncounted_restarts: AtomicU64::new(0),

@@ -92,15 +92,22 @@ pub(crate) struct SendSignal {
     pub(crate) app: Option<String>,
 }
 
-/// Follow the output of an app
+/// Follow the output of an app, and pass lines of input on to a worker
 ///
-/// Input is not passed on, because workers read from /dev/null.
+/// Each line is written to the worker's standard input. Ctrl-C ends it, Ctrl-D too; the app goes on.
+/// Only apps in the background have input, except jobs and those of other users (`user`).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop attach web")]
+  troop attach web                     input is for its only worker
+  troop attach web:3                   for worker 3, as `troop show` numbers them
+  troop attach web ';'                 lines end with this instead of a newline
+  echo reload-rules | troop attach web")]
 pub(crate) struct Attach {
-    /// The app; optional when there is only one
+    /// The app, or one worker of it (`web:3`); optional when there is only one
     pub(crate) app: Option<String>,
+
+    /// What ends each line for the worker [default: a newline]
+    pub(crate) separator: Option<String>,
 }
 
 /// Serve the files of a directory in the background

@@ -78,6 +78,8 @@ pub(crate) enum Request {
         #[serde(default)]
         wait_ms: Option<u64>,
     },
+    /// Writes text to the standard input of one worker; without a number, of the only one.
+    Input { text: String, worker: Option<u32> },
     /// Counts restarts from 0 again.
     Reset,
     /// Streams events until the client leaves.

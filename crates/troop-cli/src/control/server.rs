@@ -167,6 +167,7 @@ impl Server {
                 // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await
             }
+            Request::Input { text, worker } => self.app.input(worker, &text).await,
             Request::Reset => self.app.reset().await,
             Request::Events => return self.events(client).await,
         })

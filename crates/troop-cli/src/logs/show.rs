@@ -133,28 +133,6 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
     if args.follow || (are_live && !args.nostream) { follow(args, shown) } else { Ok(()) }
 }
 
-/// Runs `troop attach`, with this many lines that were written before.
-pub(crate) fn attach(app: Option<String>, lines: usize) -> Result<(), CliError> {
-    let name = match targets::find(app.as_deref())? {
-        clients if clients.len() == 1 => clients[0].name().to_owned(),
-        _ => "all".to_owned(),
-    };
-    crate::log::line(&format!(
-        "troop: following the output of {name}; input is not passed on, because workers read from /dev/null"
-    ));
-    logs(&Logs {
-        app: Some(name),
-        follow: true,
-        nostream: false,
-        lines,
-        err: false,
-        out: false,
-        slot: None,
-        raw: false,
-        json: false,
-    })
-}
-
 /// Prints new lines until standard output is closed.
 fn follow(args: &Logs, mut shown: Vec<Shown>) -> ! {
     loop {

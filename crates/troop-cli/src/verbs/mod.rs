@@ -1,5 +1,6 @@
 //! The verbs other than `run` and `start`.
 
+pub(crate) mod attach;
 pub(crate) mod check;
 pub(crate) mod elsewhere;
 pub(crate) mod exec_activated;
