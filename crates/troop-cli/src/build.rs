@@ -141,7 +141,7 @@ impl ResolvedApp {
         preflight::check_length(self).map_err(Error::Settings)?;
         let app = &self.app;
         let args = self.args.iter().map(|arg| self.with_numbers(arg)).collect();
-        let search = self.env.get(OsStr::new("PATH")).cloned().or_else(|| std::env::var_os("PATH"));
+        let search = self.variable("PATH");
         let cwd = self.cwd.as_deref();
         let mut setup =
             program::setup(&self.program, &app.node_args, args, cwd, search.as_deref())?
@@ -159,6 +159,14 @@ impl ResolvedApp {
             }
             (false, false) => setup.stdout(Stdio::Inherit).stderr(Stdio::Forward),
         };
+        if let Some(inherited) = &self.inherited {
+            for (name, _) in std::env::vars_os().filter(|(name, _)| !inherited.contains_key(name)) {
+                setup = setup.env_remove(name);
+            }
+            for (name, value) in inherited.iter() {
+                setup = setup.env(name, value);
+            }
+        }
         for name in OWN_VARIABLES {
             setup = setup.env_remove(name);
         }
@@ -229,13 +237,23 @@ impl ResolvedApp {
             removed.iter().any(|pattern| watch::matches(pattern, &name))
                 && !kept.iter().any(|pattern| watch::matches(&pattern[1..], &name))
         };
-        std::env::vars_os().map(|(name, _)| name).filter(is_removed)
+        let inherited = self.inherited.iter().flat_map(|inherited| inherited.keys().cloned());
+        let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).chain(inherited).collect();
+        names.into_iter().filter(is_removed)
+    }
+
+    /// Returns the value of a variable of the workers.
+    fn variable(&self, name: &str) -> Option<OsString> {
+        let own = self.env.get(OsStr::new(name)).cloned();
+        own.or_else(|| match &self.inherited {
+            Some(inherited) => inherited.get(OsStr::new(name)).cloned(),
+            None => std::env::var_os(name),
+        })
     }
 
     /// Returns the value of a variable in the first slot, which grows by the slot.
     fn first_number(&self, name: &str) -> Result<i64, Error> {
-        let value = self.env.get(OsStr::new(name)).cloned().or_else(|| std::env::var_os(name));
-        let Some(value) = value else { return Ok(0) };
+        let Some(value) = self.variable(name) else { return Ok(0) };
         let number = value.to_str().and_then(|text| text.trim().parse().ok());
         number.ok_or_else(|| {
             Error::Settings(format!(

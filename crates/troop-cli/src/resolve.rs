@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -26,11 +27,16 @@ pub(crate) struct ResolvedApp {
     /// Environment variables of the workers beyond those that they inherit.
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) cwd: Option<PathBuf>,
+    /// What the workers inherit instead of the primary's environment.
+    pub(crate) inherited: Option<Arc<Inherited>>,
     /// Whether it runs in the background.
     pub(crate) background: bool,
     /// Whether it has one worker because nothing sets another number.
     pub(crate) has_default_workers: bool,
 }
+
+/// An environment.
+pub(crate) type Inherited = BTreeMap<OsString, OsString>;
 
 /// The origin of a resolved app, to resolve it again at a reload.
 #[derive(Debug, Clone)]
@@ -219,6 +225,7 @@ impl Source {
                     program,
                     args,
                     env: BTreeMap::new(),
+                    inherited: None,
                     cwd,
                     background: self.background,
                     has_default_workers,
@@ -246,6 +253,7 @@ impl Source {
                     args: app.args.iter().map(Into::into).collect(),
                     cwd: typed.cwd.clone().or_else(|| Some(app.directory(file))),
                     env: BTreeMap::new(),
+                    inherited: None,
                     background: self.background,
                     has_default_workers: false,
                     app,

@@ -131,16 +131,26 @@ fn options_of_pm2_have_their_effect() {
     assert!(home.log("all.log").contains("greeting"), "{}", home.log("all.log"));
     home.fine(&["start", "server.js", "-n", "quiet", "--disable-logs"]);
     assert!(!home.log("quiet.log").contains("greeting"));
-    let (code, _, err) = home.troop(&["reload", "web", "--update-env"]);
-    assert!(code == 2 && err.contains("troop restart --update-env"), "{err}");
+    let (code, _, err) = home.troop(&["reload", "web:1", "--update-env"]);
+    assert!(code == 2 && err.contains("troop reload web --update-env"), "{err}");
     let with = |args: &[&str], greeting: &str| {
         assert!(home.command(args).env("GREETING", greeting).status().unwrap().success());
         home.log("all.log").lines().rfind(|line| line.contains("greeting")).unwrap().to_owned()
     };
     assert!(with(&["restart", "web", "--update-env"], "one").ends_with("greeting one"));
     assert!(with(&["restart", "web"], "two").ends_with("greeting one"));
+    // A reload does it without an interruption, and what follows keeps it.
+    assert!(with(&["reload", "web", "--update-env"], "new").ends_with("greeting new"));
+    assert!(with(&["reload", "web"], "two").ends_with("greeting new"));
+    let mut without = home.command(&["reload", "web", "--update-env"]);
+    assert!(without.env_remove("GREETING").status().unwrap().success());
+    let log = home.log("all.log");
+    let last = log.lines().rfind(|line| line.contains("greeting")).unwrap();
+    assert!(last.ends_with("greeting undefined"), "{last}");
+    assert!(with(&["reload", "web", "--update-env"], "newer").ends_with("greeting newer"));
+    assert!(with(&["restart", "web"], "two").ends_with("greeting newer"));
     home.fine(&["stop", "web"]);
-    assert!(with(&["start", "web"], "three").ends_with("greeting one"));
+    assert!(with(&["start", "web"], "three").ends_with("greeting newer"));
     home.fine(&["stop", "web"]);
     assert!(with(&["start", "web", "--update-env"], "four").ends_with("greeting four"));
 }

@@ -94,6 +94,12 @@ impl RunningApp {
         env: Option<Vec<(Text, Text)>>,
     ) -> Result<Duration, Failure> {
         let timeout = self.can_restart().await?;
+        let inherited = self.resolved().inherited;
+        let text = |(name, value): (&std::ffi::OsString, &std::ffi::OsString)| {
+            (Text::from(name.as_os_str()), Text::from(value.as_os_str()))
+        };
+        // That of an earlier reload, if that has brought another one.
+        let env = env.or_else(|| inherited.map(|inherited| inherited.iter().map(text).collect()));
         self.restarting.request(env);
         drop(self.cluster.stop());
         Ok(timeout)

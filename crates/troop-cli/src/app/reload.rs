@@ -1,5 +1,7 @@
 //! Reloads: re-reading the configuration, replacing the workers, and reporting the outcome.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use troop::snapshot::Phase;
 use troop::supervise::{Progress, ReloadFailed, Reloaded};
@@ -9,6 +11,7 @@ use super::{RunningApp, failed};
 use crate::control::connection::Connection;
 use crate::control::protocol::{Answer, Failure};
 use crate::log;
+use crate::records::Text;
 use crate::resolve::ResolvedApp;
 
 /// A policy of one listener, or of all others.
@@ -76,6 +79,7 @@ impl RunningApp {
         &self,
         mut client: Option<&mut Connection>,
         allow_moved: bool,
+        env: Option<Vec<(Text, Text)>>,
     ) -> Result<Value, Failure> {
         let busy = || Err(Failure::new("busy", "a reload is under way, or the app is stopping"));
         let _one = match &client {
@@ -92,8 +96,13 @@ impl RunningApp {
             return busy();
         }
         let before = self.resolved();
-        let (after, warnings) =
+        let (mut after, warnings) =
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;
+        let os = |(name, value): &(Text, Text)| (name.to_os(), value.to_os());
+        after.inherited = match &env {
+            Some(env) => Some(Arc::new(env.iter().map(os).collect())),
+            None => before.inherited.clone(),
+        };
         let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
         warnings.iter().for_each(|warning| log::line(&format!("troop: {warning}")));
         let (changes, _) = before.changes(&after);
@@ -125,6 +134,10 @@ impl RunningApp {
             },
         );
         self.set_resolved(after);
+        if let (Some(keeper), Some(env)) = (&self.keeper, env) {
+            // It is started again with this one.
+            keeper.update_env(env);
+        }
         let mut answer = json!({ "replaced": done.replaced, "later": later? });
         if let (1.., Some(fields)) = (done.started, answer.as_object_mut()) {
             fields.insert("started".into(), done.started.into());

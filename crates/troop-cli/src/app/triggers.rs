@@ -66,7 +66,7 @@ impl RunningApp {
         let Ok(waiting) = self.waiting.try_acquire() else { return };
         drop(self.reloading.lock().await);
         drop(waiting);
-        if let Err(failure) = self.reload(None, false).await
+        if let Err(failure) = self.reload(None, false, None).await
             && failure.kind != "failed"
         {
             log::line(&format!("troop: not reloaded: {}", failure.message));

@@ -102,8 +102,8 @@ pub(crate) struct Reload {
     #[arg(long)]
     pub(crate) allow_moved: bool,
 
-    /// Accepted because PM2 has it: `troop restart --update-env` changes the environment
-    #[arg(long, hide = true)]
+    /// Start the new workers with the environment of this shell instead of that of the first start
+    #[arg(long)]
     pub(crate) update_env: bool,
 
     #[command(flatten)]

@@ -39,6 +39,9 @@ pub(crate) enum Request {
         /// Whether the new workers may listen on other addresses.
         #[serde(default)]
         allow_moved: bool,
+        /// The environment that workers inherit from then on, instead of the primary's.
+        #[serde(default)]
+        env: Option<Vec<(Text, Text)>>,
     },
     /// Stops the workers and starts the app again, re-reading its configuration. The connection
     /// stays open until the primary executes itself.

@@ -119,8 +119,8 @@ impl Server {
     ) -> Result<Result<Value, Failure>, Disconnected> {
         Ok(match request {
             Request::Snapshot => self.app.snapshot().await,
-            Request::Reload { worker: None, allow_moved } => {
-                self.app.reload(Some(client), allow_moved).await
+            Request::Reload { worker: None, allow_moved, env } => {
+                self.app.reload(Some(client), allow_moved, env).await
             }
             Request::Reload { worker: Some(worker), .. } => self.app.recycle(worker).await,
             Request::Logs => Ok(self.app.logs()),

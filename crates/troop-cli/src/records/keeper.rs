@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::process::Identity;
@@ -30,6 +30,8 @@ pub(crate) struct Keeper {
     /// The record that there was before.
     before: Option<Record>,
     is_forgotten: AtomicBool,
+    /// The environment that replaces that of the start.
+    env: Mutex<Option<Vec<(Text, Text)>>>,
 }
 
 impl Keeper {
@@ -62,7 +64,13 @@ impl Keeper {
             end: None,
         };
         store.write(&record)?;
-        Ok(Keeper { store, record, before, is_forgotten: AtomicBool::new(false) })
+        Ok(Keeper {
+            store,
+            record,
+            before,
+            is_forgotten: AtomicBool::new(false),
+            env: Mutex::default(),
+        })
     }
 
     /// Has the record removed at the end: `troop delete`.
@@ -85,7 +93,30 @@ impl Keeper {
         if self.is_forgotten.load(Ordering::Acquire) || self.record.start.is_none() {
             return self.store.remove(&self.record.name);
         }
-        self.store.write(&Record { end: Some(end), ..self.record.clone() })
+        self.store.write(&Record { end: Some(end), ..self.current() })
+    }
+
+    /// Has the app started again with another environment. Failures are ignored: it is then started
+    /// with the one before.
+    pub(crate) fn update_env(self: &Arc<Keeper>, env: Vec<(Text, Text)>) {
+        *self.env.lock().unwrap_or_else(PoisonError::into_inner) = Some(env);
+        let keeper = self.clone();
+        let _ = bounded(move || {
+            let _lock = keeper.store.lock()?;
+            match keeper.is_own() {
+                true => keeper.store.write(&keeper.current()),
+                false => Ok(()),
+            }
+        });
+    }
+
+    fn current(&self) -> Record {
+        let mut record = self.record.clone();
+        let env = self.env.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let (Some(call), Some(env)) = (&mut record.start, env) {
+            call.env = env;
+        }
+        record
     }
 
     /// Takes a start back that has failed: an app that was known before remains so.

@@ -150,11 +150,11 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
         [app] => client::target(Some(app))?,
         _ => (None, None),
     };
-    if args.update_env {
-        return Err(CliError::Usage(
-            "a reload keeps the environment of the app; `troop restart --update-env` changes it"
-                .into(),
-        ));
+    if worker.is_some() && args.update_env {
+        let app = app.unwrap_or_default();
+        return Err(CliError::Usage(format!(
+            "--update-env is for all workers, which have one environment: troop reload {app} --update-env"
+        )));
     }
     if worker.is_some() && args.allow_moved {
         let app = app.unwrap_or_default();
@@ -172,7 +172,9 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
         Target::Running(client) => reload_one(args, worker, client),
         Target::Ended(record, end) if worker.is_some() => Err(targets::not_running(&record, &end)),
         Target::Ended(..) if is_all => Ok(()),
-        Target::Ended(record, _) => resume(&record, false, false, args.json, &interrupted),
+        Target::Ended(record, _) => {
+            resume(&record, args.update_env, false, args.json, &interrupted)
+        }
     })
 }
 
@@ -185,7 +187,14 @@ fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<
     };
     let answer = named(
         &name,
-        client.request(Request::Reload { worker, allow_moved: args.allow_moved }, show)?,
+        client.request(
+            Request::Reload {
+                worker,
+                allow_moved: args.allow_moved,
+                env: args.update_env.then(own_env),
+            },
+            show,
+        )?,
     );
     report(args.json, &answer, || {
         let (replaced, started) =
