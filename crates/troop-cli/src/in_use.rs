@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use troop::text::tells_of_used_address;
 use troop::{Event, WorkerHandle};
 
 /// Failures after which a foreground app is told what may be wrong.
@@ -11,15 +12,10 @@ const FAILURES: u32 = 2;
 /// Signs in a program's words that a descriptor is no socket, or not open.
 const NO_SOCKET: [&str; 4] = ["non-socket", "ENOTSOCK", "ad file descriptor", "EBADF"];
 
-/// Whether a text reports an address that another process has.
-pub(crate) fn is_address_in_use(text: &str) -> bool {
-    ["EADDRINUSE", "ddress already in use"].iter().any(|sign| text.contains(sign))
-}
-
 /// Adds what to do about an address that is in use, where a text is about that and does not say it
 /// yet.
 pub(crate) fn with_tip(mut text: String) -> String {
-    if is_address_in_use(&text) && !text.contains("\ntip: ") {
+    if tells_of_used_address(&text) && !text.contains("\ntip: ") {
         text.push_str(
             "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
              workers of a program that binds its port past troop are in each other's way: see --bind",
@@ -47,11 +43,11 @@ impl Bound {
             let sockets = self.addresses.iter().zip(3..);
             let sockets: Vec<_> = sockets.map(|(at, fd)| format!("fd {fd} is {at}")).collect();
             return Some(format!(
-                "of the sockets of -b {}; {{fd}} in the program's arguments becomes the number of the first one",
+                "of the sockets of -b, {}; {{fd}} in the program's arguments becomes the number of the first one",
                 sockets.join(", ")
             ));
         }
-        if !is_address_in_use(words) {
+        if !tells_of_used_address(words) {
             return None;
         }
         let at = self.addresses.iter().position(|address| names(words, address))?;

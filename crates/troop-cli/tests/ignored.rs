@@ -205,7 +205,7 @@ fn exec_activated_says_what_is_missing() {
     let (code, err) = output(Some("two"), "true");
     assert!(code == Some(2) && err.contains("\"two\""), "{err}");
     let (code, err) = output(Some("1000"), "true");
-    assert!(code == Some(1) && err.contains("is no socket here"), "{err}");
+    assert!(code == Some(1) && err.contains("should be a socket (LISTEN_FDS is 1000)"), "{err}");
     // What it executes gets the rest of the line as it is.
     let line = format!("{} exec-activated sh -c 'exit 7' --help", env!("CARGO_BIN_EXE_troop"));
     let (code, log) =

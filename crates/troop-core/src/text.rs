@@ -140,6 +140,22 @@ fn colour(text: &str) -> Option<usize> {
     (end <= MAX_COLOUR && parameters[end..].starts_with('m')).then_some(2 + end + 1)
 }
 
+/// Whether a program's words say that an address which it would bind is in use, as system libraries,
+/// Node, Rust, EventMachine and gunicorn put it.
+#[must_use]
+pub fn tells_of_used_address(words: &str) -> bool {
+    let signs = [
+        "EADDRINUSE",
+        "AddrInUse",
+        "ddress already in use",
+        "ddress in use",
+        "ort is in use",
+        "ort already in use",
+        "onnection in use",
+    ];
+    signs.iter().any(|sign| words.contains(sign))
+}
+
 /// Escapes [unsafe](is_unsafe) characters above C0, which JSON permits, in a JSON text. They occur
 /// only in strings, so the value stays the same.
 #[must_use]
@@ -168,6 +184,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn words_about_a_used_address_are_recognised() {
+        for words in [
+            "OSError: [Errno 98] Address already in use",
+            "Error: listen EADDRINUSE: address already in use :::3000",
+            "no acceptor (port is in use or requires root privileges)",
+            "[ERROR] Connection in use: ('127.0.0.1', 8000)",
+            "Os { code: 98, kind: AddrInUse }",
+        ] {
+            assert!(tells_of_used_address(words), "{words}");
+        }
+        assert!(!tells_of_used_address("memory in use: 3 MiB"));
+    }
 
     #[test]
     fn control_and_direction_characters_are_escaped() {

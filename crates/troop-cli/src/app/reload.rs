@@ -196,8 +196,7 @@ fn failure(failed: &ReloadFailed) -> Failure {
             if let Some(words) = failed.last_lines().filter(|words| !words.trim().is_empty()) {
                 text.push_str("; its last lines:\n");
                 text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
-                if ["EADDRINUSE", "Address already in use"].iter().any(|sign| words.contains(sign))
-                {
+                if troop::text::tells_of_used_address(words) {
                     text.push_str(
                         "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
                     );

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use troop::snapshot::{Phase, Snapshot, VacantSlot};
 use troop::supervise::{NotReady, Progress};
+use troop::text::tells_of_used_address;
 use troop::{Cluster, Event, WorkerHandle, text};
 
-use crate::in_use::{Bound, is_address_in_use};
+use crate::in_use::Bound;
 use crate::log;
 
 /// Time to wait for the last lines of a worker.
@@ -124,7 +125,7 @@ impl StartupReporter {
     fn tip(&self, words: &str) -> Option<String> {
         let clash = || self.clash.lock().ok().and_then(|clash| clash.clone());
         let own = self.bound.get().and_then(|bound| bound.explain(words));
-        own.or_else(|| clash().filter(|_| is_address_in_use(words)))
+        own.or_else(|| clash().filter(|_| tells_of_used_address(words)))
     }
 
     pub(crate) fn note_failed(&self, worker: &WorkerHandle) {
@@ -213,7 +214,7 @@ impl StartupReporter {
             if snapshot.ready == 0 || !snapshot.vacant.iter().any(keeps_ending) {
                 continue;
             }
-            let words = self.last_lines().filter(|words| is_address_in_use(words));
+            let words = self.last_lines().filter(|words| tells_of_used_address(words));
             let clash = self.clash.lock().ok().and_then(|clash| clash.clone());
             let (words, tip) = match (words, clash) {
                 (Some(words), _) => (Some(words.clone()), self.tip(&words)),

@@ -63,7 +63,7 @@ fn fetch(
     count: i32,
 ) -> Result<Vec<std::os::fd::OwnedFd>, String> {
     let closed =
-        format!("descriptor {number}, of {count} from {FIRST_ANNOUNCED} on, is no socket here");
+        format!("descriptor {number} should be a socket (LISTEN_FDS is {count}), and is none here");
     let Some(pid) = listen_pid.and_then(|pid| pid.parse::<u32>().ok()) else {
         return Err(format!("{closed}, and LISTEN_PID does not say which process has the sockets"));
     };

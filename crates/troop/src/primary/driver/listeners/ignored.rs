@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use troop_core::WorkerId;
 use troop_core::cluster::accepted::{Hindrances, Ignored};
+use troop_core::text::tells_of_used_address;
 
 use crate::activation::ActivationSocket;
 use crate::event::Event;
 use crate::primary::driver::Driver;
-
-/// Signs in a program's last words that another process has its address.
-const IN_USE: [&str; 2] = ["EADDRINUSE", "ddress already in use"];
 
 /// What may be wrong where workers have started other processes.
 const BEHIND_SHELL: &str =
@@ -55,9 +53,8 @@ impl Driver {
     ) {
         let ended = self.listeners.last_ended.as_ref().filter(|last| last.id() == ended);
         let last_words = ended.and_then(|ended| ended.last_stderr(Duration::ZERO));
-        let is_other = |words: &String| !IN_USE.iter().any(|sign| words.contains(sign));
         let Some(handle) = self.workers.handle(worker).cloned() else { return };
-        if last_words.is_some_and(|words| is_other(&words)) {
+        if last_words.is_some_and(|words| !tells_of_used_address(&words)) {
             return;
         }
         let given = match self.workers.setup().activation().first() {
