@@ -104,3 +104,12 @@ fn an_app_whose_control_socket_is_gone_is_still_listed_and_not_started_a_second_
     wait_until("its control socket", || troop(&["show", "web"]).0 == Some(0));
     assert_eq!(home.show("web")["pid"], pid);
 }
+
+#[test]
+fn paths_are_shown_without_parts_that_mean_nothing() {
+    let file = "{ \"apps\": [{ \"name\": \"web\", \"script\": \"././server.js\" }] }";
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", file)]);
+    home.fine(&["start", "ecosystem.json"]);
+    let program = home.show("web")["program"].as_str().unwrap().to_owned();
+    assert!(program.ends_with("/server.js") && !program.contains("/./"), "{program}");
+}

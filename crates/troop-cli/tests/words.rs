@@ -111,6 +111,11 @@ fn what_one_of_the_verbs_cannot_do_is_answered_in_one_line() {
             &["run", "web", "jobs", "--set", "x=1"],
             "--set stands behind names of apps: options come before web",
         ),
+        (
+            &["run", "sh", "-c", "exit 3"],
+            "if -c is an option of sh, it stands behind `--`: troop run sh -- -c",
+        ),
+        (&["start", "sh", "-c", "exit 3"], "troop start sh -- -c"),
         (&["start", "a.js", "nope"], "`--`: troop start a.js -- nope"),
     ] {
         let (code, _, err) = home.troop(words);

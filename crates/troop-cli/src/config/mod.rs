@@ -424,7 +424,8 @@ impl App {
             .and_then(|e| e.to_str())
             .is_some_and(|e| ["js", "mjs", "cjs", "ts", "mts", "cts"].contains(&e));
         if is_script || self.program.contains('/') {
-            self.directory(file).join(path)
+            // Without `/./`, which has no meaning; what `..` leads to may change with a link.
+            self.directory(file).join(path).components().collect()
         } else {
             path.to_owned()
         }

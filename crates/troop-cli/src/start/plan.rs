@@ -25,6 +25,12 @@ pub(crate) struct Planned {
     pub(crate) after: Vec<String>,
 }
 
+impl std::fmt::Display for Verb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Verb::Start { "start" } else { "run" })
+    }
+}
+
 impl Planned {
     pub(crate) fn shown(&self) -> String {
         match (&self.choice.app, &self.run.program) {
@@ -119,6 +125,15 @@ pub(crate) fn plan(run: &Run, more: &[OsString], verb: Verb) -> Result<Vec<Plann
             config::choose_environment(name);
         }
     }
+    if let (Some(file), Some(program)) = (&run.config, &run.program)
+        && !file.exists()
+    {
+        let program = program.to_string_lossy();
+        return Err(format!(
+            "there is no file {}; if -c is an option of {program}, it stands behind `--`: troop {verb} {program} -- -c …",
+            file.display()
+        ));
+    }
     let option = more.iter().map(|word| word.to_string_lossy()).find(|word| word.starts_with('-'));
     if let Some(option) = option {
         let program = run.program.clone().unwrap_or_default();
@@ -150,7 +165,6 @@ pub(crate) fn plan(run: &Run, more: &[OsString], verb: Verb) -> Result<Vec<Plann
         let line = [program].into_iter().chain(["--".into()]).chain(more.into_iter().cloned());
         let line: Vec<_> = line.map(|word| word.to_string_lossy().into_owned()).collect();
         let line = shlex::try_join(line.iter().map(String::as_str)).unwrap_or_default();
-        let verb = if verb == Verb::Start { "start" } else { "run" };
         return Err(format!(
             "there is no file {missing}; the program's own arguments stand behind `--`: troop {verb} {line}"
         ));
