@@ -6,6 +6,7 @@ mod support;
 
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use rustix::process::Signal;
@@ -72,6 +73,34 @@ fn clients_of_a_program_that_ignores_its_sockets_are_told_about_once_until_it_se
     assert!(log().contains(&restored) && log().matches(&told).count() == 1, "{}", log());
     drop(clients);
     home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn clients_that_wait_for_an_app_do_not_count_for_another_one_whose_socket_has_the_same_name() {
+    if !has_python() {
+        return;
+    }
+    let ignores = std::fs::read_to_string(node("ignores.py")).unwrap();
+    let home = Home::with(&[("server.py", &ignores)]);
+    let start = |name: &str| {
+        std::fs::create_dir(home.path().join(name)).unwrap();
+        let path = home.path().join(name).join("web.sock");
+        let at = path.display().to_string();
+        let set = ["--set", "min_ready_time=0", "-n", name, "--", "server.py"];
+        home.fine(&[&["start", "python3", "-b", &at], &set[..]].concat());
+        path
+    };
+    start("idle");
+    let mut clients = Vec::new();
+    // When it is told of the second one, it would have been told of the idle one, too.
+    for name in ["busy", "later"] {
+        clients.push(UnixStream::connect(start(name)).unwrap());
+        wait_until("a word about it", || !home.show(name)["listeners"][0]["ignored"].is_null());
+    }
+    let idle = home.show("idle");
+    assert!(idle["listeners"][0]["ignored"].is_null(), "{idle}");
+    assert_eq!(idle["phase"], "running");
+    drop(clients);
 }
 
 #[test]

@@ -116,18 +116,26 @@ impl Observer {
         if is_idle {
             return inspection;
         }
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let mut accepted = BTreeSet::new();
+        let mut of_sockets = Vec::new();
         for (place, seen) in places.iter().zip(&mut inspection.sockets) {
-            let Some(Ok(found)) = place.as_ref().map(ListensAt::connections) else { continue };
-            seen.accepted = u32::try_from(found.accepted.len()).unwrap_or(u32::MAX);
-            seen.waiting = found.waiting.unwrap_or(seen.waiting);
-            accepted.extend(found.accepted);
+            let found = place.as_ref().and_then(|place| place.connections().ok());
+            let found = found.unwrap_or_default();
+            seen.accepted = count(found.accepted.len());
+            // Other sockets can have the same name in the kernel's list, as each primary binds below
+            // `/proc/self/fd`, so it is not asked whether connections wait, only how many.
+            let waiting = found.waiting.filter(|_| seen.waiting > 0);
+            seen.waiting = waiting.map_or(seen.waiting, |waiting| waiting.max(1));
+            accepted.extend(&found.accepted);
+            of_sockets.push(found.accepted);
         }
         let had_some = self.open.values().any(|open| !open.is_empty());
         if accepted.is_empty() && !had_some && !request.needs_hindrances {
             return inspection;
         }
         let mut listening = request.needs_hindrances.then(|| listening(until));
+        let (mut all_open, mut is_complete) = (BTreeSet::<u64>::new(), true);
         for (worker, pid) in &request.workers {
             let opened = connections::opened(*pid, until);
             if let (Some(hindrances), Some(listening)) =
@@ -135,18 +143,26 @@ impl Observer {
             {
                 hinder(hindrances, listening, *worker, &opened);
             }
+            all_open.extend(opened.sockets.intersection(&accepted));
+            is_complete &= opened.is_complete;
             if !opened.is_complete {
                 continue;
             }
             let open: BTreeSet<u64> = opened.sockets.intersection(&accepted).copied().collect();
             let before = self.open.entry(*worker).or_default();
-            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
             inspection.workers.push(WorkerConnections {
                 worker: *worker,
                 open: count(open.len()),
                 new: count(open.difference(before).count()),
             });
             *before = open;
+        }
+        // For the same reason, only what a worker has open counts as accepted there.
+        for ((place, seen), found) in places.iter().zip(&mut inspection.sockets).zip(of_sockets) {
+            if is_complete && is_unix(place) {
+                seen.accepted =
+                    count(found.iter().filter(|inode| all_open.contains(*inode)).count());
+            }
         }
         inspection
     }
