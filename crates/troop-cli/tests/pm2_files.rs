@@ -316,3 +316,29 @@ fn a_program_that_is_started_alone_is_a_primary_and_can_talk_to_troop() {
     let (code, _, err) = home.troop(&["start", "server.js", "--alone", "--policy", "p2c"]);
     assert!(code == 2 && err.contains("policy has no effect with alone"), "{err}");
 }
+
+#[test]
+fn whether_a_program_runs_alone_is_decided_at_its_start() {
+    let home = Home::with(&[]);
+    let port = free_port();
+    let file = |alone: bool| {
+        let app = format!(
+            "[app.app]\nprogram = \"server.js\"\nworkers = 1\nalone = {alone}\nenv = {{ PORT = {port} }}\n"
+        );
+        std::fs::write(home.path().join("troop.toml"), app).unwrap();
+    };
+    let serves = "require('http').createServer((q, s) => s.end(`served by ${require('cluster').isPrimary}`)).listen(process.env.PORT, '127.0.0.1');";
+    std::fs::write(home.path().join("server.js"), serves).unwrap();
+    file(false);
+    home.fine(&["start"]);
+    assert!(answer_of(port).ends_with("false"));
+    file(true);
+    let (code, out, err) = home.troop(&["reload", "app"]);
+    assert!(
+        code == 0 && format!("{out}{err}").contains("alone only at the next start"),
+        "{out}{err}"
+    );
+    assert!(answer_of(port).ends_with("false"));
+    home.fine(&["restart", "app"]);
+    assert!(answer_of(port).ends_with("true"));
+}

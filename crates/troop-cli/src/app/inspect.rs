@@ -19,7 +19,7 @@ impl RunningApp {
         let app = AppSnapshot {
             name: self.name.clone(),
             program: Path::new(&resolved.program).display().to_string(),
-            alone: resolved.runs_alone(),
+            alone: self.started.runs_alone(),
             version: env!("CARGO_PKG_VERSION").into(),
             file: self.source.file().map(|file| {
                 std::path::absolute(file).unwrap_or_else(|_| file.into()).display().to_string()

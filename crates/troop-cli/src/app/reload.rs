@@ -103,7 +103,10 @@ impl RunningApp {
             Some(env) => Some(Arc::new(env.iter().map(os).collect())),
             None => before.inherited.clone(),
         };
-        let setup = after.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
+        // The listeners of the workers that there are would be in the way of one that runs alone.
+        let mut now = after.clone();
+        now.app.alone = self.started.app.alone;
+        let setup = now.setup().map_err(|e| Failure::new("bad-request", e.chain()))?;
         warnings.iter().for_each(|warning| log::line(&format!("troop: {warning}")));
         let (changes, _) = before.changes(&after);
         let (_, late) = self.started.changes(&after);

@@ -217,7 +217,7 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 29] = [
+pub(crate) const LIVE: [&str; 28] = [
     "program",
     "args",
     "node_args",
@@ -246,7 +246,6 @@ pub(crate) const LIVE: [&str; 29] = [
     "kill_signal",
     "shutdown_with_message",
     "kill_mode",
-    "alone",
 ];
 
 impl App {
