@@ -97,9 +97,9 @@ impl Running {
         Some(line)
     }
 
-    /// The next event of this name.
+    /// The next event of this name. Some come only after twenty seconds.
     pub fn event(&mut self, name: &str) -> Value {
-        let deadline = Instant::now() + TEST_TIMEOUT;
+        let deadline = Instant::now() + 3 * TEST_TIMEOUT;
         loop {
             let Some(line) = self.line(deadline) else {
                 panic!("no event {name}; seen:\n{}", self.seen.join("\n"))
