@@ -211,6 +211,10 @@ fn an_exit_that_troop_has_caused_is_reported_as_such() {
             "{log}"
         );
     }
+    // Nor does one die that has nothing left to do.
+    let mut done = run(["-w", "1", "--restart", "never", "true"]);
+    assert_eq!(done.event("exit")["text"], "worker 1 ended: exit code 0");
+    done.end();
     // One that somebody else ends is not.
     let mut dies = run(["-w", "1", "--restart", "never", "sleep", "600"]);
     let pid = dies.event("fork")["pid"].as_i64().unwrap();

@@ -276,6 +276,9 @@ impl Event {
             {
                 write!(f, "worker {} finished: {how}", w.id())
             }
+            Event::Exit { worker: w, exit: how } if how.is_success() => {
+                write!(f, "worker {} ended: {how}", w.id())
+            }
             Event::Exit { worker: w, exit: how } => write!(f, "worker {} died: {how}", w.id()),
             Event::Error { worker: Some(w), error: e } => {
                 write!(f, "worker {}: {}", w.id(), e.chain())
