@@ -15,8 +15,11 @@ use tokio::time::{Instant, timeout};
 use troop::text::escaped;
 
 use crate::config::Watch;
+use crate::control::sockets;
+use crate::logs::paths;
+use crate::records::store;
 pub(crate) use filter::split;
-use filter::{WatchFilter, roots};
+use filter::{Root, WatchFilter, roots};
 
 /// The largest number of watched directories, and the size of their paths in bytes; the kernel has a
 /// limit too.
@@ -76,7 +79,7 @@ pub(crate) fn start(
 ) -> Result<Watched, String> {
     let roots = roots(watch, cwd)?;
     let own = own.into_iter().map(canonical).collect();
-    let filter = WatchFilter { roots, ignore: watch.ignore.clone(), own };
+    let filter = WatchFilter { hidden: hidden(&roots), roots, ignore: watch.ignore.clone(), own };
     let (sender, changes) = channel(MAX_CHANGES);
     let matters = filter.clone();
     let has_missed = Arc::new(AtomicBool::new(false));
@@ -108,6 +111,14 @@ pub(crate) fn start(
     let mut tree = Tree::new(watcher, filter);
     tree.add_roots()?;
     Ok(Watched::new(changes, has_missed, delay, tree))
+}
+
+/// Returns troop's own directories, which change with each app that starts, unless one of them is
+/// watched itself.
+fn hidden(roots: &[Root]) -> Vec<PathBuf> {
+    let own = [sockets::path(), store::path(), paths::directory()];
+    let is_apart = |own: &PathBuf| !roots.iter().any(|root| root.path.starts_with(own));
+    own.into_iter().map(canonical).filter(is_apart).collect()
 }
 
 /// Returns the canonical path of a file that may not exist yet.
@@ -292,7 +303,12 @@ mod tests {
     async fn what_changes_for_ever_does_not_put_a_change_off_for_ever() {
         let (sender, changes) = channel(1);
         let watcher = notify::recommended_watcher(|_| {}).unwrap();
-        let filter = WatchFilter { roots: Vec::new(), ignore: Vec::new(), own: Vec::new() };
+        let filter = WatchFilter {
+            roots: Vec::new(),
+            ignore: Vec::new(),
+            own: Vec::new(),
+            hidden: Vec::new(),
+        };
         let delay = Duration::from_millis(20);
         let tree = Tree::new(watcher, filter);
         let mut watched = Watched::new(changes, Arc::default(), delay, tree);

@@ -17,6 +17,8 @@ pub(super) struct WatchFilter {
     pub(super) ignore: Vec<String>,
     /// Files that troop itself writes.
     pub(super) own: Vec<PathBuf>,
+    /// Directories of troop's own: control sockets, records, logs.
+    pub(super) hidden: Vec<PathBuf>,
 }
 
 /// A watched file or directory.
@@ -80,7 +82,10 @@ impl WatchFilter {
                     !is_ignored(&root.path, below, &self.ignore) && fits(root, below)
                 })
         };
-        !self.own.iter().any(is_own) && self.roots.iter().any(is_below)
+        let is_hidden = |directory: &PathBuf| path.starts_with(directory);
+        !self.own.iter().any(is_own)
+            && !self.hidden.iter().any(is_hidden)
+            && self.roots.iter().any(is_below)
     }
 }
 
@@ -186,12 +191,15 @@ mod tests {
         let paths = ["src/**/*.{js,ts}", "*.json", "a[1].js"].map(PathBuf::from).to_vec();
         let watch = Watch { paths, ..Watch::default() };
         let roots = roots(&watch, Some(home.path())).unwrap();
-        let filter = WatchFilter { roots, ignore: Vec::new(), own: Vec::new() };
         let at = |path: &str| home.path().canonicalize().unwrap().join(path);
-        for path in ["src/a.js", "src/deep/b.ts", "package.json", "a[1].js", "src/deep"] {
+        let filter =
+            WatchFilter { roots, ignore: Vec::new(), own: Vec::new(), hidden: vec![at("src/run")] };
+        for path in
+            ["src/a.js", "src/running.js", "src/deep/b.ts", "package.json", "a[1].js", "src/deep"]
+        {
             assert!(filter.matches(&at(path)), "{path}");
         }
-        for path in ["src/a.css", "b.js", "src/package.json", "a1.js"] {
+        for path in ["src/a.css", "b.js", "src/package.json", "a1.js", "src/run/a.js"] {
             assert!(!filter.matches(&at(path)), "{path}");
         }
         let missing = Watch { paths: vec!["lib/**/*.js".into()], ..Watch::default() };
