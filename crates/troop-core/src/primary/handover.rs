@@ -361,6 +361,7 @@ impl Primary {
         }
         if let Some(membership) = state.membership_mut(listener) {
             membership.accepted();
+            membership.share.accepted(&mut self.rebalance);
         }
         self.actions.push_back(Action::Release { conn, taken: true });
         if !state.reports {
@@ -399,6 +400,7 @@ impl Primary {
         state.returned += 1;
         if let Some(membership) = state.membership_mut(id) {
             membership.refused(now);
+            membership.share.refused();
             let until = membership.cooling_until;
             self.wake_at(until);
         }

@@ -53,6 +53,8 @@ pub(super) struct Listener {
     pub(super) queue: VecDeque<QueuedConnection>,
     /// Number of connections that wait for a certain worker.
     pub(super) reserved: usize,
+    /// Number of connections that workers which stay are returning just now.
+    pub(super) promised: u32,
     /// The worker whose share of descriptors it counts against: the one that had it opened, or
     /// later another one that uses it.
     pub(super) charged_to: WorkerId,

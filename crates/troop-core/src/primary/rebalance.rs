@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::listener::Listener;
-use super::membership::{ListenerMembership, QueuedConnection};
+use super::membership::QueuedConnection;
 use super::worker::Worker;
 use super::{DEFAULT_WEIGHT, Primary, WorkerId};
 use crate::event::Violation;
@@ -46,8 +46,8 @@ pub(super) struct Rebalance {
     awaited: u32,
     /// Number of connections that workers were asked for in this round.
     asked: u32,
-    /// Number of connections that have come back in this round.
-    returned: u32,
+    /// Number of connections that workers with few have taken in this round.
+    arrived: u32,
     /// Number of rounds in a row that have moved nothing.
     fruitless: u32,
 }
@@ -78,6 +78,24 @@ pub(super) struct Share {
     excess: u32,
     /// Number of connections that it is to get in this round.
     lack: u32,
+    /// Number of those that are on their way to it.
+    coming: u32,
+}
+
+impl Share {
+    /// The worker has taken a connection.
+    #[inline]
+    pub(super) fn accepted(&mut self, rebalance: &mut Rebalance) {
+        if self.coming > 0 {
+            self.coming -= 1;
+            rebalance.arrived = rebalance.arrived.saturating_add(1);
+        }
+    }
+
+    /// The worker has rejected a connection, and gets no more of other workers in this round.
+    pub(super) fn refused(&mut self) {
+        (self.lack, self.coming) = (0, 0);
+    }
 }
 
 impl Primary {
@@ -117,12 +135,12 @@ impl Primary {
 
     /// Has the workers count.
     fn begin_round(&mut self, now: Time) {
-        let Rebalance { asked, returned, .. } = self.rebalance;
+        let Rebalance { asked, arrived, .. } = self.rebalance;
         if asked > 0 {
             self.rebalance.fruitless =
-                if returned > 0 { 0 } else { self.rebalance.fruitless.saturating_add(1) };
+                if arrived > 0 { 0 } else { self.rebalance.fruitless.saturating_add(1) };
         }
-        (self.rebalance.asked, self.rebalance.returned) = (0, 0);
+        (self.rebalance.asked, self.rebalance.arrived) = (0, 0);
         let mut counting = Vec::new();
         for (id, listener) in self.listeners.iter().filter(|(_, l)| self.is_evened_out(l)) {
             let workers = self.workers.iter().filter(|(_, state)| takes_part(state, *id));
@@ -136,6 +154,7 @@ impl Primary {
                 membership.share = Share::default();
             }
         }
+        self.listeners.values_mut().for_each(|listener| listener.promised = 0);
         if counting.is_empty() {
             return;
         }
@@ -161,15 +180,21 @@ impl Primary {
         key: &str,
         open: u32,
     ) {
-        let Primary { workers, listeners, rebalance, .. } = self;
+        let Primary { config, workers, listeners, rebalance, .. } = self;
         let Some(state) = workers.get_mut(&worker) else { return };
         let counting = state.memberships.iter_mut().find(|membership| {
             membership.share.is_counting
                 && listeners.get(&membership.listener).is_some_and(|l| l.key == key)
         });
         let Some(membership) = counting.filter(|_| rebalance.is_counting) else { return };
+        // Its program will have those, too, that it has not accepted for a while. It may have counted
+        // others whose acknowledgement follows.
+        let in_flight = state.in_flight.iter().filter(|c| {
+            c.listener == membership.listener && now.since(c.since) >= config.stale_after
+        });
+        let coming = u32::try_from(in_flight.count() + membership.reserved.len());
         membership.share.is_counting = false;
-        membership.share.counted = Some(open);
+        membership.share.counted = Some(open.saturating_add(coming.unwrap_or(u32::MAX)));
         rebalance.awaited = rebalance.awaited.saturating_sub(1);
         if rebalance.awaited == 0 {
             rebalance.at = Some(now);
@@ -180,7 +205,9 @@ impl Primary {
     /// Asks workers with too many connections for the excess.
     fn even_out(&mut self, now: Time) {
         self.rebalance.is_counting = false;
-        let ids: Vec<ListenerId> = self.listeners.keys().copied().collect();
+        // Without those whose scheduling has changed since the count.
+        let evened_out = self.listeners.iter().filter(|(_, l)| self.is_evened_out(l));
+        let ids: Vec<ListenerId> = evened_out.map(|(id, _)| *id).collect();
         let mut asked = 0u32;
         let mut is_steered = false;
         for id in ids {
@@ -231,7 +258,7 @@ impl Primary {
     }
 
     /// The listener of a connection that a worker returns which is not to leave. `None` if it has to
-    /// keep it: the round is over, or too many wait.
+    /// keep it: the round is over, nobody can take it now, or too many wait.
     ///
     /// # Errors
     /// If it offers more than it was ever asked for.
@@ -252,37 +279,68 @@ impl Primary {
             (is_due && self.is_evened_out(listener) && self.has_room_for_moved(listener))
                 .then_some(membership.listener)
         });
-        if let Some(id) = own
-            && let Some(membership) =
-                self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
-        {
-            membership.share.excess -= 1;
+        let Some(id) = own else { return Ok(None) };
+        let places = self.lacking(self.last_time, id).map(|(lack, ..)| lack).sum::<u32>();
+        let (Some(listener), Some(membership)) = (
+            self.listeners.get_mut(&id),
+            self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id)),
+        ) else {
+            return Ok(None);
+        };
+        if places <= listener.promised {
+            return Ok(None);
         }
-        Ok(own)
+        listener.promised += 1;
+        membership.share.excess -= 1;
+        Ok(Some(id))
+    }
+
+    /// The workers that can get connections which others return: how many each lacks, and whether it
+    /// is ready for one. The others soon will be.
+    fn lacking(&self, now: Time, id: ListenerId) -> impl Iterator<Item = (u32, bool, WorkerId)> {
+        let candidates = self.workers.iter().filter(move |(_, state)| takes_part(state, id));
+        candidates.filter_map(move |(worker, state)| {
+            let membership = state.membership(id).filter(|membership| membership.share.lack > 0)?;
+            let is_ready = membership.shown?.ready && membership.reserved.is_empty();
+            // It has as many under way as it may have, and answers.
+            let answers = state
+                .in_flight
+                .front()
+                .is_none_or(|oldest| now.since(oldest.since) < self.config.stale_after);
+            let is_soon = answers
+                && !state.blocked
+                && state.starved_until <= now
+                && membership.cooling_until <= now;
+            (is_ready || is_soon).then_some((membership.share.lack, is_ready, *worker))
+        })
     }
 
     /// Dispatches a connection that a worker with too many has returned to the worker that lacks
-    /// most. Without one that is ready, the policy chooses.
+    /// most. If there is none any more, the policy chooses.
     pub fn rebalanced(&mut self, now: Time, id: ListenerId, conn: ConnId, about: Connection) {
         self.clock(now);
-        self.rebalance.returned = self.rebalance.returned.saturating_add(1);
-        let is_ready = |membership: &&ListenerMembership| {
-            membership.share.lack > 0
-                && membership.reserved.is_empty()
-                && membership.shown.is_some_and(|view| view.ready)
-        };
-        let candidates = self.workers.iter().filter(|(_, state)| takes_part(state, id));
-        let lacking = candidates
-            .filter_map(|(worker, state)| Some((worker, state.membership(id).filter(is_ready)?)))
-            .max_by_key(|(_, membership)| membership.share.lack)
-            .map(|(worker, _)| *worker);
-        let Some(worker) = lacking else { return self.accepted(now, id, conn, about) };
-        if let Some(membership) =
-            self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
-        {
-            membership.share.lack -= 1;
+        let lacking = self.lacking(now, id).max_by_key(|(lack, is_ready, _)| (*is_ready, *lack));
+        if let Some(listener) = self.listeners.get_mut(&id) {
+            listener.promised = listener.promised.saturating_sub(1);
         }
-        self.deliver(now, worker, id, QueuedConnection { conn, about, tries: 0 });
+        let (Some((_, is_ready, worker)), Some(listener)) = (lacking, self.listeners.get_mut(&id))
+        else {
+            return self.accepted(now, id, conn, about);
+        };
+        let Some(membership) =
+            self.workers.get_mut(&worker).and_then(|state| state.membership_mut(id))
+        else {
+            return;
+        };
+        membership.share.lack -= 1;
+        membership.share.coming += 1;
+        let waiting = QueuedConnection { conn, about, tries: 0 };
+        if is_ready {
+            self.deliver(now, worker, id, waiting);
+        } else {
+            listener.reserved += 1;
+            membership.reserved.push_back(waiting);
+        }
     }
 
     /// Whether connections of a listener may move from one worker to any other.
@@ -316,24 +374,33 @@ fn even_shares(counts: &[(WorkerId, u32, u32)]) -> Vec<(u32, u32)> {
         let share = if round_up { whole.div_ceil(weights) } else { whole / weights };
         u32::try_from(share).unwrap_or(u32::MAX)
     };
-    for ((excess, lack), (_, open, weight)) in shares.iter_mut().zip(counts) {
+    for ((excess, _), (_, open, weight)) in shares.iter_mut().zip(counts) {
         *excess = open.saturating_sub(share(*weight, true));
-        *lack = share(*weight, false).saturating_sub(*open);
     }
     let is_uneven = shares
         .iter()
         .zip(counts)
         .any(|((excess, _), (_, open, _))| *excess > 1 && *excess >= (open - excess) / 8);
-    let sum = |of: fn(&(u32, u32)) -> u32| {
-        shares.iter().map(of).fold(0u32, u32::saturating_add).min(MAX_MOVES)
-    };
-    let moves = sum(|(excess, _)| *excess).min(sum(|(_, lack)| *lack));
-    let (mut returned, mut received) = if is_uneven { (moves, moves) } else { (0, 0) };
-    for (excess, lack) in &mut shares {
+    if !is_uneven {
+        shares.iter_mut().for_each(|(excess, _)| *excess = 0);
+        return shares;
+    }
+    // Where shares are no whole numbers, some get one more than others.
+    let mut received = shares.iter().map(|(excess, _)| *excess).fold(0, u32::saturating_add);
+    received = received.min(MAX_MOVES);
+    let mut returned = received;
+    for round_up in [false, true] {
+        for ((_, lack), (_, open, weight)) in shares.iter_mut().zip(counts) {
+            let more =
+                share(*weight, round_up).saturating_sub(open.saturating_add(*lack)).min(received);
+            *lack += more;
+            received -= more;
+        }
+    }
+    returned -= received;
+    for (excess, _) in &mut shares {
         *excess = (*excess).min(returned);
-        *lack = (*lack).min(received);
         returned -= *excess;
-        received -= *lack;
     }
     shares
 }

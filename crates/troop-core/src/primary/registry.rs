@@ -167,6 +167,7 @@ impl Primary {
             data,
             queue: VecDeque::new(),
             reserved: 0,
+            promised: 0,
             charged_to: worker,
             lasting: false,
             is_shared: false,

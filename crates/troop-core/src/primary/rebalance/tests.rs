@@ -25,6 +25,14 @@ fn shares_go_by_weight() {
 }
 
 #[test]
+fn a_worker_with_most_of_few_connections_shares_them_with_all_others() {
+    let [first, others @ ..] = &even(&[8, 1, 1, 1, 1, 1, 1, 1])[..] else { unreachable!() };
+    assert_eq!(*first, (6, 0));
+    assert_eq!(others.iter().map(|(_, lack)| lack).sum::<u32>(), 6);
+    assert!(others.iter().all(|(_, lack)| *lack <= 1), "{others:?}");
+}
+
+#[test]
 fn small_differences_stay() {
     for open in [&[3, 1][..], &[1, 0], &[100, 96, 104], &[0, 0], &[5]] {
         assert!(even(open).iter().all(|share| *share == (0, 0)), "{open:?}");
@@ -48,8 +56,14 @@ proptest! {
             let share = total * u64::from(*weight);
             prop_assert!(*excess == 0 || *lack == 0);
             prop_assert!(excess == &0 || u64::from(open - excess) * weights >= share);
-            prop_assert!(lack == &0 || u64::from(open + lack) * weights <= share);
+            prop_assert!(lack == &0 || u64::from(open + lack - 1) * weights < share);
         }
+        // Everything above a share has a place, if anything moves.
+        let above = |(open, weight): &(u32, u32)| {
+            u64::from(*open).saturating_sub((total * u64::from(*weight)).div_ceil(weights))
+        };
+        let all: u64 = workers.iter().map(above).sum();
+        prop_assert!(returned == 0 || returned == all.min(MAX_MOVES.into()));
     }
 }
 
@@ -176,6 +190,7 @@ fn connections_go_from_workers_with_many_to_a_new_one() {
     for conn in 0..20 {
         assert_eq!(cluster.returns(if conn % 2 == 0 { a } else { b }, conn), Some(c));
     }
+    cluster.answers(c, true);
     let key = cluster.key();
     assert!(cluster.primary.may_move(a, &key).is_err(), "it was asked for no more");
     assert_eq!(cluster.pass(ROUND_INTERVAL).len(), 3, "all count again");
@@ -270,7 +285,113 @@ fn a_lacking_worker_that_has_died_is_replaced_by_the_policys_choice() {
     cluster.pass(JOIN_DELAY);
     let [a, b, c] = [WorkerId(1), WorkerId(2), WorkerId(3)];
     assert_eq!(cluster.round(&[(a, 20), (b, 20), (c, 0)]), [(a, 6), (b, 6)]);
+    let key = cluster.key();
+    let id = cluster.primary.may_move(a, &key).unwrap().unwrap();
     cluster.primary.exited(cluster.now, c, ExitHow::Code(1));
     cluster.act();
-    assert!(cluster.returns(a, 1).is_some_and(|worker| worker != c));
+    assert!(cluster.primary.moved(a));
+    cluster.primary.rebalanced(cluster.now, id, ConnId(1), Connection::new(None, None));
+    cluster.act();
+    assert!(matches!(cluster.delivered[..], [(worker, ConnId(1))] if worker != c));
+    assert_eq!(cluster.returns(a, 2), None, "those that have not left yet stay");
+}
+
+#[test]
+fn nothing_is_asked_for_where_clients_have_got_workers_since_the_count() {
+    let mut cluster = Cluster::start("round-robin", 2);
+    cluster.pass(JOIN_DELAY);
+    let [a, b] = [WorkerId(1), WorkerId(2)];
+    cluster.counted(a, 20);
+    cluster.primary.set_scheduling(cluster.now, None, "sticky".parse().unwrap());
+    assert_eq!(cluster.round(&[(b, 0)]), []);
+}
+
+/// A cluster in which the first of two workers was asked for 10 of its 20 connections.
+fn uneven(config: Config) -> (Cluster, [WorkerId; 2]) {
+    let (mut cluster, workers) = (Cluster::of(config, 2), [WorkerId(1), WorkerId(2)]);
+    cluster.pass(JOIN_DELAY);
+    assert_eq!(cluster.round(&[(workers[0], 20), (workers[1], 0)]), [(workers[0], 10)]);
+    (cluster, workers)
+}
+
+#[test]
+fn a_connection_waits_for_its_new_worker_while_that_one_has_many_under_way() {
+    let (mut cluster, [a, b]) = uneven(Config { troop_window: 2, ..Config::default() });
+    for conn in 0..5 {
+        cluster.returns(a, conn);
+    }
+    assert_eq!(cluster.delivered, [(b, ConnId(0)), (b, ConnId(1))], "the others wait");
+    cluster.answers(b, true);
+    assert_eq!(cluster.delivered[2..], [(b, ConnId(2)), (b, ConnId(3))]);
+}
+
+#[test]
+fn connections_stay_where_they_are_while_nobody_who_lacks_some_can_take_them() {
+    let (mut cluster, [a, b]) = uneven(Config::default());
+    cluster.primary.set_blocked(cluster.now, b, true);
+    assert_eq!(cluster.returns(a, 0), None);
+    cluster.primary.set_blocked(cluster.now, b, false);
+    assert_eq!(cluster.returns(a, 1), Some(b));
+}
+
+impl Cluster {
+    /// A worker takes what it was handed, or gives it back.
+    fn answers(&mut self, worker: WorkerId, takes: bool) {
+        let seqs: Vec<u64> = self.primary.in_flight(worker).map(|(seq, _)| seq).collect();
+        let mut line = Vec::new();
+        let (taken, returned) = if takes { (&seqs[..], &[][..]) } else { (&[][..], &seqs[..]) };
+        outgoing::taken(&mut line, taken, returned, None);
+        self.say(worker, std::str::from_utf8(&line).unwrap());
+    }
+}
+
+#[test]
+fn a_worker_that_rejects_a_connection_gets_no_more_of_others_in_that_round() {
+    let (mut cluster, [a, b]) = uneven(Config::default());
+    assert_eq!(cluster.returns(a, 0), Some(b));
+    cluster.answers(b, false);
+    assert_eq!(cluster.delivered.last(), Some(&(a, ConnId(0))));
+    cluster.pass(Duration::from_millis(600));
+    assert_eq!(cluster.returns(a, 1), None, "also after its pause");
+}
+
+#[test]
+fn a_worker_that_rejects_connections_is_offered_some_ever_more_rarely() {
+    let mut cluster = Cluster::of(Config { hang_timeout: None, ..Config::default() }, 2);
+    let [a, b] = [WorkerId(1), WorkerId(2)];
+    let mut moved = 0;
+    for second in 0..3600 {
+        if !cluster.pass(Duration::from_secs(1)).is_empty() {
+            let asked = cluster.round(&[(a, 20), (b, 5)]);
+            for conn in 0..asked.first().map_or(0, |(_, count)| *count) {
+                moved += u32::from(cluster.returns(a, second * 100 + conn).is_some());
+                cluster.answers(b, false);
+            }
+        }
+    }
+    assert!((1..15).contains(&moved), "{moved}");
+}
+
+#[test]
+fn connections_on_their_way_to_a_worker_count_as_its_own() {
+    let (mut cluster, [a, b]) = uneven(Config { recall_after: INTERVAL, ..Config::default() });
+    for conn in 0..10 {
+        assert_eq!(cluster.returns(a, conn), Some(b));
+    }
+    assert_eq!(cluster.pass(ROUND_INTERVAL).len(), 2, "both count");
+    assert_eq!(cluster.round(&[(a, 10), (b, 0)]), [], "its program accepts none just now");
+}
+
+#[test]
+fn no_more_connections_come_at_a_time_than_have_a_place() {
+    let mut cluster = Cluster::of(Config::default(), 3);
+    cluster.pass(JOIN_DELAY);
+    let [a, b, c] = [WorkerId(1), WorkerId(2), WorkerId(3)];
+    assert_eq!(cluster.round(&[(a, 9), (b, 1), (c, 2)]), [(a, 5)]);
+    assert_eq!(cluster.returns(a, 0), Some(b));
+    cluster.answers(b, false);
+    // `c` still lacks two.
+    let key = cluster.key();
+    let allowed = (0..4).filter(|_| cluster.primary.may_move(a, &key).unwrap().is_some());
+    assert_eq!(allowed.count(), 2);
 }
