@@ -19,6 +19,7 @@ pub const CHANGES: [&str; 7] =
 #[derive(Debug, Clone)]
 pub enum Input {
     Fork { troop: bool },
+    Join { troop: bool, port: u16 },
     Query { worker: usize, port: u16, fails: bool },
     Listening { worker: usize, port: u16 },
     Report { worker: usize, open: u32, load: u32 },
@@ -57,6 +58,7 @@ pub fn input() -> impl Strategy<Value = Input> {
     let which = 0..10usize;
     prop_oneof![
         3 => any::<bool>().prop_map(|troop| Input::Fork { troop }),
+        2 => (any::<bool>(), 1..8u16).prop_map(|(troop, port)| Input::Join { troop, port }),
         8 => (worker.clone(), 1..8u16, prop::bool::weighted(0.1)).prop_map(|(worker, port, fails)| Input::Query { worker, port, fails }),
         8 => (worker.clone(), 1..8u16).prop_map(|(worker, port)| Input::Listening { worker, port }),
         2 => (worker.clone(), 0..50u32, 0..5u32).prop_map(|(worker, open, load)| Input::Report { worker, open, load }),
@@ -113,12 +115,13 @@ impl Simulation {
             return;
         };
         let Some(key) = self.primary.listener_key(listener).map(str::to_owned) else { return };
+        let state = self.workers.get_mut(&id).unwrap();
+        let stays = !state.told_to_leave;
+        // It offers no more than it was asked for.
+        state.asked = state.asked.saturating_sub(stays.into());
         if let Some(listener) = self.primary.may_move(id, &key).unwrap() {
             let state = self.workers.get_mut(&id).unwrap();
             state.served.remove(at);
-            let stays = !state.told_to_leave;
-            // It returns no more than it was asked for.
-            state.asked = state.asked.checked_sub(stays.into()).unwrap();
             let conn = ConnId(self.next_conn);
             self.next_conn += 1;
             self.open.insert(conn);
@@ -130,6 +133,20 @@ impl Simulation {
                 self.primary.rebalanced(self.now, listener, conn, about);
             } else {
                 self.primary.accepted(self.now, listener, conn, about);
+            }
+        }
+    }
+
+    /// Most workers that were told to count do so, and their numbers are uneven.
+    fn count(&mut self) {
+        for (worker, key) in std::mem::take(&mut self.to_count) {
+            self.looks += 1;
+            let open = [0, 60, 8, 30][(worker.0 + self.looks) as usize % 4];
+            let mut line = Vec::new();
+            troop_core::wire::outgoing::counted(&mut line, &key, open);
+            let speaks = |state: &Worker| state.connected && !state.cut_off;
+            if self.workers.get(&worker).is_some_and(speaks) && !self.looks.is_multiple_of(5) {
+                self.say(worker, std::str::from_utf8(&line).unwrap().trim_end());
             }
         }
     }
@@ -154,6 +171,20 @@ impl Simulation {
                     );
                 }
             }
+            Input::Join { troop, port } => {
+                // A worker that listens on several addresses, and moves connections. It is the
+                // newest, if there was room for it.
+                self.happen_late(Input::Fork { troop })?;
+                let worker = self.workers.len() - 1;
+                if !troop {
+                    self.happen_late(Input::Moves { worker })?;
+                }
+                for port in [1, port] {
+                    self.happen_late(Input::Query { worker, port, fails: false })?;
+                    self.act()?;
+                    self.happen_late(Input::Listening { worker, port })?;
+                }
+            }
             Input::Pass { ms } => {
                 // As a shell does: not beyond the deadline, and not while there are actions.
                 if self.is_late {
@@ -162,6 +193,7 @@ impl Simulation {
                 let until = self.now + Duration::from_millis(ms);
                 while let Some(due) = self.primary.next_deadline().filter(|due| *due <= until) {
                     self.now = self.now.max(due);
+                    self.count();
                     self.primary.tick(self.now);
                     self.act()?;
                     if self.primary.next_deadline().is_some_and(|next| next <= self.now) {
@@ -335,7 +367,11 @@ impl Simulation {
                 self.primary.set_weight(self.now, id, weight);
             }
             _ if !speaks => {}
-            Input::Move { which, .. } => self.give_back(id, which),
+            Input::Move { which, .. } => {
+                for which in 0..=which {
+                    self.give_back(id, which);
+                }
+            }
             Input::Moves { .. } => {
                 let worker = self.workers.get_mut(&id).unwrap();
                 worker.moves_idle = !worker.troop;
@@ -450,6 +486,7 @@ impl Simulation {
                 self.say(id, r#"{"cmd":"NODE_CLUSTER","act":"exitedAfterDisconnect","seq":1}"#)
             }
             Input::Fork { .. }
+            | Input::Join { .. }
             | Input::Accept { .. }
             | Input::Flood { .. }
             | Input::Foreign { .. }

@@ -72,6 +72,8 @@ pub struct Simulation {
     pub came_from: BTreeMap<ConnId, ListenerId>,
     /// How many connections workers gave back that they had served.
     pub moved: u32,
+    /// The listeners whose connections workers were told to count.
+    pub to_count: Vec<(WorkerId, String)>,
     pub next_conn: u32,
     pub next_ticket: u64,
     /// Every line for a worker, for the tests of single promises.
@@ -113,6 +115,7 @@ impl Simulation {
             open: BTreeSet::new(),
             came_from: BTreeMap::new(),
             moved: 0,
+            to_count: Vec::new(),
             waiting: BTreeSet::new(),
             next_conn: 0,
             next_ticket: 0,
@@ -261,6 +264,9 @@ impl Simulation {
                     prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
                     let parsed = incoming::parse(&line[..line.len() - 1]);
                     prop_assert!(parsed.is_ok(), "{}", String::from_utf8_lossy(&line));
+                    if let Ok(Incoming::Troop(TroopMessage::Count { key })) = &parsed {
+                        self.to_count.push((worker, key.to_string()));
+                    }
                     if let Ok(Incoming::Troop(TroopMessage::Rebalance { count, .. })) = parsed {
                         let state = self.workers.get_mut(&worker).unwrap();
                         prop_assert!(count > 0 && (state.troop || state.moves_idle));
