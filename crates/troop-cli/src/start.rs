@@ -323,7 +323,7 @@ impl StartingPrimary {
                 let hint = self.hint.filter(|_| !listeners.is_empty());
                 let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
                 report(json, &state, || match workers {
-                    0 => format!("{name}: waits for its time, which `troop show {name}` tells"),
+                    0 => waits_for_its_time(&name),
                     _ => format!("{name}: {} ready{on}{hint}", text::counted(workers, "worker")),
                 });
                 Ok(name)
@@ -351,6 +351,11 @@ impl StartingPrimary {
             }
         }
     }
+}
+
+/// Says that a job is started, of which no worker runs now.
+pub(crate) fn waits_for_its_time(name: &str) -> String {
+    format!("{name}: waits for its time, which `troop show {name}` tells")
 }
 
 fn is_listed(line: &str) -> bool {

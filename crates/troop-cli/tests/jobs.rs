@@ -110,3 +110,12 @@ fn times_that_cannot_be_are_reported() {
         assert!(code == 2 && err.contains(part), "{options}: {code} {err}");
     }
 }
+
+#[test]
+fn a_job_waits_for_its_time_after_a_restart_too() {
+    let text = "[app.job]\nprogram = \"sh\"\nargs = [\"-c\", \"exit 0\"]\ncron = \"0 0 1 1 *\"\n";
+    let home = Home::with(&[("troop.toml", text)]);
+    let started = home.fine(&["start"]);
+    assert!(started.starts_with("job: waits for its time"), "{started}");
+    assert_eq!(home.fine(&["restart", "job"]), started);
+}

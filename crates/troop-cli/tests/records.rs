@@ -269,3 +269,16 @@ fn records_are_private_and_those_that_are_not_are_not_used() {
     assert!(home.log("web.log").contains("not listed after its end"), "{}", home.log("web.log"));
     home.fine(&["stop", "web"]);
 }
+
+#[test]
+fn show_has_the_lines_of_a_failed_app_as_lines() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    home.fine(&["stop", "web"]);
+    let broken = "console.error('one\\ntwo\\x1b[2J'); process.exit(1)";
+    std::fs::write(home.path().join("server.js"), broken).unwrap();
+    assert_eq!(home.troop(&["start", "web"]).0, 1);
+    let (code, shown, err) = home.troop(&["show", "web"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(shown.contains("\n    | one\n    | two\\x1b[2J\n"), "{shown}");
+}

@@ -92,6 +92,19 @@ fn wait_does_not_wait_for_an_app_whose_workers_keep_ending() {
 }
 
 #[test]
+fn wait_fails_with_the_reason_if_the_app_ends_before_it_is_ready() {
+    let home = Home::with(&[("c.js", "console.error('no database'); process.exit(1)")]);
+    let is_failure = |(code, _, err): (i32, String, String)| {
+        assert!(code == 1 && err.contains("c does not run, it has failed"), "{code} {err}");
+        assert!(err.contains("exit code 1"), "{err}");
+    };
+    home.fine(&["start", "c.js", "--no-wait", "--set", "restart.delay=10ms"]);
+    is_failure(home.troop(&["wait", "c", "--timeout", "60s"]));
+    // The same if it has ended before the wait begins.
+    is_failure(home.troop(&["wait", "c", "--timeout", "60s"]));
+}
+
+#[test]
 fn the_worst_of_several_apps_is_the_exit_code() {
     let home = Home::with(&[("slow.js", WHEN_TOLD), ("go", "")]);
     home.fine(&["start", "slow.js", "-n", "a"]);

@@ -171,7 +171,7 @@ pub(crate) struct Resurrect {
   troop wait web jobs --timeout 1m
   troop wait web --for stopped && rm -r /srv/web
 
-Exit codes: 0 when the apps are in that state, 1 if an app cannot get there, 3 if there is no such app or, with --for ready, it does not run, 4 when the timeout has passed.")]
+Exit codes: 0 when the apps are in that state, 1 if an app cannot get there, also because it has failed, 3 if there is no such app or, with --for ready, it was stopped or has finished, 4 when the timeout has passed.")]
 pub(crate) struct Wait {
     /// The apps: names, numbers, `/patterns/`, namespaces, files, or `all` that run; optional when
     /// there is only one

@@ -272,7 +272,12 @@ fn restart_one(
                 report(
                     json,
                     &json!({ "name": name, "state": "running", "workers": ready }),
-                    || format!("{name}: {} ready", counted(ready, "worker")),
+                    || match &found.schedule {
+                        Some(schedule) if schedule.is_job && ready == 0 => {
+                            start::waits_for_its_time(&name)
+                        }
+                        _ => format!("{name}: {} ready", counted(ready, "worker")),
+                    },
                 );
                 return Ok(());
             }

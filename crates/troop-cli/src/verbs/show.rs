@@ -226,7 +226,8 @@ fn describe_ended(word: &str) -> Result<(), CliError> {
         let state = list::state(&end, millis(SystemTime::now()));
         let _ = print::line(&format!("{}: {}", record.name, escaped(&record.program)));
         let _ = match &end.reason {
-            Some(reason) => print::line(&format!("{state}: {}", escaped(reason))),
+            // Several lines if it quotes a worker; each one is escaped.
+            Some(reason) => print::line(&format!("{state}: {reason}")),
             None => print::line(&state),
         };
         if let Some(call) = &record.start {

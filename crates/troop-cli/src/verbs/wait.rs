@@ -13,6 +13,7 @@ use crate::control::protocol::{AppSnapshot, Failure};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::log;
+use crate::records::{End, Ending, Record};
 
 /// Interval between looks at the apps.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -21,7 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
     let deadline = args.timeout.and_then(|time| Instant::now().checked_add(time.0));
     let mut names = names(args)?;
-    let mut last = None;
+    let (mut last, mut is_first) = (None, true);
     loop {
         let (mut left, mut clients) = (Vec::new(), Vec::new());
         let mut failed = |e: CliError| {
@@ -33,12 +34,16 @@ pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
             match (targets::selected(&name)?.pop(), args.state) {
                 (Some(Target::Running(client)), _) => clients.push(client),
                 (_, WaitFor::Stopped) => say(args, &name, "stopped"),
-                (Some(Target::Ended(record, end)), _) => {
-                    failed(targets::not_running(&record, &end));
+                (Some(Target::Ended(record, end)), _) => failed(ended(&record, &end, is_first)),
+                // Its start has failed, and it was not known before.
+                (None, _) if !is_first => {
+                    let text = format!("{name} has ended before it was ready");
+                    failed(CliError::Failed(Failure::new("failed", text)));
                 }
                 (None, _) => failed(CliError::NoApp(format!("{name} has ended"))),
             }
         }
+        is_first = false;
         let asked = match args.state {
             WaitFor::Ready => answers(&mut clients),
             WaitFor::Stopped => {
@@ -74,6 +79,17 @@ pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
         names = left.into_iter().map(|(name, _)| name).collect();
         std::thread::sleep(INTERVAL);
     }
+}
+
+/// Returns the error for an app that has ended and is not ready therefore. One that was known not to
+/// run when the wait began, because it was stopped or has finished, is no failure.
+fn ended(record: &Record, end: &End, was_so: bool) -> CliError {
+    let not_running = targets::not_running(record, end);
+    if was_so && matches!(end.how, Ending::Stopped | Ending::Finished) {
+        return not_running;
+    }
+    let reason = end.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    CliError::Failed(Failure::new("failed", format!("{not_running}{reason}")))
 }
 
 /// Returns the names of the apps to wait for.
