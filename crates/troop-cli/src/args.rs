@@ -4,6 +4,7 @@ mod lifecycle;
 mod pm2;
 mod pm2_verbs;
 mod run;
+pub(crate) mod typed;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -50,7 +50,8 @@ use verbs::{
 
 /// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
-    let args::Troop { command, .. } = args::Troop::try_parse().unwrap_or_else(|mut e| {
+    let typed = args::typed::arranged(std::env::args_os().collect(), start::is_command);
+    let args::Troop { command, .. } = args::Troop::try_parse_from(typed).unwrap_or_else(|mut e| {
         if let Some(answer) = elsewhere::answer(&mut e) {
             log::line(&format!("troop: {answer}"));
             std::process::exit(e.exit_code());

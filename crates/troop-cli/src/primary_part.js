@@ -13,7 +13,9 @@ function watchPrimaryPart() {
   /** Returns the place in the program that reads a property, if it is not in Node or a package. */
   function reader() {
     const { stack } = new Error();
-    const frame = typeof stack === 'string' ? stack.split('\n')[4] : undefined;
+    const frames = typeof stack === 'string' ? stack.split('\n').slice(4) : [];
+    // An import of the module as ESM reads all properties, by a frame without a place and then by Node.
+    const frame = frames.find(frame => !/<anonymous>\)?$/.test(frame));
     return frame && !/\bnode:|[\\/]node_modules[\\/]/.test(frame) ? frame.trim().replace(/^at /, '') : undefined;
   }
 
@@ -25,7 +27,7 @@ function watchPrimaryPart() {
     if (process.connected) send.call(process, { troop: 'primary-part', name, at }, undefined, undefined, () => {});
   }
 
-  for (const name of ['isPrimary', 'isMaster', 'fork']) {
+  for (const name of ['isPrimary', 'isMaster', 'isWorker', 'fork']) {
     const value = cluster[name];
     const enumerable = name in cluster;
     Object.defineProperty(cluster, name, {

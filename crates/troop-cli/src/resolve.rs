@@ -344,8 +344,11 @@ impl Run {
             let health = app.health.get_or_insert_with(Health::default);
             (health.http, health.tcp, health.command) = (Some(path.clone()), false, None);
         }
-        if self.watch {
-            app.watch.get_or_insert_with(Watch::default);
+        if let Some(paths) = &self.watch {
+            let watch = app.watch.get_or_insert_with(Watch::default);
+            if !paths.is_empty() {
+                watch.paths.clone_from(paths);
+            }
         }
         self.pm2.apply_to(app);
         for setting in &self.set {

@@ -30,10 +30,13 @@ use crate::records::keeper::Keeper;
 use crate::resolve::{self, ResolvedApp, Source};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{launcher, moves, notify, signals, watch};
+use crate::{launcher, moves, notify, signals, together, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
+    if std::env::var_os(together::VARIABLE).is_some() {
+        together::stop_with_parent();
+    }
     let started_as = std::env::var_os(start::VARIABLE).map(|_| start::chosen().app);
     // After `troop restart` no process waits for the report.
     let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
@@ -246,10 +249,15 @@ fn run_as(
                 hinted.iter().for_each(|reporter| reporter.note_clash(reason.clone()));
             }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
-                && let (false, ExitHow::Code(failed), Ok(mut noted)) =
-                    (how.is_success(), *how, noted_code.lock())
+                && let (false, Ok(mut noted)) = (how.is_success(), noted_code.lock())
             {
-                *noted = noted.or(u8::try_from(failed).ok());
+                // As shells and containers say it.
+                let code = match *how {
+                    ExitHow::Signal(signal) => 128 + signal,
+                    ExitHow::Code(code) => code,
+                    _ => 1,
+                };
+                *noted = noted.or(u8::try_from(code).ok());
             }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
                 && let Ok(mut last) = noted_end.lock()

@@ -1,10 +1,11 @@
 //! Signals that the program handles instead of the engine: reload with the configuration (HUP),
-//! reopening of log files (USR1), and one worker less (TTOU), which says when it is the last one.
+//! reopening of log files (USR1), one worker less (TTOU), which says when it is the last one, and
+//! USR2, which asks other programs to replace themselves and must not end this one.
 
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use signal_hook::consts::{SIGHUP, SIGTTOU, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGTTOU, SIGUSR1, SIGUSR2};
 
 /// Signals of the engine's that it must leave to the program.
 pub(crate) const LEFT: [i32; 2] = [SIGHUP, SIGTTOU];
@@ -15,11 +16,17 @@ pub(crate) struct Signals {
     pub(crate) reload: UnixStream,
     pub(crate) reopen: UnixStream,
     pub(crate) fewer: UnixStream,
+    pub(crate) unknown: UnixStream,
 }
 
 impl Signals {
     pub(crate) fn catch() -> io::Result<Signals> {
-        Ok(Signals { reload: caught(SIGHUP)?, reopen: caught(SIGUSR1)?, fewer: caught(SIGTTOU)? })
+        Ok(Signals {
+            reload: caught(SIGHUP)?,
+            reopen: caught(SIGUSR1)?,
+            fewer: caught(SIGTTOU)?,
+            unknown: caught(SIGUSR2)?,
+        })
     }
 }
 

@@ -31,7 +31,7 @@ use crate::resolve::{self, ResolvedApp};
 use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
-pub(crate) use plan::{Planned, Verb, choose, plan, words_of_run, words_of_start};
+pub(crate) use plan::{Planned, Verb, choose, is_command, plan, words_of_run, words_of_start};
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
 pub(crate) use running::say as say_running;
 

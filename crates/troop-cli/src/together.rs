@@ -11,7 +11,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, pidfd_open,
+    wait,
+};
 use troop::snapshot::Phase;
 use troop::text;
 
@@ -137,6 +142,19 @@ fn try_run(apps: &[Planned], keep_going: bool) -> io::Result<ExitCode> {
         let _: Result<(), _> = JoinHandle::join(reader);
     }
     Ok(code)
+}
+
+/// Has this primary stop when the process that runs it together with others has ended, however that
+/// was: nobody else would stop it.
+pub(crate) fn stop_with_parent() {
+    let parent = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    let Some(parent) = parent else { return };
+    let watch = move || {
+        while poll(&mut [PollFd::new(&parent, PollFlags::IN)], None) == Err(Errno::INTR) {}
+        let _ = kill_process(getpid(), Signal::TERM);
+    };
+    // Without a thread the primary goes on alone, as it would without its parent.
+    let _ = std::thread::Builder::new().name("troop-parent".into()).spawn(watch);
 }
 
 /// Starts the primaries, each group of apps when the one before is ready.

@@ -113,3 +113,14 @@ fn paths_are_shown_without_parts_that_mean_nothing() {
     let program = home.show("web")["program"].as_str().unwrap().to_owned();
     assert!(program.ends_with("/server.js") && !program.contains("/./"), "{program}");
 }
+
+#[test]
+fn a_signal_that_replaces_other_programs_ends_no_app() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "app"]);
+    let pid = home.show("app")["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    kill_process(pid, Signal::USR2).unwrap();
+    wait_until("a word about it", || home.log("app.log").contains("`troop restart app`"));
+    assert!(home.fine(&["ls", "app"]).contains("running"));
+}

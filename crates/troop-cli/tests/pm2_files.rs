@@ -217,6 +217,10 @@ fn a_program_that_clusters_itself_is_told_that_its_primary_part_does_not_run() {
         (cluster, "}", true),
         (forks, "", true),
         ("require('some');", "", false),
+        ("if (require('cluster').isWorker) {}", "", true),
+        // Node reads all properties, to make a module of it.
+        ("import('node:cluster').then(({ default: { worker } }) => worker?.id);", "", false),
+        ("", "import('node:cluster').then(({ default: { isPrimary } }) => isPrimary);", false),
         ("", "", false),
         ("", "setTimeout(() => require('cluster').isPrimary, 500);", false),
     ] {

@@ -163,3 +163,15 @@ fn one_that_fails_ends_the_others_unless_they_are_to_go_on() {
     let _rest = lines.count();
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
+
+#[test]
+fn apps_that_are_run_together_stop_when_what_runs_them_is_killed() {
+    let file = app("web", "") + &app("jobs", "");
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", &file)]);
+    let (mut child, mut lines) = run(&home, &[]);
+    assert_eq!(lines.by_ref().take(2).count(), 2);
+    wait_until("both run", || states(&home) == ["jobs running", "web running"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("none runs", || !states(&home).iter().any(|state| state.contains("running")));
+}

@@ -111,16 +111,17 @@ fn what_one_of_the_verbs_cannot_do_is_answered_in_one_line() {
             &["run", "web", "jobs", "--set", "x=1"],
             "--set stands behind names of apps: options come before web",
         ),
-        (
-            &["run", "sh", "-c", "exit 3"],
-            "if -c is an option of sh, it stands behind `--`: troop run sh -- -c",
-        ),
         (&["start", "sh", "-c", "exit 3"], "troop start sh -- -c"),
         (&["start", "a.js", "nope"], "`--`: troop start a.js -- nope"),
     ] {
         let (code, _, err) = home.troop(words);
         assert_eq!((code, err.trim().lines().count()), (2, 1), "{words:?}: {err}");
         assert!(err.contains(told), "{words:?}: {err}");
+    }
+    // Options behind a program of the `PATH` are its own for `run`; a signal has a code as in a shell.
+    for (script, code) in [("exit 3", 3), ("kill -9 $$", 137), ("exit 0", 0)] {
+        let (found, _, err) = home.troop(&["run", "--restart", "never", "sh", "-c", script]);
+        assert_eq!(found, code, "{script}: {err}");
     }
     // These mean nothing here, and are no errors.
     for words in [

@@ -201,7 +201,7 @@ fn failure(failed: &ReloadFailed) -> Failure {
                 text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
                 if troop::text::tells_of_used_address(words) {
                     text.push_str(
-                        "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1",
+                        "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1 (--set at the start), or `troop restart`",
                     );
                 }
             }

@@ -11,16 +11,17 @@ use crate::signals::Signals;
 use crate::watch::Watched;
 
 impl RunningApp {
-    /// Handles SIGHUP, SIGUSR1 and SIGTTOU.
+    /// Handles SIGHUP, SIGUSR1, SIGTTOU and SIGUSR2.
     pub(super) async fn handle_signals(self: Arc<RunningApp>, signals: Signals) {
-        let Signals { reload, reopen, fewer } = signals;
-        let [Ok(mut reload), Ok(mut reopen), Ok(mut fewer)] =
-            [reload, reopen, fewer].map(UnixStream::from_std)
+        let Signals { reload, reopen, fewer, unknown } = signals;
+        let [Ok(mut reload), Ok(mut reopen), Ok(mut fewer), Ok(mut unknown)] =
+            [reload, reopen, fewer, unknown].map(UnixStream::from_std)
         else {
             return;
         };
         loop {
             let (mut bytes, mut others, mut signals) = ([0; 16], [0; 16], [0; 16]);
+            let mut ignored = [0; 16];
             tokio::select! {
                 read = reload.read(&mut bytes) => match read {
                     Ok(1..) => {
@@ -31,6 +32,13 @@ impl RunningApp {
                 },
                 read = reopen.read(&mut others) => match read {
                     Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
+                    _ => return,
+                },
+                read = unknown.read(&mut ignored) => match read {
+                    Ok(1..) => log::line(&format!(
+                        "troop: SIGUSR2 does nothing: `troop reload {0}` (SIGHUP) replaces the workers, `troop restart {0}` troop itself, too",
+                        self.name
+                    )),
                     _ => return,
                 },
                 read = fewer.read(&mut signals) => match read {

@@ -196,9 +196,9 @@ pub(crate) struct Run {
     #[arg(long, value_enum)]
     pub(crate) restart: Option<When>,
 
-    /// Reload when files change
-    #[arg(long)]
-    pub(crate) watch: bool,
+    /// Reload when files change: those of the app's directory, or these
+    #[arg(long, value_name = "PATH,…", value_delimiter = ',', num_args = 0.., require_equals = true)]
+    pub(crate) watch: Option<Vec<PathBuf>>,
 
     /// Discard the output of the workers; errors still quote the end of standard error
     #[arg(long)]

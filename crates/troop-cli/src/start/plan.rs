@@ -66,7 +66,7 @@ pub(crate) fn words_of_start(args: &mut Start) {
 }
 
 /// Whether a word is a program that is found on the `PATH`, and nothing in this directory.
-fn is_command(word: &OsStr) -> bool {
+pub(crate) fn is_command(word: &OsStr) -> bool {
     let path = Path::new(word);
     let has_slash = word.as_encoded_bytes().contains(&b'/');
     if has_slash || path.exists() || resolve::is_app(word).unwrap_or(true) {

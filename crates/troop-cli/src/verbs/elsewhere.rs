@@ -28,6 +28,12 @@ pub(crate) fn answer(error: &mut Error) -> Option<String> {
         };
         return Some(format!("there is no verb {verb}{meant}"));
     }
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(typed) = text(ContextKind::InvalidArg)
+        && let Some(instead) = option_instead(&typed)
+    {
+        return Some(format!("there is no option {typed} here; {instead}"));
+    }
     if let (Some(typed), Some(near)) =
         (text(ContextKind::InvalidArg), text(ContextKind::SuggestedArg))
         && suggest::nearest(typed.trim_start_matches('-'), [near.trim_start_matches('-')]).is_none()
@@ -88,6 +94,30 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
         "create" => "`troop init` writes a first troop.toml",
         "pull-and-restart" | "examples" | "autostart" | "unpackage" | "startJSON" => {
             "see `troop --help`"
+        }
+        _ => return None,
+    })
+}
+
+/// Returns what an option of PM2 that there is not is for here, in one line.
+fn option_instead(option: &str) -> Option<&'static str> {
+    Some(match option {
+        "--no-autostart" => {
+            "`autostart = false` in a file keeps an app from starting with the others"
+        }
+        "--ext" => "patterns say which files count: `watch.paths = [\"**/*.{js,json}\"]`",
+        "--mini-list" | "-m" | "--sort" => {
+            "`troop ls --json` is for programs: jq sorts and selects"
+        }
+        "--pid" | "-p" => "`troop pid APP` and `troop ls` show process numbers",
+        "--hp" | "-u" | "--service-name" | "--wait-ip" => {
+            "`troop startup` writes a unit for the user that calls it"
+        }
+        "--container" | "--dist" | "--dockerdaemon" | "--image-name" | "--fresh" => {
+            "the command of a container is `troop run`"
+        }
+        "-s" => {
+            "nothing is printed with `> /dev/null`; `--silent` discards the output of the workers"
         }
         _ => return None,
     })

@@ -25,6 +25,8 @@ pub(super) struct WatchFilter {
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     pub(super) path: PathBuf,
+    /// The app's directory.
+    directory: PathBuf,
     /// What counts below it; everything if that is not set.
     pattern: Option<String>,
 }
@@ -54,7 +56,7 @@ pub(super) fn roots(watch: &Watch, cwd: Option<&Path>) -> Result<Vec<Root>, Stri
             (plain, Some(pattern)) if !whole.exists() => (cwd.join(plain), Some(pattern)),
             _ => (whole, None),
         };
-        Ok(Root { path: found(&path)?, pattern })
+        Ok(Root { path: found(&path)?, directory: cwd.clone(), pattern })
     };
     paths.iter().map(root).collect()
 }
@@ -78,9 +80,9 @@ impl WatchFilter {
         let is_own = |own: &PathBuf| path.to_string_lossy().starts_with(&*own.to_string_lossy());
         let is_below = |root: &Root| {
             path == root.path
-                || path.strip_prefix(&root.path).is_ok_and(|below| {
-                    !is_ignored(&root.path, below, &self.ignore) && fits(root, below)
-                })
+                || path
+                    .strip_prefix(&root.path)
+                    .is_ok_and(|below| !is_ignored(root, below, &self.ignore) && fits(root, below))
         };
         let is_hidden = |directory: &PathBuf| path.starts_with(directory);
         !self.own.iter().any(is_own)
@@ -90,8 +92,9 @@ impl WatchFilter {
 }
 
 /// Whether a path below a root is ignored. A pattern without a slash is one of names, another one of
-/// paths with everything below them; those behind `!` are exceptions.
-fn is_ignored(root: &Path, below: &Path, more: &[String]) -> bool {
+/// paths, in the root or in the app's directory, with everything below them; those behind `!` are
+/// exceptions.
+fn is_ignored(root: &Root, below: &Path, more: &[String]) -> bool {
     let names: Vec<_> = below
         .components()
         .filter_map(|part| match part {
@@ -99,8 +102,10 @@ fn is_ignored(root: &Path, below: &Path, more: &[String]) -> bool {
             _ => None,
         })
         .collect();
-    let paths: Vec<_> = below.ancestors().map(|path| path.to_string_lossy()).collect();
-    let whole = root.join(below);
+    let whole = root.path.join(below);
+    let in_app = whole.strip_prefix(&root.directory).unwrap_or(below);
+    let paths = below.ancestors().chain(in_app.ancestors());
+    let paths: Vec<_> = paths.map(|path| path.to_string_lossy()).collect();
     let whole: Vec<_> = whole.ancestors().map(|path| path.to_string_lossy()).collect();
     let fits = |pattern: &str| {
         let pattern = pattern.strip_prefix("./").unwrap_or(pattern).trim_end_matches('/');
@@ -141,7 +146,16 @@ mod tests {
             "!keep.tmp",
         ]
         .map(str::to_owned);
-        let root = Path::new("/srv/app");
+        let at = |path: &str| Root {
+            path: Path::new("/srv/app").join(path),
+            directory: "/srv/app".into(),
+            pattern: None,
+        };
+        let root = &at("");
+        let more_in_src = ["src/tmp", "./src/gen/**"].map(str::to_owned);
+        for (below, is) in [("tmp/x.js", true), ("gen/x.js", true), ("x.js", false)] {
+            assert_eq!(is_ignored(&at("src"), Path::new(below), &more_in_src), is, "{below}");
+        }
         for ignored in [
             "node_modules/x/y.js",
             ".git/HEAD",

@@ -10,7 +10,7 @@ use super::table::{
 const SETTINGS: [Setting; 34] = [
     setting("--bind 127.0.0.1:8000 · -b 127.0.0.1:8001", "bind = [\"127.0.0.1:8000\", \"127.0.0.1:8001\"]", "troop opens the sockets and passes them on (`LISTEN_FDS`)"),
     setting("--bind unix:/run/app.sock", "bind = [\"/run/app.sock\"]", ""),
-    setting("--workers 4 · -w 4 · WEB_CONCURRENCY=4", "workers = 4", "each is one `gunicorn -w 1`, or the server itself: uvicorn, hypercorn, granian"),
+    setting("--workers 4 · -w 4 · WEB_CONCURRENCY=4", "workers = 4", "each is one `gunicorn -w 1`, or the server itself: uvicorn, hypercorn. Unset `WEB_CONCURRENCY`, and `workers` in gunicorn.conf.py: each worker would have as many of its own"),
     setting("--timeout 30 · -t 30", "health = { command = \"curl -fsS --max-time 5 http://127.0.0.1:8010/health\" }", "gunicorn's own timeout goes on working inside each worker"),
     setting("--graceful-timeout 30", "grace = 30", ""),
     setting("--max-requests 1000", "bind = [\"8030\"]\nrecycle = { connections = 1000 }", "connections as the kernel shows them, each second; also by age and memory. gunicorn's own setting works inside a worker, too"),
@@ -51,7 +51,7 @@ const COMMANDS: [Command; 9] = [
     command("TTIN: one worker more", &["scale web +1"], "the signal works, too", Done),
     command("TTOU: one worker less", &["scale web -1"], "the signal works, too", Done),
     command("USR1: reopen logs", &["flush web"], "logs are rotated by troop; the signal works, too", Done),
-    command("USR2, WINCH, QUIT: replace gunicorn itself", &["restart web"], "after an upgrade of troop; for one of gunicorn a `troop reload` is enough", Done),
+    command("USR2, WINCH, QUIT: replace gunicorn itself", &["restart web"], "after an upgrade of troop; for one of gunicorn a `troop reload` is enough. `USR2` does nothing here, and says so; `WINCH` ends the workers, `QUIT` everything", Done),
     command("TERM: stop gracefully", &["stop web"], "the signal works, too", Done),
     command("INT, QUIT: stop at once", &["start web", "stop web --quick"], "`INT` is graceful here; a second one, or `QUIT`, stops at once", Done),
     command("KILL of a worker", &["start web", "signal web KILL", "wait web --timeout 30s"], "it is replaced at once", Done),

@@ -75,7 +75,7 @@ const COMMANDS: [Command; 70] = [
     command("--help", &[], "", Done),
     // Options of `start`.
     command("start server.js -n api --namespace shop --cwd . --interpreter node --node-args --title=x", &[], "", By("options_of_pm2_have_their_effect")),
-    command("start server.js -o out.log -e err.log -l all.log --log-type json --time --merge-logs --disable-logs", &[], "`--log-date-format`: times are always those of RFC 3339", By("options_of_pm2_have_their_effect")),
+    command("start server.js -o out.log -e err.log -l all.log --log-type json --time --merge-logs --disable-logs", &[], "a name alone is a file in the log directory, `./out.log` one beside the caller; `--log-date-format`: times are always those of RFC 3339", By("options_of_pm2_have_their_effect")),
     command("start server.js -k 1600 --listen-timeout 3000 --wait-ready --shutdown-with-message", &[], "milliseconds, as there", By("options_are_read_as_there")),
     command("start server.js --max-memory-restart 300M --max-restarts 3 --min-uptime 1000 --restart-delay 100", &[], "", By("options_are_read_as_there")),
     command("start server.js --exp-backoff-restart-delay 100 --stop-exit-codes 0 --no-autorestart", &[], "", By("options_are_read_as_there")),
@@ -85,11 +85,11 @@ const COMMANDS: [Command; 70] = [
     command("start server.js -f --filter-env AWS --source-map-support --no-treekill --attach -a --env production --only api", &[], "", By("options_are_read_as_there")),
     command("start server.js --no-vizion --no-pmx --parallel 2 -x --no-color --disable-source-map-support --trace --v8", &[], "change nothing here", By("options_are_read_as_there")),
     command("start server.js --no-daemon", &["run server.js"], "", By("options_are_read_as_there")),
-    command("start server.js --no-autostart", &[], "`autostart = false` in a file", Refused("unexpected argument")),
-    command("start server.js -s · start server.js --ext js · start server.js -m · list --sort name:asc", &[], "", Refused("unexpected argument")),
-    command("start server.js -w", &["init server.js"], "`-w` is the number of workers", Refused("--workers")),
-    command("start server.js -u me · start server.js --hp /home/me", &["startup"], "these are PM2's options of `startup`, which writes a unit for the user that calls it", Refused("unexpected argument")),
-    command("start server.js --container · start server.js --dist", &[], "a container's command is `troop run`", Refused("unexpected argument")),
+    command("start server.js --no-autostart", &[], "`autostart = false` in a file", Refused("autostart = false")),
+    command("start server.js -s · start server.js --ext js · start server.js -m · list --sort name:asc", &[], "an answer says what to do", Refused("there is no option")),
+    command("start server.js -w", &["init --force server.js"], "`-w` is the number of workers", Refused("--workers")),
+    command("start server.js -u me · start server.js --hp /home/me", &["startup"], "these are PM2's options of `startup`, which writes a unit for the user that calls it", Refused("troop startup")),
+    command("start server.js --container · start server.js --dist", &[], "a container's command is `troop run`", Refused("`troop run`")),
 ];
 
 #[rustfmt::skip]
