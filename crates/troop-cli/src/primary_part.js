@@ -1,6 +1,6 @@
 
 // Appended to moves.js by `troop`. Tells the primary, once, that the program asks whether it is the primary of a cluster before it listens, so that
-// it probably has a part for one, which no worker runs.
+// it probably has a part for one, which no worker runs. Packages ask for reasons of their own (loggers do): of one it is told if nothing listens.
 if (given !== undefined && process.channel) watchPrimaryPart();
 
 function watchPrimaryPart() {
@@ -9,22 +9,29 @@ function watchPrimaryPart() {
   const { send } = process;
   const { _getServer: getServer } = cluster;
   let isOver = false;
+  let byPackage;
 
-  /** Returns the place in the program that reads a property, if it is not in Node or a package. */
+  /** Returns the place that reads a property, if it is not in Node. */
   function reader() {
     const { stack } = new Error();
     const frames = typeof stack === 'string' ? stack.split('\n').slice(4) : [];
     // An import of the module as ESM reads all properties, by a frame without a place and then by Node.
     const frame = frames.find(frame => !/<anonymous>\)?$/.test(frame));
-    return frame && !/\bnode:|[\\/]node_modules[\\/]/.test(frame) ? frame.trim().replace(/^at /, '') : undefined;
+    return frame && !/\bnode:/.test(frame) ? frame.trim().replace(/^at /, '') : undefined;
   }
 
   function noteRead(name) {
     if (isOver) return;
     const at = reader();
     if (!at) return;
+    if (!/[\\/]node_modules[\\/]/.test(at)) return tell({ name, at });
+    if (!byPackage) setTimeout(() => isOver || tell({ name, at, package: true }), 2000).unref();
+    byPackage = true;
+  }
+
+  function tell(notice) {
     isOver = true;
-    if (process.connected) send.call(process, { troop: 'primary-part', name, at }, undefined, undefined, () => {});
+    if (process.connected) send.call(process, { troop: 'primary-part', ...notice }, undefined, undefined, () => {});
   }
 
   for (const name of ['isPrimary', 'isMaster', 'isWorker', 'fork']) {

@@ -11,6 +11,9 @@ const MAX_PLACE: usize = 200;
 pub(crate) struct Notice {
     name: String,
     at: String,
+    /// A package asks, and nothing listens.
+    #[serde(default)]
+    package: bool,
 }
 
 impl Notice {
@@ -19,14 +22,25 @@ impl Notice {
         if !message.starts_with(r#"{"troop":"primary-part","#) {
             return None;
         }
-        let Notice { name, at } = serde_json::from_str(message).ok()?;
+        let Notice { name, at, package } = serde_json::from_str(message).ok()?;
         let place = |text: String| text.chars().take(MAX_PLACE).filter(|c| *c != '\0').collect();
-        Some(Notice { name: place(name), at: place(at) })
+        Some(Notice { name: place(name), at: place(at), package })
+    }
+
+    /// Whether the program itself asks, so that it is certain to have such a part.
+    pub(crate) fn is_certain(&self) -> bool {
+        !self.package
     }
 
     /// Returns what to tell of a program that stays a worker.
     pub(crate) fn hint(&self) -> String {
-        let Notice { name, at } = self;
+        let Notice { name, at, package } = self;
+        if *package {
+            return format!(
+                "a package of the program asks for cluster.{name} ({at}), and nothing listens so far. If the program clusters itself by that \
+                 package, let it be a primary, with --alone (`alone = true`): as a worker it is none"
+            );
+        }
         format!(
             "the program clusters itself: it asks for cluster.{name} ({at}). As a worker it is no primary, so what it does as one does not happen. \
              Have it listen in every process and leave these to troop; or let it be a primary itself, with --alone (`alone = true`); or use the \
@@ -36,7 +50,7 @@ impl Notice {
 
     /// Returns what to tell of one that runs alone from now on.
     pub(crate) fn change(&self) -> String {
-        let Notice { name, at } = self;
+        let Notice { name, at, .. } = self;
         format!(
             "the program clusters itself: it asks for cluster.{name} ({at}). It runs alone, as in PM2's fork mode, so that it is a primary: it \
              listens by itself, and a reload stops it first. exec_mode: \"cluster\" makes it a worker"

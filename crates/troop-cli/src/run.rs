@@ -227,7 +227,7 @@ fn run_as(
             if let Event::Message { message, .. } = event
                 && let Some(notice) = Notice::of(message.as_json())
             {
-                match running.get().filter(|_| may_become_alone) {
+                match running.get().filter(|_| may_become_alone && notice.is_certain()) {
                     _ if std::mem::replace(&mut has_told, true) => {}
                     Some(cluster) => {
                         let reports = hinted.as_ref().is_some_and(|reporter| reporter.postpone());

@@ -346,3 +346,23 @@ fn whether_a_program_runs_alone_is_decided_at_its_start() {
     home.fine(&["restart", "app"]);
     assert!(answer_of(port).ends_with("true"));
 }
+
+#[test]
+fn a_package_that_clusters_a_program_is_named_if_nothing_listens() {
+    let package =
+        "if (require('cluster').isPrimary) require('cluster').fork(); setInterval(() => {}, 1e6);";
+    let (idle, serving) = ("require('some');", format!("require('some');{SERVER}"));
+    for (script, is_told) in [(idle, true), (&serving, false)] {
+        let home = Home::with(&[("server.js", script), ("ecosystem.json", &file(&json!({})))]);
+        std::fs::create_dir_all(home.path().join("node_modules/some")).unwrap();
+        std::fs::write(home.path().join("node_modules/some/index.js"), package).unwrap();
+        let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
+        assert!(code == 0 && out.contains("1 worker ready"), "{out}{err}");
+        assert_eq!(
+            err.contains("a package of the program asks for cluster.isPrimary"),
+            is_told,
+            "{err}"
+        );
+        assert!(!home.fine(&["show", "app"]).contains("alone"));
+    }
+}
