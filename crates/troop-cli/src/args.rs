@@ -371,8 +371,8 @@ pub(crate) struct Logs {
     #[arg(long, value_name = "N")]
     pub(crate) slot: Option<u32>,
 
-    /// Print lines to a terminal unchanged, with all their escape sequences [default: keep only
-    /// colours]
+    /// Print only what the program wrote, as it is: no times, slots and events, and on a terminal
+    /// with all escape sequences [default there: only colours]
     #[arg(long)]
     pub(crate) raw: bool,
 

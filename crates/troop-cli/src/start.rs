@@ -106,7 +106,7 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
         Some(error) => Err(error),
         None if args.attach => {
             let app = if planned.len() == 1 { started } else { Some("all".into()) };
-            crate::verbs::attach::attach(app, None, ATTACHED_LINES)
+            crate::verbs::attach::attach_started(app, ATTACHED_LINES)
         }
         None => Ok(()),
     }

@@ -63,15 +63,13 @@ fn of_several_workers_the_one_that_is_named_gets_the_lines() {
     let mut command = home.command(&["attach", "web"]);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    write(&mut child, "whose\n");
-    let mut told = std::io::BufReader::new(child.stderr.take().unwrap());
-    let mut lines = [String::new(), String::new()];
-    for line in &mut lines {
-        std::io::BufRead::read_line(&mut told, line).unwrap();
-    }
-    assert!(lines[0].contains("name one of its 2 workers: troop attach web:NUMBER"), "{lines:?}");
-    assert!(lines[1].contains("input is for one of the 2 workers"), "{lines:?}");
-    end(child);
+    // Its end may come first.
+    let _ = child.stdin.as_mut().unwrap().write_all(b"whose\n");
+    let told = child.wait_with_output().unwrap();
+    let text = String::from_utf8(told.stderr).unwrap();
+    assert_eq!(told.status.code(), Some(2), "{text}");
+    assert!(text.contains("input is for one of the 2 workers of web"), "{text}");
+    assert!(text.contains("`troop attach web:1`"), "{text}");
     let mut child = attached(&home, &["web:2"]);
     write(&mut child, "yours\n");
     wait_until("the line", || home.log("web.log").contains("yours"));
@@ -96,4 +94,24 @@ fn a_worker_that_does_not_read_keeps_nobody_waiting() {
     assert!(told.contains("does not read its input, which is full"), "{told}");
     home.fine(&["show", "web"]);
     end(child);
+}
+
+#[test]
+fn attach_ends_with_its_input_if_that_is_a_pipe() {
+    let home = Home::with(&[("reads.js", READS)]);
+    home.fine(&["start", "reads.js", "-n", "web"]);
+    let mut command = home.command(&["attach", "web"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    write(&mut child, "reload-rules\n");
+    drop(child.stdin.take());
+    let told = child.wait_with_output().unwrap();
+    let text = String::from_utf8(told.stdout).unwrap();
+    assert_eq!(told.status.code(), Some(0), "{text}");
+    assert!(text.contains("read \"reload-rules\\n\""), "{text}");
+    // What a worker that does not run was to get is lost, which is a failure.
+    home.fine(&["stop", "web"]);
+    let mut child = home.command(&["attach", "web"]).stdin(Stdio::piped()).spawn().unwrap();
+    drop(child.stdin.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
 }

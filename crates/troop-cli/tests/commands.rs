@@ -7,6 +7,7 @@ mod support;
 
 use serde_json::Value;
 use support::Home;
+use troop_testkit::wait_until;
 
 const SERVER: &str = "
 require('http').createServer(() => {}).listen(0, '127.0.0.1');
@@ -115,4 +116,30 @@ fn logs_of_all_apps_are_shown_with_their_names_and_followed() {
     assert!(!out.contains("a: "), "{out}");
     home.fine(&["stop", "a"]);
     assert!(home.fine(&["logs", "a"]).contains("args"), "what has ended is not followed");
+}
+
+#[test]
+fn raw_logs_are_what_the_program_wrote() {
+    const SAYS: &str = "
+        console.log('\\x1b[1mone\\x07 | two');
+        console.log(JSON.stringify({ time: 'now', stream: 'out', text: 'own' }));
+        setInterval(() => {}, 1000);
+    ";
+    for format in ["prefixed", "json", "plain"] {
+        let home = Home::with(&[("says.js", SAYS)]);
+        let set = format!("output.format={format}");
+        home.fine(&["start", "says.js", "-n", "web", "--set", &set]);
+        wait_until("its output", || home.log("web.log").contains("own"));
+        let out = home.fine(&["logs", "web", "--nostream", "--raw"]);
+        let expected =
+            "\u{1b}[1mone\u{7} | two\n{\"time\":\"now\",\"stream\":\"out\",\"text\":\"own\"}\n";
+        match format {
+            // Events are among the lines there, and cannot be told from them.
+            "plain" => assert!(out.contains(expected), "{out}"),
+            _ => assert_eq!(out, expected, "{format}"),
+        }
+        if format != "plain" {
+            assert!(home.log("web.log").contains("started"), "events are in the file");
+        }
+    }
 }

@@ -156,7 +156,9 @@ fn an_app_whose_primary_died_is_listed_as_crashed_and_can_be_started_again() {
     home.fine(&["start", "server.js", "-n", "web"]);
     kill(&home, "web");
     let listed = home.fine(&["ls"]);
-    assert!(listed.contains("crashed 0 s ago") || listed.contains(" s ago"), "{listed}");
+    assert!(listed.contains("crashed, last seen ") && listed.contains(" s ago"), "{listed}");
+    let (_, shown, _) = home.troop(&["show", "web"]);
+    assert!(shown.contains("crashed, last seen "), "{shown}");
     assert_eq!(states(&home), ["web crashed"]);
     let left: Vec<_> = ["web.sock", "web.lock"]
         .into_iter()
@@ -273,7 +275,7 @@ fn records_are_private_and_those_that_are_not_are_not_used() {
 #[test]
 fn show_has_the_lines_of_a_failed_app_as_lines() {
     let home = Home::with(&[("server.js", SERVER)]);
-    home.fine(&["start", "server.js", "-n", "web"]);
+    home.fine(&["start", "server.js", "-n", "web", "--set", "restart.delay=10ms"]);
     home.fine(&["stop", "web"]);
     let broken = "console.error('one\\ntwo\\x1b[2J'); process.exit(1)";
     std::fs::write(home.path().join("server.js"), broken).unwrap();

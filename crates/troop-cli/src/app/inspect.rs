@@ -47,7 +47,7 @@ impl RunningApp {
     /// Returns where the output of the workers goes.
     pub(crate) fn logs(&self) -> Value {
         let resolved = self.resolved();
-        let (to, _) = resolved.output();
+        let (to, format) = resolved.output();
         let file = self.queue.as_ref().and_then(|queue| queue.path());
         let cwd = resolved.cwd.clone().unwrap_or_else(|| ".".into());
         let cwd = std::path::absolute(&cwd).unwrap_or(cwd);
@@ -58,6 +58,6 @@ impl RunningApp {
         };
         let (errors, events) = (of(&paths.routes.err), of(&paths.routes.events));
         let events = events.filter(|events| Some(*events) != errors);
-        json!({ "to": to, "file": file, "error_file": errors, "events_file": events })
+        json!({ "to": to, "format": format, "file": file, "error_file": errors, "events_file": events })
     }
 }

@@ -94,7 +94,8 @@ pub(crate) struct SendSignal {
 
 /// Follow the output of an app, and pass lines of input on to a worker
 ///
-/// Each line is written to the worker's standard input. Ctrl-C ends it, Ctrl-D too; the app goes on.
+/// Each line is written to the worker's standard input. Ctrl-C ends it, Ctrl-D too; the app goes on. With
+/// a pipe or file as its input it ends after that, with what the worker answers at once.
 /// Only apps in the background have input, except jobs and those of other users (`user`).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:

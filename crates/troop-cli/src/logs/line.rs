@@ -85,12 +85,14 @@ pub(crate) fn read(line: &str) -> Entry {
     {
         return entry;
     }
-    prefixed(line).unwrap_or_else(|| Entry {
-        time: String::new(),
-        slot: None,
-        stream: "out".into(),
-        text: line.into(),
-    })
+    prefixed(line).unwrap_or_else(|| Entry::plain(line))
+}
+
+impl Entry {
+    /// Returns a line as the program wrote it.
+    pub(crate) fn plain(line: &str) -> Entry {
+        Entry { time: String::new(), slot: None, stream: "out".into(), text: line.into() }
+    }
 }
 
 fn prefixed(line: &str) -> Option<Entry> {

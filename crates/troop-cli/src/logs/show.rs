@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
 
 use troop::program::safe_path::{Directory, Safety, split};
 use troop::text;
@@ -20,6 +21,10 @@ use crate::print;
 
 /// Interval between checks for new lines.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time without a line after the end of the input, after which the answer to it counts as complete.
+const QUIET_AT_END: Duration = Duration::from_millis(200);
+/// Time after the end of the input, after which no more lines are shown.
+const LAST_LINES_LIMIT: Duration = Duration::from_secs(2);
 /// The number of rotated files that are searched.
 const MAX_ROTATED: usize = 1000;
 /// The size of a read, from the end of a file backwards.
@@ -33,14 +38,23 @@ struct Shown {
     /// The prefix of its lines, if several logs are shown.
     name: Option<String>,
     path: PathBuf,
+    is_plain: bool,
     reader: Option<(BufReader<File>, u64)>,
     /// An incomplete line.
     partial: String,
 }
 
-/// The log files of apps, with the apps' names.
+/// A log file of an app.
+struct LogOf {
+    app: String,
+    path: PathBuf,
+    /// Its lines are known to have no marks of troop's.
+    is_plain: bool,
+}
+
+/// The log files of apps.
 struct Files {
-    files: Vec<(String, PathBuf)>,
+    files: Vec<LogOf>,
     /// Whether lines may follow.
     are_live: bool,
 }
@@ -61,7 +75,11 @@ fn files(args: &Logs) -> Result<Files, CliError> {
             let files: Vec<_> = names
                 .into_iter()
                 .flat_map(|name| {
-                    paths::recorded(&name).into_iter().map(move |path| (name.clone(), path))
+                    paths::recorded(&name).into_iter().map(move |path| LogOf {
+                        app: name.clone(),
+                        path,
+                        is_plain: false,
+                    })
                 })
                 .collect();
             return match files.is_empty() {
@@ -75,7 +93,9 @@ fn files(args: &Logs) -> Result<Files, CliError> {
     for mut client in clients {
         let name = client.name().to_owned();
         let answer = client.request(Request::Logs, |_| {})?;
-        let paths: Vec<_> = ["file", "error_file", "events_file"]
+        let keys = ["file", "error_file", "events_file"];
+        let is_plain = answer["format"] == "plain";
+        let paths: Vec<_> = keys[..if args.is_raw() { 2 } else { 3 }]
             .iter()
             .filter_map(|key| answer[*key].as_str())
             .map(PathBuf::from)
@@ -91,7 +111,7 @@ fn files(args: &Logs) -> Result<Files, CliError> {
                 "{name} writes no files, its output goes to the {to}: {hint}; `troop run --output {name}.log` or output.to = \"files\" would"
             ));
         }
-        files.extend(paths.into_iter().map(|path| (name.clone(), path)));
+        files.extend(paths.into_iter().map(|path| LogOf { app: name.clone(), path, is_plain }));
     }
     match missing {
         Some(text) if files.is_empty() => Err(CliError::Failed(Failure::new("failed", text))),
@@ -106,11 +126,16 @@ fn files(args: &Logs) -> Result<Files, CliError> {
 
 /// Runs `troop logs`.
 pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
+    logs_with_input(args, None)
+}
+
+/// The same while input is passed on. When that is over, so is this: after what the worker answers.
+pub(crate) fn logs_with_input(args: &Logs, input: Option<&Input>) -> Result<(), CliError> {
     let Files { files, are_live } = files(args)?;
-    let several = files.iter().any(|(name, _)| *name != files[0].0);
+    let several = files.iter().any(|file| file.app != files[0].app);
     let mut shown = Vec::new();
-    for (name, path) in files {
-        let wants = |line: &str| args.wants(&line::read(line));
+    for LogOf { app: name, path, is_plain } in files {
+        let wants = |line: &str| args.wants(&args.read(line, is_plain));
         let reading = |e| CliError::Io(format!("read {}", path.display()), e);
         let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
         // Rotated files, as far as they are needed for this number of lines.
@@ -126,33 +151,79 @@ pub(crate) fn logs(args: &Logs) -> Result<(), CliError> {
         }
         let name = several.then_some(name);
         for line in lines {
-            print(args, name.as_deref(), &line);
+            print(args, name.as_deref(), &line, is_plain);
         }
-        shown.push(Shown { name, path, reader, partial: String::new() });
+        shown.push(Shown { name, path, is_plain, reader, partial: String::new() });
     }
-    if args.follow || (are_live && !args.nostream) { follow(args, shown) } else { Ok(()) }
+    if args.follow || (are_live && !args.nostream) {
+        follow(args, shown, input);
+    }
+    Ok(())
 }
 
-/// Prints new lines until standard output is closed.
-fn follow(args: &Logs, mut shown: Vec<Shown>) -> ! {
+/// Prints new lines until standard output is closed, or there is no further input.
+fn follow(args: &Logs, mut shown: Vec<Shown>, input: Option<&Input>) {
+    if let Some(input) = input {
+        let _ = input.begin.send(());
+    }
+    // When the input was over, and when the last line after it came.
+    let mut end = None;
     loop {
+        if end.is_none() && input.is_some_and(Input::is_over) {
+            end = Some((Instant::now(), Instant::now()));
+        }
         let mut quiet = true;
         for log in &mut shown {
             while let Some(line) = log.next() {
                 quiet = false;
-                if args.wants(&line::read(&line)) {
-                    print(args, log.name.as_deref(), &line);
+                if args.wants(&args.read(&line, log.is_plain)) {
+                    print(args, log.name.as_deref(), &line, log.is_plain);
                 }
             }
         }
-        if quiet {
-            std::thread::sleep(POLL_INTERVAL);
+        match &mut end {
+            None if quiet => std::thread::sleep(POLL_INTERVAL),
+            None => {}
+            Some((over, last))
+                if over.elapsed() >= LAST_LINES_LIMIT
+                    || (quiet && last.elapsed() >= QUIET_AT_END) =>
+            {
+                return;
+            }
+            Some((_, last)) if !quiet => *last = Instant::now(),
+            Some(_) => std::thread::sleep(QUIET_AT_END / 10),
         }
     }
 }
 
+/// Input that another thread passes on to a worker while its output is followed.
+pub(crate) struct Input {
+    /// Told when lines that follow are shown.
+    pub(crate) begin: Sender<()>,
+    /// Told when the input is over and was passed on, which ends the output.
+    pub(crate) over: Receiver<()>,
+}
+
+impl Input {
+    fn is_over(&self) -> bool {
+        self.over.try_recv().is_ok()
+    }
+}
+
 impl Logs {
+    /// Whether only what the program wrote is shown.
+    fn is_raw(&self) -> bool {
+        self.raw && !self.json
+    }
+
+    fn read(&self, line: &str, is_plain: bool) -> Entry {
+        if self.is_raw() && is_plain { Entry::plain(line) } else { line::read(line) }
+    }
+
     fn wants(&self, entry: &Entry) -> bool {
+        if self.is_raw() && entry.stream == "event" {
+            return false;
+        }
         let by_stream = match (self.err, self.out) {
             (true, false) => entry.stream == "err",
             (false, true) => entry.stream == "out",
@@ -162,12 +233,9 @@ impl Logs {
     }
 }
 
-fn print(args: &Logs, name: Option<&str>, line: &str) {
-    let shown = if args.raw || !std::io::stdout().is_terminal() {
-        line.into()
-    } else {
-        text::terminal_line(line)
-    };
+fn print(args: &Logs, name: Option<&str>, line: &str, is_plain: bool) {
+    let shown =
+        if !std::io::stdout().is_terminal() { line.into() } else { text::terminal_line(line) };
     let result = match (args.json, name) {
         (true, name) => {
             let entry = line::read(line);
@@ -177,8 +245,9 @@ fn print(args: &Logs, name: Option<&str>, line: &str) {
             }
             print::json(&value)
         }
-        (false, Some(name)) if !args.raw => print::raw(&format!("{name}: {shown}")),
-        (false, _) => print::raw(&shown),
+        (false, _) if args.raw => print::raw(&args.read(line, is_plain).text),
+        (false, Some(name)) => print::raw(&format!("{name}: {shown}")),
+        (false, None) => print::raw(&shown),
     };
     if result.is_err() {
         // Standard output is closed.
@@ -292,6 +361,10 @@ mod tests {
 
     use super::*;
 
+    fn shown(path: PathBuf, reader: Option<(BufReader<File>, u64)>) -> Shown {
+        Shown { name: None, path, is_plain: false, reader, partial: String::new() }
+    }
+
     #[test]
     fn the_last_lines_are_found_however_long_the_file_is() {
         let directory = tempfile::tempdir().unwrap();
@@ -326,9 +399,9 @@ mod tests {
             "{}",
             lines[1].len()
         );
-        let mut log = Shown { name: None, reader: opened(&path), path, partial: String::new() };
-        let shown: Vec<usize> = std::iter::from_fn(|| log.next()).map(|line| line.len()).collect();
-        assert_eq!(shown, [1, MAX_LINE, MAX_LINE, MAX_LINE, 0, 1]);
+        let mut log = shown(path.clone(), opened(&path));
+        let lens: Vec<usize> = std::iter::from_fn(|| log.next()).map(|line| line.len()).collect();
+        assert_eq!(lens, [1, MAX_LINE, MAX_LINE, MAX_LINE, 0, 1]);
     }
 
     #[test]
@@ -337,7 +410,7 @@ mod tests {
         let path = directory.path().join("app.log");
         std::fs::write(&path, "a\nb").unwrap();
         let (_, reader) = last_lines(&path, 0, |_| true).unwrap();
-        let mut log = Shown { name: None, path: path.clone(), reader, partial: String::new() };
+        let mut log = shown(path.clone(), reader);
         let append = |path: &Path, text: &str| {
             std::fs::OpenOptions::new()
                 .append(true)

@@ -160,12 +160,14 @@ fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
     }
 }
 
-/// Returns the state of an app that does not run: `stopped`, `crashed 3 min ago`.
+/// Returns the state of an app that does not run: `stopped`, `failed 3 min ago`. When exactly a
+/// crash was is not known.
 pub(crate) fn state(end: &End, now: u64) -> String {
     let since = ago(now.saturating_sub(end.at_ms));
     match (end.how, &end.reason) {
         (Ending::Stopped, _) => "stopped".into(),
         (Ending::Finished, Some(reason)) => format!("finished: {reason}"),
+        (Ending::Crashed, _) => format!("crashed, last seen {since} ago"),
         (how, _) => format!("{} {since} ago", how.state()),
     }
 }
@@ -221,7 +223,7 @@ mod tests {
             state(&end, 1_000_000 + 185_000)
         };
         assert_eq!(state(Ending::Stopped, Some("the system was restarted")), "stopped");
-        assert_eq!(state(Ending::Crashed, Some("without a word")), "crashed 3 min ago");
+        assert_eq!(state(Ending::Crashed, Some("without a word")), "crashed, last seen 3 min ago");
         assert_eq!(state(Ending::Failed, None), "failed 3 min ago");
         assert_eq!(state(Ending::Finished, Some("exit code 7")), "finished: exit code 7");
         assert_eq!(state(Ending::Finished, None), "finished 3 min ago");

@@ -30,7 +30,7 @@ const COMMANDS: [Command; 70] = [
     command("pid api · pid", &[], "the workers' process numbers", Done),
     command("env 0", &["env api"], "with secrets masked", Done),
     command("logs api --lines 5 --nostream", &[], "", Done),
-    command("logs · logs api · logs api --raw", &[], "", Follows),
+    command("logs · logs api · logs api --raw", &[], "`--raw`: only what the program wrote, from `prefixed` and `json` files too", Follows),
     command("flush api · flush", &[], "", Done),
     command("scale api 3 · scale api +1", &[], "", Done),
     command("reload api · reload all", &[], "no connection is closed; a release that does not start changes nothing, with exit code 1", Done),
