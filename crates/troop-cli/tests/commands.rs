@@ -123,7 +123,7 @@ fn raw_logs_are_what_the_program_wrote() {
     const SAYS: &str = "
         console.log('\\x1b[1mone\\x07 | two');
         console.log(JSON.stringify({ time: 'now', stream: 'out', text: 'own' }));
-        setInterval(() => {}, 1000);
+        require('http').createServer(() => {}).listen(0, '127.0.0.1');
     ";
     for format in ["prefixed", "json", "plain"] {
         let home = Home::with(&[("says.js", SAYS)]);

@@ -41,13 +41,22 @@ fn wait_ready_waits_for_the_ready_message_up_to_listen_timeout_and_then_says_tha
         &json!({ "wait_ready": true, "listen_timeout": 700 }),
         &["--wait-ready", "--listen-timeout", "700"],
         |home, start| {
-            assert!(home.fine(start).contains("1 worker ready"));
+            let is_told = |args: &[&str]| {
+                let (code, out, err) = home.troop(args);
+                assert!(code == 0 && out.contains("1 worker ready"), "{args:?}: {out}{err}");
+                let missing = "app: worker 1 has not called process.send('ready') within ";
+                assert!(err.contains(missing), "{args:?}: {err}");
+            };
+            is_told(start);
             assert!(home.log("app.log").contains("has not called process.send('ready')"));
+            is_told(&["restart", "app"]);
         },
     );
     let says = format!("{SERVER} process.send('ready')");
     both(&says, &json!({ "wait_ready": true }), &["--wait-ready"], |home, start| {
         assert!(home.fine(start).contains("1 worker ready"));
+        let (_, _, err) = home.troop(&["restart", "app"]);
+        assert!(!err.contains("process.send"), "{err}");
         assert!(!home.log("app.log").contains("process.send"));
     });
 }

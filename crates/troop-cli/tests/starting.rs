@@ -222,3 +222,18 @@ fn an_exit_that_troop_has_caused_is_reported_as_such() {
     assert!(dies.event("exit")["text"].as_str().unwrap().contains("worker 1 died: signal SIGTERM"));
     dies.end();
 }
+
+#[test]
+fn a_restart_with_a_release_that_does_not_start_quotes_its_last_lines() {
+    let home = Home::with(&[("server.js", "require('http').createServer(() => {}).listen(0)")]);
+    home.fine(&["start", "server.js", "-n", "web", "--set", "restart.delay=10ms"]);
+    std::fs::write(home.path().join("server.js"), "require('nosuch')").unwrap();
+    let (code, _, err) = home.troop(&["restart", "web"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("exit code 1; its last lines:\n"), "{err}");
+    let quoted = "  | Error: Cannot find module 'nosuch'";
+    assert!(err.lines().any(|line| line.starts_with(quoted)), "{err}");
+    // So does what waits for it.
+    let (code, _, err) = home.troop(&["wait", "web"]);
+    assert!(code == 1 && err.contains("Cannot find module 'nosuch'"), "{code} {err}");
+}

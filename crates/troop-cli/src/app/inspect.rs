@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
+use troop::snapshot::Phase;
 
 use super::{RunningApp, failed};
 use crate::control::protocol::{AppSnapshot, Failure, Total};
@@ -29,6 +30,11 @@ impl RunningApp {
                 .as_ref()
                 .and_then(|queue| queue.path())
                 .map(|path| path.display().to_string()),
+            hint: self.startup.hint(),
+            last_lines: match snapshot.phase {
+                Phase::Running => None,
+                _ => self.startup.last_lines().await,
+            },
             schedule: self.schedule_snapshot(),
             lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
             total: Total::of(&snapshot),

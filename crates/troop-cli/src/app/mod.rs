@@ -8,6 +8,7 @@
 //! | `schedule.rs` | runs and reloads at certain times |
 //! | `reload.rs`, `scale.rs` | reloads, and changes of the number of workers |
 //! | `send.rs` | messages to workers |
+//! | `startup.rs` | what happened while the app started |
 //! | `triggers.rs` | reloads by signals and changes of files |
 
 mod input;
@@ -17,11 +18,13 @@ mod reload;
 mod scale;
 mod schedule;
 mod send;
+mod startup;
 mod triggers;
 
 #[cfg(test)]
 pub(crate) use schedule::LastRun;
 pub(crate) use schedule::ScheduleSnapshot;
+pub(crate) use startup::Startup;
 
 use std::fs::File;
 use std::sync::atomic::AtomicU64;
@@ -86,6 +89,7 @@ pub(crate) struct RunningApp {
     /// Policies of the last reloads that some listeners do not have yet: of one, or of all others.
     pending: Mutex<Vec<reload::Policy>>,
     inputs: input::Inputs,
+    startup: Startup,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
     /// Wakes what releases memory, after a request.
@@ -107,6 +111,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Parts { name, resolved, source, queue, restarting, reporter, keeper, lock } = parts;
     let app = Arc::new(RunningApp {
+        startup: Startup::new(&cluster),
         cluster,
         name,
         source,
@@ -125,6 +130,8 @@ pub(crate) fn start<F: Future<Output = ()>>(
     });
     let run = move || {
         runtime.block_on(async {
+            let starting = app.clone();
+            tokio::spawn(async move { starting.startup.follow(&starting.cluster).await });
             if let Some(reporter) = reporter {
                 tokio::spawn(app.clone().report_startup(reporter));
             }
@@ -153,7 +160,7 @@ impl RunningApp {
 
     async fn report_startup(self: Arc<RunningApp>, reporter: Arc<StartupReporter>) {
         let timeout = start_timeout(&self.started);
-        reporter.watch(&self.cluster, &self.name, timeout).await;
+        reporter.watch(&self.cluster, &self.name, timeout, &self.startup).await;
     }
 
     /// A request has been handled.

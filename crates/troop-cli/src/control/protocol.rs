@@ -139,6 +139,12 @@ pub(crate) struct AppSnapshot {
     /// The times at which something happens, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) schedule: Option<ScheduleSnapshot>,
+    /// What to tell of the start: that workers count as ready which have not said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) hint: Option<String>,
+    /// The last lines of the worker that has failed last, if not all were ready since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last_lines: Option<String>,
     /// What the primary and its workers use together; `usage` in the snapshot is of the primary alone.
     #[serde(default)]
     pub(crate) total: Total,

@@ -12,6 +12,7 @@ use troop::supervise::{NotReady, Progress};
 use troop::text::tells_of_used_address;
 use troop::{Cluster, Event, WorkerHandle, text};
 
+use crate::app::Startup;
 use crate::in_use::Bound;
 use crate::log;
 
@@ -167,7 +168,13 @@ impl StartupReporter {
 
     /// Waits until the start of a cluster has succeeded, failed or timed out, and reports that.
     /// Stops the cluster if it has failed.
-    pub(crate) async fn watch(&self, cluster: &Cluster, name: &str, start_timeout: Duration) {
+    pub(crate) async fn watch(
+        &self,
+        cluster: &Cluster,
+        name: &str,
+        start_timeout: Duration,
+        startup: &Startup,
+    ) {
         if !self.awaited {
             return;
         }
@@ -178,12 +185,12 @@ impl StartupReporter {
         match ready {
             Ok(Ok(workers)) => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.report_ready(snapshot, name, workers);
+                self.report_ready(snapshot, name, workers, startup);
             }
             // What has finished is complete.
             Ok(Err(NotReady::Ended { how, ready, .. })) if how.is_success() => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.report_ready(snapshot, name, ready);
+                self.report_ready(snapshot, name, ready, startup);
             }
             // Slots whose worker has ended for good do not become ready.
             Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
@@ -237,14 +244,15 @@ impl StartupReporter {
         last_failed?.last_stderr(LAST_LINES_TIMEOUT)
     }
 
-    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize) {
+    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize, startup: &Startup) {
         let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
+        let hint = self.hint.lock().ok().and_then(|mut hint| hint.take());
         self.send(&StartupReport::Ready {
             name: name.to_owned(),
             pid: snapshot.pid,
             workers,
             listeners,
-            hint: self.hint.lock().ok().and_then(|mut hint| hint.take()),
+            hint: hint.or_else(|| startup.hint()),
         });
     }
 

@@ -19,6 +19,7 @@ use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
+use crate::in_use::with_tip;
 use crate::records::{Record, Text, listed, own_env};
 use crate::{config, log, resolve, restart, start};
 
@@ -269,6 +270,9 @@ fn restart_one(
             let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
             let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
             if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
+                if let Some(hint) = &found.hint {
+                    log::line(&format!("troop: {name}: {hint}"));
+                }
                 report(
                     json,
                     &json!({ "name": name, "state": "running", "workers": ready }),
@@ -285,9 +289,10 @@ fn restart_one(
                 let why = snapshot.last_end.clone().unwrap_or_default();
                 return Err(CliError::Failed(Failure::new(
                     "failed",
-                    format!(
-                        "{name} is back and keeps trying, but no worker is ready; the last: {why}"
-                    ),
+                    with_tip(format!(
+                        "{name} is back and keeps trying, but no worker is ready; the last: {why}{}",
+                        start::quoted(found.last_lines.as_deref())
+                    )),
                 )));
             }
         }
@@ -299,9 +304,11 @@ fn restart_one(
                 (_, true) => "its workers are not ready",
                 _ => "it has not come back",
             };
+            let lines = app.as_ref().filter(|_| !is_gone).and_then(|app| app.last_lines.as_deref());
+            let lines = start::quoted(lines);
             return Err(CliError::Failed(Failure::new(
                 "failed",
-                format!("{name}: {state}; `troop logs {name}` may say why"),
+                with_tip(format!("{name}: {state}; `troop logs {name}` may say why{lines}")),
             )));
         }
         std::thread::sleep(Duration::from_millis(50));

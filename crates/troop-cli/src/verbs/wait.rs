@@ -14,6 +14,7 @@ use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::log;
 use crate::records::{End, Ending, Record};
+use crate::start::quoted;
 
 /// Interval between looks at the apps.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -57,9 +58,15 @@ pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
                 asked.iter().find(|(other, _)| *other == name).and_then(|(_, app)| app.as_ref());
             match app.map(|app| (why_not_ready(app), app)) {
                 Some((None, _)) => say(args, &name, "ready"),
-                Some((Some(why), app)) if keeps_ending(app) => failed(CliError::Failed(
-                    Failure::new("failed", format!("{name}: its workers keep ending: {why}")),
-                )),
+                Some((Some(why), app)) if keeps_ending(app) => {
+                    failed(CliError::Failed(Failure::new(
+                        "failed",
+                        format!(
+                            "{name}: its workers keep ending: {why}{}",
+                            quoted(app.last_lines.as_deref())
+                        ),
+                    )))
+                }
                 Some((Some(why), _)) => left.push((name, why)),
                 None => left.push((name, running(args.state).to_owned())),
             }
