@@ -416,7 +416,9 @@ pub(crate) struct Events {
 /// Change the number of workers
 ///
 /// Waits until the new workers are ready, and those that are too many have drained. If a new worker
-/// does not become ready, prints the reason; the app keeps the number and goes on trying.
+/// does not become ready, prints the reason; the app keeps the number and goes on trying. The number
+/// lasts over `troop restart`, and over `save` and `resurrect`, until the app is stopped or its file
+/// has another one.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true, allow_negative_numbers = true)]
 #[command(after_help = "Examples:

@@ -24,6 +24,7 @@ use crate::moves;
 use crate::names;
 use crate::preflight;
 use crate::program;
+use crate::records::Scaled;
 use crate::resolve::ResolvedApp;
 use crate::watch;
 
@@ -37,7 +38,7 @@ const FINITE: &str = "TROOP_FINITE";
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
 /// Variables of the primary that workers do not inherit.
-pub(crate) const OWN_VARIABLES: [&str; 10] = [
+pub(crate) const OWN_VARIABLES: [&str; 11] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -45,6 +46,7 @@ pub(crate) const OWN_VARIABLES: [&str; 10] = [
     crate::start::RESUMED_VARIABLE,
     crate::together::VARIABLE,
     crate::records::keeper::ID_VARIABLE,
+    crate::records::scaled::VARIABLE,
     crate::restart::VARIABLE,
     crate::restart::ALONE_VARIABLE,
     "TROOP_POLICY",
@@ -57,7 +59,7 @@ impl ResolvedApp {
         let app = &self.app;
         let mut builder = Cluster::builder()
             // A job has none between its runs.
-            .workers(if app.cron.is_some() { 0 } else { self.workers() })
+            .workers(if app.cron.is_some() { 0 } else { self.first_workers() })
             .setup(self.setup()?)
             .grace(self.grace())
             .drain_delay(self.app.drain_delay.map_or(Duration::ZERO, |delay| delay.0))
@@ -114,7 +116,7 @@ impl ResolvedApp {
         } else {
             let by_connections = matches!(app.policy, Some(Scheduling::LeastConnections));
             let is_steered = matches!(app.policy, Some(Scheduling::Steered(_))) || by_connections;
-            let slots = if is_steered { self.workers() } else { 0 };
+            let slots = if is_steered { self.first_workers() } else { 0 };
             let sockets = bind(&app.bind, &inherited, slots)?;
             for socket in &sockets {
                 log::line(&format!("troop: listening on {socket}"));
@@ -123,6 +125,13 @@ impl ResolvedApp {
             builder = builder.activation(sockets).activation_by_connections(by_connections);
         }
         Ok((builder, bound))
+    }
+
+    /// Returns the number of workers to begin with: that of `troop scale` before a restart, unless
+    /// the configuration has another one than then.
+    fn first_workers(&self) -> usize {
+        let given = Scaled::given().filter(|scaled| scaled.instead_of == self.workers());
+        given.map_or_else(|| self.workers(), |scaled| scaled.workers)
     }
 
     /// Returns what workers read: in the background, as under PM2, what `troop attach` passes on.
@@ -335,7 +344,7 @@ impl ResolvedApp {
 
     fn restart_policy(&self) -> RestartPolicy {
         let options = &self.app.restart;
-        let mut policy = RestartPolicy::new(self.workers());
+        let mut policy = RestartPolicy::new(self.first_workers());
         policy.restart = match self.restarts() {
             When::Always => troop::supervise::Restart::Always,
             When::OnFailure => troop::supervise::Restart::OnFailure,

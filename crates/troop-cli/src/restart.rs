@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
 use crate::config;
-use crate::records::Text;
+use crate::records::{Scaled, Text, scaled};
 use crate::start;
 
 /// The variable by which a primary keeps its name when it executes itself again.
@@ -42,6 +42,8 @@ const KEPT_VARIABLES: [&str; 13] = [
 pub(crate) struct RestartRequest {
     requested: AtomicBool,
     env: Mutex<Option<Vec<(Text, Text)>>>,
+    /// The number of workers then, if `troop scale` has set it.
+    scaled: OnceLock<Scaled>,
     /// The program runs alone then.
     alone: OnceLock<Alone>,
     /// A signal or `troop stop` has requested a stop, which overrides a restart.
@@ -66,13 +68,17 @@ impl RestartRequest {
         Ok(RestartRequest {
             requested: AtomicBool::new(false),
             env: Mutex::new(None),
+            scaled: OnceLock::new(),
             alone: OnceLock::new(),
             stop_requested,
         })
     }
 
-    /// Requests a restart, with another environment if one is given.
-    pub(crate) fn request(&self, env: Option<Vec<(Text, Text)>>) {
+    /// Requests a restart, with another environment and another number of workers if such are given.
+    pub(crate) fn request(&self, env: Option<Vec<(Text, Text)>>, scaled: Option<Scaled>) {
+        if let Some(scaled) = scaled {
+            let _ = self.scaled.set(scaled);
+        }
         *self.env.lock().unwrap_or_else(PoisonError::into_inner) = env;
         self.requested.store(true, Ordering::Release);
     }
@@ -160,6 +166,10 @@ pub(crate) fn exec_again(name: &str, fds: &[i32], request: &RestartRequest) -> s
     if let Some(Alone { why, .. }) = request.alone.get() {
         command.env(ALONE_VARIABLE, why);
     }
+    match request.scaled.get() {
+        Some(scaled) => command.env(scaled::VARIABLE, scaled.encode()),
+        None => command.env_remove(scaled::VARIABLE),
+    };
     command.arg0("troop").args(std::env::args_os().skip(1)).env(known_by, name);
     // The release that a link leads to by now.
     if let Some(directory) = crate::directory::by_links().filter(|path| path.is_dir()) {

@@ -26,7 +26,7 @@ use crate::control::targets;
 use crate::error::CliError;
 use crate::in_use::with_tip;
 use crate::records::keeper::ID_VARIABLE;
-use crate::records::{Record, Text, listed};
+use crate::records::{Record, Text, listed, scaled};
 use crate::resolve::{self, ResolvedApp};
 use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
@@ -165,7 +165,7 @@ fn spawn(args: &Start, app: &Planned, id: u32) -> Result<StartingPrimary, CliErr
     let mut command = Command::new("/proc/self/exe");
     let typed = args.typed.clone().unwrap_or_else(|| std::env::args_os().skip(1).collect());
     command.arg0("troop").args(typed).env(VARIABLE, app.choice.encode());
-    command.env(ID_VARIABLE, id.to_string());
+    command.env(ID_VARIABLE, id.to_string()).env_remove(scaled::VARIABLE);
     StartingPrimary::spawn(
         command,
         resolved.name.clone().unwrap_or_else(|| resolved.default_name.clone()),
@@ -192,6 +192,9 @@ pub(crate) fn spawn_again(record: &Record) -> Result<StartingPrimary, CliError> 
         .env(VARIABLE, &call.app)
         .env(RESUMED_VARIABLE, &record.name)
         .env(ID_VARIABLE, record.id.to_string());
+    if let Some(scaled) = record.scaled {
+        command.env(scaled::VARIABLE, scaled.encode());
+    }
     // The verbs that are typed here must find it.
     for name in ["TROOP_RUNTIME_DIR", "XDG_RUNTIME_DIR", "TROOP_STATE_DIR"] {
         match std::env::var_os(name) {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::Home;
+use support::pm2::SERVER;
 use troop_testkit::wait_until;
 
 /// Listens after a while, and finishes after a while.
@@ -109,4 +110,39 @@ fn a_reload_of_all_apps_goes_on_past_one_that_fails_and_names_it() {
         assert!(err.lines().any(failed), "{name} in {err}");
     }
     home.fine(&["stop", "all"]);
+}
+
+#[test]
+fn a_scaled_app_has_as_many_workers_after_a_restart_and_when_it_is_resurrected() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    home.fine(&["scale", "web", "3"]);
+    let is_three = |told: String| {
+        assert!(told.contains("3 workers ready"), "{told}");
+        assert_eq!(workers(&home, "web"), (3, 3));
+    };
+    is_three(home.fine(&["restart", "web"]));
+    is_three(home.fine(&["restart", "web", "--update-env"]));
+    // The configuration is what it was.
+    home.fine(&["reload", "web"]);
+    assert_eq!(home.show("web")["wanted"], 3);
+    home.fine(&["save"]);
+    home.fine(&["stop", "web"]);
+    is_three(home.fine(&["resurrect"]));
+    is_three(home.fine(&["restart", "web"]));
+    // As it was started.
+    home.fine(&["stop", "web"]);
+    assert!(home.fine(&["start", "web"]).contains("1 worker ready"));
+    assert!(home.fine(&["restart", "web"]).contains("1 worker ready"));
+}
+
+#[test]
+fn a_file_with_another_number_of_workers_overrides_a_scale() {
+    let text = |workers| format!("[app.web]\nprogram = \"server.js\"\nworkers = {workers}\n");
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", &text(1))]);
+    home.fine(&["start"]);
+    home.fine(&["scale", "web", "3"]);
+    std::fs::write(home.path().join("troop.toml"), text(2)).unwrap();
+    assert!(home.fine(&["restart", "web"]).contains("2 workers ready"));
+    assert!(home.fine(&["restart", "web"]).contains("2 workers ready"));
 }

@@ -30,6 +30,7 @@ impl RunningApp {
                 .as_ref()
                 .and_then(|queue| queue.path())
                 .map(|path| path.display().to_string()),
+            scaled: self.scaled(snapshot.wanted),
             hint: self.startup.hint(),
             last_lines: match snapshot.phase {
                 Phase::Running => None,

@@ -100,7 +100,8 @@ impl RunningApp {
         };
         // That of an earlier reload, if that has brought another one.
         let env = env.or_else(|| inherited.map(|inherited| inherited.iter().map(text).collect()));
-        self.restarting.request(env);
+        let wanted = self.cluster.snapshot().await.map_err(|e| failed(&e))?.wanted;
+        self.restarting.request(env, self.scaled(wanted));
         drop(self.cluster.stop());
         Ok(timeout)
     }

@@ -11,6 +11,7 @@ use troop::{Error, Event, Events, WorkerHandle, WorkerId};
 use super::{RunningApp, failed};
 use crate::control::protocol::Failure;
 use crate::in_use::with_tip;
+use crate::records::Scaled;
 use crate::start::{LAST_LINES_TIMEOUT, READY_MARGIN, quoted, start_timeout};
 
 /// Times that each new slot may lose its worker, on average, until it counts as one that does not
@@ -73,6 +74,14 @@ impl NewWorkers {
 }
 
 impl RunningApp {
+    /// Returns the number of workers if that is not the one of the configuration. None at all are
+    /// left to what has ended them, and a job has as many as it runs.
+    pub(super) fn scaled(&self, wanted: Option<usize>) -> Option<Scaled> {
+        let instead_of = self.resolved().workers();
+        let workers = wanted.filter(|wanted| *wanted > 0 && *wanted != instead_of)?;
+        self.started.app.cron.is_none().then_some(Scaled { workers, instead_of })
+    }
+
     /// Changes the number of workers, to `workers` or by `by`. With `wait`, answers when as many are
     /// ready and the others gone, or fails with the reason.
     pub(crate) async fn scale(

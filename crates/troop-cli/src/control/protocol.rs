@@ -6,7 +6,7 @@ use troop::snapshot::Snapshot;
 
 use crate::app::ScheduleSnapshot;
 
-use crate::records::Text;
+use crate::records::{Scaled, Text};
 
 /// The version of the protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -145,6 +145,9 @@ pub(crate) struct AppSnapshot {
     /// The last lines of the worker that has failed last, if not all were ready since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) last_lines: Option<String>,
+    /// The number of workers that `troop scale` has set, and that of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scaled: Option<Scaled>,
     /// What the primary and its workers use together; `usage` in the snapshot is of the primary alone.
     #[serde(default)]
     pub(crate) total: Total,

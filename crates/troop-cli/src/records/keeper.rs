@@ -61,6 +61,7 @@ impl Keeper {
             start: app.background.then(|| call(app)).transpose()?,
             primary: Identity::own(),
             runtime: absolute(sockets::path()),
+            scaled: None,
             end: None,
         };
         store.write(&record)?;

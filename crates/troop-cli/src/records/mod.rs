@@ -11,12 +11,14 @@
 //! | `listed.rs` | the apps that have a record, and their states |
 //! | `process.rs` | whether the process of a record still runs |
 //! | `saved.rs` | the list that `troop save` writes |
+//! | `scaled.rs` | the number of workers that `troop scale` has set |
 //! | `store.rs` | the directory of records, and reading and writing them |
 
 pub(crate) mod keeper;
 pub(crate) mod listed;
 pub(crate) mod process;
 pub(crate) mod saved;
+pub(crate) mod scaled;
 pub(crate) mod store;
 
 use std::ffi::{OsStr, OsString};
@@ -24,6 +26,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub(crate) use scaled::Scaled;
 use serde::{Deserialize, Serialize};
 
 /// Time for which the crash of an app that was run in the foreground stays listed.
@@ -51,6 +54,9 @@ pub(crate) struct Record {
     pub(crate) primary: process::Identity,
     /// The directory of its control socket.
     pub(crate) runtime: PathBuf,
+    /// The number of workers that it is started again with. Only in the list of `troop save`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) scaled: Option<Scaled>,
     /// How the app ended; `None` while it runs, and if its primary could not say.
     #[serde(default)]
     pub(crate) end: Option<End>,
@@ -220,6 +226,7 @@ mod tests {
             start: Some(start).filter(|_| is_background),
             primary: Identity::default(),
             runtime: "/run".into(),
+            scaled: None,
             end: None,
         }
     }

@@ -8,6 +8,7 @@ use signal_hook::consts::SIGINT;
 use troop::text::counted;
 
 use super::operate::report;
+use super::show::snapshots;
 use crate::args::{Resurrect, Save};
 use crate::control::client::Client;
 use crate::control::protocol::Failure;
@@ -24,13 +25,22 @@ fn doing(e: std::io::Error) -> CliError {
 /// Runs `troop save`.
 pub(crate) fn save(args: &Save) -> Result<(), CliError> {
     let is_kept = |app: &Listed| app.end.is_none() && app.record.start.is_some();
-    let apps: Vec<_> =
+    let mut apps: Vec<_> =
         listed::all().map_err(doing)?.into_iter().filter(is_kept).map(|app| app.record).collect();
     if apps.is_empty() && !args.force {
         return Err(CliError::Failed(Failure::new(
             "failed",
             "no app that `troop start` has started is running; --force saves an empty list",
         )));
+    }
+    let mut clients = Vec::new();
+    for record in &apps {
+        clients.extend(Client::connect(&record.name)?);
+    }
+    for app in snapshots(&mut clients) {
+        apps.iter_mut()
+            .filter(|record| record.name == app.name)
+            .for_each(|record| record.scaled = app.scaled);
     }
     let store = Store::create().map_err(doing)?;
     let _lock = store.lock().map_err(doing)?;
