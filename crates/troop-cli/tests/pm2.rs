@@ -48,7 +48,9 @@ fn wait_ready_waits_for_the_ready_message_up_to_listen_timeout_and_then_says_tha
                 assert!(err.contains(missing), "{args:?}: {err}");
             };
             is_told(start);
-            assert!(home.log("app.log").contains("has not called process.send('ready')"));
+            wait_until("the event in the log", || {
+                home.log("app.log").contains("has not called process.send('ready')")
+            });
             is_told(&["restart", "app"]);
         },
     );
