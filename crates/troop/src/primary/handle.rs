@@ -314,6 +314,11 @@ impl WorkerHandle {
         self.shared.tail.as_ref().map(|tail| tail.text(patience))
     }
 
+    /// Returns what is kept of its standard error, for longer than the handle.
+    pub(super) fn kept_stderr(&self) -> Option<Arc<Tail>> {
+        self.shared.tail.clone()
+    }
+
     /// Requests a wake-up of the driver when standard error ends. Returns false if standard error
     /// is not kept.
     pub(super) fn wakes_when_stderr_ends(&self, wake: Weak<Wake>) -> bool {

@@ -189,7 +189,8 @@ impl Driver {
         let Some(worker) = self.workers.handle(id).cloned() else { return };
         self.refresh(&worker);
         if matches!(notice, Notice::Exited { .. }) {
-            self.listeners.last_ended = Some(worker.clone());
+            // Not the handle, which keeps the pipes that nobody has taken.
+            self.listeners.last_ended = Some((id, worker.kept_stderr()));
         }
         if matches!(notice, Notice::Exited { how, .. } if !how.is_success()) {
             self.remember_fallen(worker.clone());

@@ -51,8 +51,9 @@ impl Driver {
         address: String,
         has_children: bool,
     ) {
-        let ended = self.listeners.last_ended.as_ref().filter(|last| last.id() == ended);
-        let last_words = ended.and_then(|ended| ended.last_stderr(Duration::ZERO));
+        let last = self.listeners.last_ended.as_ref().filter(|(last, _)| *last == ended);
+        let tail = last.and_then(|(_, tail)| tail.as_ref());
+        let last_words = tail.map(|tail| tail.text(Duration::ZERO));
         let Some(handle) = self.workers.handle(worker).cloned() else { return };
         if last_words.is_some_and(|words| !tells_of_used_address(&words)) {
             return;

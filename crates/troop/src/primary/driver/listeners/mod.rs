@@ -17,9 +17,10 @@ mod upkeep;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use slab::Slab;
-use troop_core::{ListenerId, Time};
+use troop_core::{ListenerId, Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::{accepted, socket};
 
@@ -27,8 +28,8 @@ use super::closing::CloseAside;
 use super::poller::EventPoller;
 use super::{Driver, Token};
 use crate::inherited::InheritedSocket;
-use crate::primary::handle::WorkerHandle;
 use crate::primary::listener::{Listener, Socket};
+use crate::primary::output::Tail;
 use abandoned::AllAbandoned;
 use accept::AcceptQueue;
 pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
@@ -54,8 +55,8 @@ pub(super) struct Listeners {
     demand_at: Option<Time>,
     /// Sockets of listeners that were closed for good.
     abandoned: AllAbandoned,
-    /// The worker that has ended last.
-    pub(super) last_ended: Option<WorkerHandle>,
+    /// The worker that has ended last, and its last lines, if they are kept.
+    pub(super) last_ended: Option<(WorkerId, Option<Arc<Tail>>)>,
     /// When activated sockets refuse clients at the end.
     refusing: Refusing,
 }
