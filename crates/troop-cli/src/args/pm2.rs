@@ -122,7 +122,7 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, long, hide = true)]
     disable_source_map_support: bool,
 
-    /// Accepted because PM2 has it: what is no script is executed anyway
+    /// Accepted because PM2 has it: programs other than scripts are executed directly anyway
     #[arg(help_heading = PM2, short = 'x', long, hide = true)]
     execute_command: bool,
 
