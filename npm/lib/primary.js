@@ -177,7 +177,7 @@ cluster.disconnect = function(callback) {
 
 Worker.prototype.disconnect = function() {
   this.exitedAfterDisconnect = true;
-  parts.supervisor.release(this);
+  if (!this.isDead()) parts.supervisor.release(this);
   // The engine removes the worker from its listeners, and passes the message on. A worker that has just died has no channel.
   if (this.process.connected) this.process.send({ cmd: 'NODE_CLUSTER', act: 'disconnect' }, () => {});
   remove(this);
@@ -187,8 +187,8 @@ Worker.prototype.disconnect = function() {
 const { destroy } = Worker.prototype;
 
 Worker.prototype.destroy = function(signal) {
-  // Other signals need not end the process.
-  if (parts.supervisor.ends(signal || 'SIGTERM')) parts.supervisor.release(this);
+  // Other signals need not end the process, and one that has ended already is not ended by the program.
+  if (parts.supervisor.ends(signal || 'SIGTERM') && !this.isDead()) parts.supervisor.release(this);
   destroy.call(this, signal);
 };
 

@@ -72,6 +72,10 @@ test('a worker that the program has killed does not come back', async () => {
   assert.deepStrictEqual(await scene('killed by the program'), [['came back'], [1, false]]);
 });
 
+test('a worker that the program kills without knowing that it has died does not come back', async () => {
+  assert.deepStrictEqual(await scene('killed when it had died'), [[null, 'SIGKILL'], [0]]);
+});
+
 test('the program hears of the end of a worker before it hears of its successor', async () => {
   const reports = await scene('order of a respawn');
   assert.deepStrictEqual(reports.slice(0, 5), [['disconnect', 1], ['exit', 1], ['fork', 2], ['online', 2], ['listening', 2]]);

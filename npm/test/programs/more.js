@@ -134,6 +134,25 @@ const scenes = {
     report(Object.keys(cluster.workers).length, first.exitedAfterDisconnect);
   },
 
+  // A worker dies, and its program kills it before it hears of that.
+  async 'killed when it had died'() {
+    cluster.setupPrimary({ respawn: { delay: 0 } });
+    await started(1);
+    const [worker] = Object.values(cluster.workers);
+    cluster.on('fork', () => report('came back'));
+    const { pid } = worker.process;
+    process.kill(pid, 'SIGKILL');
+    while (!/\) Z /.test(fs.readFileSync(`/proc/${pid}/stat`, 'utf8')));
+    // The engine has looked since, and has wanted a successor.
+    for (let turn = 0; turn < 3; turn++) worker.counters();
+    worker.kill();
+    const [code, signal] = await once(worker, 'exit');
+    report(code, signal);
+    // What the engine had asked for by then has been heard.
+    for (let turn = 0; turn < 3; turn++) await new Promise(setImmediate);
+    report(Object.keys(cluster.workers).length);
+  },
+
   // In which order the program hears of a death and of a new life.
   async 'order of a respawn'() {
     cluster.setupPrimary({ respawn: { minUptime: 0 } });

@@ -100,6 +100,16 @@ impl Supervisor {
         }
     }
 
+    /// Handles a slot whose last worker the program has ended while that worker's process was ending
+    /// of itself: it gets no successor. Nothing happens if the slot has another worker.
+    pub fn release_vacant(&mut self, now: Time, slot: Slot) {
+        self.due.set(None);
+        if self.config.is_embedded && self.vacancies().any(|vacancy| vacancy.slot == slot) {
+            self.retire(now, slot.0);
+            self.update_health(now);
+        }
+    }
+
     /// The program has told all workers to leave. What is being replaced is taken back.
     pub fn release_all(&mut self, now: Time) {
         self.due.set(None);

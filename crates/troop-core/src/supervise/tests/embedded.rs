@@ -70,6 +70,20 @@ fn a_worker_that_the_program_starts_is_a_slot_until_it_is_told_to_leave() {
 }
 
 #[test]
+fn a_worker_that_the_program_ends_after_its_death_has_no_successor_either() {
+    let mut w = Simulation::embedded(policy());
+    let (first, second) = (w.fork(), w.fork());
+    w.up(second);
+    w.exit(first, 1);
+    w.supervisor.release_vacant(w.now, Slot(1));
+    w.supervisor.release_vacant(w.now, Slot(0));
+    w.pass(60 * SECOND);
+    assert_eq!((w.all(), w.supervisor.wanted()), (vec![second], 1));
+    assert!(!w.supervisor.expects_workers());
+    assert_eq!((w.fork(), w.of(0)), (3, 3), "it has the slot that was free");
+}
+
+#[test]
 fn without_a_policy_nobody_is_followed_and_a_reload_replaces_those_who_are_there() {
     let mut w = Simulation::around(Supervisor::embedded(7));
     let (first, second) = (w.fork(), w.fork());

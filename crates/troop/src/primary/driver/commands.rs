@@ -143,11 +143,7 @@ impl Driver {
             }
             Command::ForksToCome(forks) => self.cluster.set_forks_to_come(forks),
             Command::ReportedReady(worker) => self.says_ready(worker),
-            Command::Release(worker) => {
-                if let Some(supervisor) = self.cluster.supervisor_mut() {
-                    supervisor.release(self.now, worker);
-                }
-            }
+            Command::Release(worker) => self.release(worker),
             Command::ReleaseAll => self.cluster.release_all(self.now),
             Command::Offer(socket) => self.offer(socket),
             Command::KeepListeners(keep) => self.cluster.primary.set_keep_listeners(keep),

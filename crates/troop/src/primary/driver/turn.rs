@@ -22,6 +22,8 @@ use crate::primary::wake::Command;
 enum Stage {
     /// Commands of the program.
     Commands,
+    /// Ends of processes that were found in this turn.
+    Ends,
     /// Deadlines.
     Time,
     /// New connections.
@@ -151,7 +153,7 @@ impl Driver {
                         );
                     }
                 }
-                Token::Process(id) => self.reap(id),
+                Token::Process(id) => self.workers.may_have_ended(id),
                 Token::Notify(id) => self.read_notifications(id),
                 Token::Relay(id) => {
                     if ready.writable {
@@ -168,7 +170,7 @@ impl Driver {
 
     /// Does everything that does not need waiting for.
     fn settle(&mut self) {
-        let first = if self.inbox.open() { Stage::Commands } else { Stage::Time };
+        let first = if self.inbox.open() { Stage::Commands } else { Stage::Ends };
         self.carry_out(first);
     }
 
@@ -186,6 +188,9 @@ impl Driver {
     /// of earlier ones: the program has seen the answer to one command when it gives the next (and
     /// [`Command::ForksToCome`] does not survive an exit that is reported later), accepting needs the
     /// descriptors of connections that are to be closed, and writing makes room for more.
+    ///
+    /// Ends of processes come after the commands: a program that ends a worker says so before it
+    /// sends the signal ([`Command::Release`]), and what it has ended has no successor.
     fn carry_out(&mut self, mut stage: Stage) {
         loop {
             while let Some(action) = self.cluster.next_action(self.now) {
@@ -197,7 +202,11 @@ impl Driver {
             }
             match stage {
                 Stage::Commands if self.handle_next_command() => {}
-                Stage::Commands => stage = Stage::Time,
+                Stage::Commands => stage = Stage::Ends,
+                Stage::Ends => {
+                    self.reap_ended();
+                    stage = Stage::Time;
+                }
                 Stage::Time => {
                     self.tick();
                     stage = Stage::Accept;

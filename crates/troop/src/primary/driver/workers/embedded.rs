@@ -127,6 +127,16 @@ impl Driver {
         }
     }
 
+    /// The program ends a worker, so that it has no successor, even if its process has ended before.
+    pub(in crate::primary::driver) fn release(&mut self, worker: WorkerId) {
+        let Some(supervisor) = self.cluster.supervisor_mut() else { return };
+        supervisor.release(self.now, worker);
+        let newest = self.workers.embedding.iter().flat_map(|program| &program.newest);
+        for (slot, _) in newest.filter(|(_, last)| **last == worker) {
+            supervisor.release_vacant(self.now, *slot);
+        }
+    }
+
     /// Returns what supervision still expects of the program.
     pub(in crate::primary::driver) fn supervision(&self) -> SupervisionStatus {
         let supervisor = self.cluster.supervisor();

@@ -76,6 +76,11 @@ impl Workers {
         self.strays.hurry(now);
     }
 
+    /// The poller has reported the process of this worker.
+    pub(in crate::primary::driver) fn may_have_ended(&mut self, worker: WorkerId) {
+        self.reported.push(worker);
+    }
+
     /// Ends a worker by a signal.
     pub(in crate::primary::driver) fn kill(&self, worker: WorkerId, signal: i32) {
         let Some(process) = self.processes.get(&worker) else { return };
@@ -167,6 +172,13 @@ impl Driver {
             let group = process.group();
             self.workers.end_leftovers(self.now, group, process.cgroup, process.tree, None);
             self.cluster.ended_at_last();
+        }
+    }
+
+    /// Treats the workers as ended whose processes the poller has reported since the last call.
+    pub(in crate::primary::driver) fn reap_ended(&mut self) {
+        for id in std::mem::take(&mut self.workers.reported) {
+            self.reap(id);
         }
     }
 

@@ -87,6 +87,8 @@ pub(super) struct Workers {
     processes: WorkerMap<Process>,
     /// Those of workers that are treated as ended, because not even `SIGKILL` has ended them yet.
     unkillable: WorkerMap<Process>,
+    /// Workers whose processes the poller has reported in this turn.
+    reported: Vec<WorkerId>,
     /// Workers that have ended, until the actions that follow from that are carried out, and whether
     /// their processes were reaped.
     ended: Vec<(WorkerId, bool)>,
@@ -115,6 +117,7 @@ impl Workers {
         Workers {
             processes: WorkerMap::default(),
             unkillable: WorkerMap::default(),
+            reported: Vec::new(),
             ended: Vec::new(),
             table,
             setup: Arc::new(setup),
