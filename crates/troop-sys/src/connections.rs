@@ -126,11 +126,7 @@ pub fn opened(pid: u32, until: Instant) -> Opened {
     while let Some(pid) = processes.get(next).copied() {
         next += 1;
         found.is_complete &= add_sockets(pid, until, &mut found.sockets);
-        for child in children(pid) {
-            if processes.len() < MAX_PROCESSES && !processes.contains(&child) {
-                processes.push(child);
-            }
-        }
+        found.is_complete &= add_children(pid, until, &mut processes);
     }
     found.is_complete &= processes.len() < MAX_PROCESSES;
     found.children = processes.len() - 1;
@@ -159,10 +155,27 @@ fn add_sockets(pid: u32, until: Instant, sockets: &mut BTreeSet<u64>) -> bool {
     true
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let lists = tasks.flatten().filter_map(|task| std::fs::read(task.path().join("children")).ok());
-    lists.flat_map(|list| words(&list).filter_map(number::<u32>).collect::<Vec<_>>()).collect()
+/// Adds the processes that one has started, until a time. A process can have any number of threads
+/// and children, so nothing is read beyond what there is room for.
+fn add_children(pid: u32, until: Instant, processes: &mut Vec<u32>) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    for task in tasks.flatten() {
+        let Ok(list) = std::fs::File::open(task.path().join("children")) else { continue };
+        let mut list = io::BufReader::new(list);
+        let mut word = Vec::new();
+        loop {
+            if Instant::now() >= until || processes.len() >= MAX_PROCESSES {
+                return false;
+            }
+            word.clear();
+            if list.read_until(b' ', &mut word).unwrap_or_default() == 0 {
+                break;
+            }
+            let child = number(word.trim_ascii());
+            processes.extend(child.filter(|child| !processes.contains(child)));
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -245,6 +258,9 @@ mod tests {
             assert!(Instant::now() < deadline, "{:?}", seen());
             std::thread::yield_now();
         }
+        // When the time is over, nothing more is read.
+        let late = opened(pid, Instant::now());
+        assert_eq!((late.children, late.is_complete), (0, false));
         drop(shell.stdin.take());
         shell.wait().unwrap();
         assert!(!seen().is_complete, "it has ended");
