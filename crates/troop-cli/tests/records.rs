@@ -253,12 +253,23 @@ fn records_are_private_and_those_that_are_not_are_not_used() {
     let set = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
     };
+    let told = || home.troop(&["ls"]).2;
+    assert_eq!(told(), "");
     set(&file, 0o620);
     assert!(states(&home).is_empty());
+    let said = told();
+    assert!(
+        said.starts_with("troop: records that are not used: web: ") && said.lines().count() == 1
+    );
+    let (path, mode) = (file.canonicalize().unwrap(), "mode 620; what is in it would be executed");
+    assert!(said.contains(&*path.to_string_lossy()) && said.contains(mode), "{said}");
     set(&file, 0o600);
     // The record of another name is none of this one.
     std::fs::copy(&file, directory.join("other.json")).unwrap();
     assert_eq!(states(&home), ["web stopped"]);
+    assert!(told().contains("other: its record is one of web"), "{}", told());
+    std::fs::write(directory.join("other.json"), "{").unwrap();
+    assert!(told().contains("other.json is damaged"), "{}", told());
     // Nor is a link followed, wherever it leads.
     std::fs::rename(&file, home.path().join("web.json")).unwrap();
     std::os::unix::fs::symlink(home.path().join("web.json"), &file).unwrap();

@@ -24,6 +24,12 @@ pub(crate) fn all() -> io::Result<Vec<Listed>> {
     })
 }
 
+/// Returns why the records of some apps are not used, for people.
+pub(crate) fn unusable() -> Vec<String> {
+    let found = bounded(|| Store::find()?.map_or_else(|| Ok(Vec::new()), |store| store.unusable()));
+    found.unwrap_or_default()
+}
+
 /// Returns numbers for this many apps that are started now.
 pub(crate) fn free_ids(count: usize) -> Vec<u32> {
     let known = bounded(|| Store::find()?.map_or_else(|| Ok(Vec::new()), |store| store.all()));

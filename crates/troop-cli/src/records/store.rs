@@ -127,12 +127,34 @@ impl Store {
         (record.name == name).then_some(record)
     }
 
+    /// Returns the names of apps for which there are files.
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(self.directory.reach(OsStr::new(".")))?.flatten();
+        let names = entries.filter_map(|entry| {
+            let name = entry.file_name().to_str()?.strip_suffix(".json")?.to_owned();
+            names::is_app(&name).then_some(name)
+        });
+        Ok(names.collect())
+    }
+
+    /// Returns why records are not used, for people, in the order of their names.
+    pub(crate) fn unusable(&self) -> io::Result<Vec<String>> {
+        let mut names = self.names()?;
+        names.sort();
+        let reason = |name: String| match self.load::<Record>(&file_name(&name)?) {
+            Ok(Some(record)) if record.name != name => {
+                Some(format!("{name}: its record is one of {}", record.name))
+            }
+            Ok(_) => None,
+            Err(e) => Some(format!("{name}: {e}")),
+        };
+        Ok(names.into_iter().filter_map(reason).collect())
+    }
+
     /// Reads all records, in the order of their numbers.
     pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
-        let mut records: Vec<Record> = std::fs::read_dir(self.directory.reach(OsStr::new(".")))?
-            .flatten()
-            .filter_map(|entry| self.read(entry.file_name().to_str()?.strip_suffix(".json")?))
-            .collect();
+        let mut records: Vec<Record> =
+            self.names()?.iter().filter_map(|name| self.read(name)).collect();
         records.sort_by(|one, other| (one.id, &one.name).cmp(&(other.id, &other.name)));
         Ok(records)
     }
@@ -156,13 +178,28 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        if !is_private(&file.metadata()?) {
-            let text = format!("{} is not private", self.directory.path().join(name).display());
+        let path = self.directory.path().join(name);
+        let found = file.metadata()?;
+        if !is_private(&found) {
+            let mode = found.mode() & 0o777;
+            let text = format!(
+                "{} must be a file of your own that nobody else can read or change (mode 600), and belongs to user {} with mode {mode:o}; \
+                 what is in it would be executed, so `chown` and `chmod` it only if you know that, or else remove it",
+                path.display(),
+                found.uid()
+            );
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
         let mut text = String::new();
         file.take(MAX_FILE).read_to_string(&mut text)?;
-        Ok(Some(serde_json::from_str(&text)?))
+        let value = serde_json::from_str(&text).map_err(|e| {
+            let text = format!(
+                "{} is damaged, or from another version of troop; remove it: {e}",
+                path.display()
+            );
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        })?;
+        Ok(Some(value))
     }
 
     /// Replaces a file, so that no reader sees a part of it.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use serde_json::{Value, json};
+use troop::text::escaped;
 
 use super::show::{answers, print_json, serving};
 use super::table::{self, ago, size, time};
@@ -12,8 +13,8 @@ use crate::args::Show;
 use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
-use crate::records::listed;
-use crate::records::{End, Ending, Record, millis};
+use crate::log;
+use crate::records::{End, Ending, Record, listed, millis};
 
 /// The number of times that an app is looked up which ends or restarts meanwhile.
 const MAX_LOOKUPS: usize = 20;
@@ -87,6 +88,11 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         let hidden = known.iter().filter(|app| app.end.is_none() && !is_shown(&app.record.name));
         let hidden: Vec<_> = hidden.map(|app| Entry::Silent(app.record.name.clone())).collect();
         entries.extend(hidden);
+        let unusable = listed::unusable();
+        if !unusable.is_empty() {
+            let text = unusable.join("; ");
+            log::line(&format!("troop: records that are not used: {}", escaped(&text)));
+        }
     }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
