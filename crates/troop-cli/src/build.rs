@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::FileType;
@@ -25,7 +26,8 @@ use crate::names;
 use crate::preflight;
 use crate::program;
 use crate::records::Scaled;
-use crate::resolve::ResolvedApp;
+use crate::records::keeper::ID_VARIABLE;
+use crate::resolve::{Pm2Mode, ResolvedApp};
 use crate::watch;
 
 /// The signal on which node writes a report.
@@ -37,6 +39,9 @@ const FINITE: &str = "TROOP_FINITE";
 /// `restart.window` under a debugger, where a worker may wait for a long time before it is ready.
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 
+/// The variable with the number by which PM2 knows a process.
+const PM2_ID: &str = "pm_id";
+
 /// Variables of the primary that workers do not inherit.
 pub(crate) const OWN_VARIABLES: [&str; 11] = [
     "NOTIFY_SOCKET",
@@ -45,7 +50,7 @@ pub(crate) const OWN_VARIABLES: [&str; 11] = [
     crate::start::VARIABLE,
     crate::start::RESUMED_VARIABLE,
     crate::together::VARIABLE,
-    crate::records::keeper::ID_VARIABLE,
+    ID_VARIABLE,
     crate::records::scaled::VARIABLE,
     crate::restart::VARIABLE,
     crate::restart::ALONE_VARIABLE,
@@ -182,6 +187,7 @@ impl ResolvedApp {
         for name in self.filtered_variables() {
             setup = setup.env_remove(name);
         }
+        setup = self.pm2_variables(setup);
         for (name, value) in &self.env {
             setup = setup.env(name, value);
         }
@@ -235,6 +241,31 @@ impl ResolvedApp {
         let is_finite = self.restarts() != When::Always;
         // The script takes it away.
         Ok(if is_finite && setup.get_preload().is_some() { setup.env(FINITE, "1") } else { setup })
+    }
+
+    /// Sets the variables by which programs know that PM2 runs them, and as what.
+    fn pm2_variables(&self, setup: Setup) -> Setup {
+        let Some(mode) = self.pm2_mode else { return setup };
+        let mode = match mode {
+            Pm2Mode::Fork => "fork_mode",
+            Pm2Mode::Cluster => "cluster_mode",
+        };
+        let here = std::path::absolute(self.cwd.as_deref().unwrap_or(Path::new(".")));
+        let here = here.unwrap_or_default();
+        let mut setup = setup
+            .env("name", self.name.as_deref().unwrap_or(&self.default_name))
+            .env("namespace", self.app.namespace.as_deref().unwrap_or("default"))
+            .env("exec_mode", mode)
+            .env("pm_cwd", &here);
+        if program::is_script(Path::new(&self.program)) {
+            setup = setup.env("pm_exec_path", here.join(&self.program));
+        }
+        if self.env.contains_key(OsStr::new(PM2_ID)) {
+            return setup;
+        }
+        // The number that verbs know it by, and the next ones for further workers.
+        let id = std::env::var(ID_VARIABLE).ok().and_then(|id| id.parse().ok());
+        setup.counting_variable(PM2_ID, id.unwrap_or(0))
     }
 
     /// Returns the inherited variables that workers do not get.
@@ -396,6 +427,9 @@ impl ResolvedApp {
                     unavailable.unwrap_or(policy.max_unavailable),
                 ),
             };
+        // Under PM2 a reload of such an app is a restart.
+        policy.make_way_unless_listening = self.pm2_mode == Some(Pm2Mode::Fork)
+            && (self.app.max_surge, self.app.max_unavailable) == (None, None);
         policy
     }
 

@@ -236,7 +236,9 @@ pub(crate) fn as_json(event: &Event) -> Value {
             }
             Progress::RollingBack { workers } => drop(add("workers", (*workers).into())),
             Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
-            Progress::PutOff { worker } => drop(add("worker", worker.0.into())),
+            Progress::PutOff { worker } | Progress::MakingWay { worker } => {
+                drop(add("worker", worker.0.into()))
+            }
             Progress::NotReady { worker, within } => {
                 add("worker", worker.0.into());
                 add("within_s", within.as_secs().into());
@@ -316,6 +318,7 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::RollBackFailed { .. } => "roll-back-failed",
         Progress::Pausing => "pausing",
         Progress::PutOff { .. } => "put-off",
+        Progress::MakingWay { .. } => "making-way",
         Progress::NotReady { .. } => "not-ready",
         Progress::AssumedReady { .. } => "assumed-ready",
         Progress::Degraded { .. } => "degraded",

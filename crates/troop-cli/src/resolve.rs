@@ -33,6 +33,15 @@ pub(crate) struct ResolvedApp {
     pub(crate) background: bool,
     /// Whether it has one worker because nothing sets another number.
     pub(crate) has_default_workers: bool,
+    /// How PM2 would run it, if it comes from one of its files.
+    pub(crate) pm2_mode: Option<Pm2Mode>,
+}
+
+/// How PM2 runs an app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pm2Mode {
+    Fork,
+    Cluster,
 }
 
 /// An environment.
@@ -229,6 +238,7 @@ impl Source {
                     cwd,
                     background: self.background,
                     has_default_workers,
+                    pm2_mode: None,
                 }
             }
             Some((file, name)) => {
@@ -256,6 +266,10 @@ impl Source {
                     inherited: None,
                     background: self.background,
                     has_default_workers: false,
+                    pm2_mode: config::is_pm2(file).then_some(match app.alone {
+                        Some(Alone::IfPrimary(_)) => Pm2Mode::Fork,
+                        _ => Pm2Mode::Cluster,
+                    }),
                     app,
                 }
             }

@@ -11,6 +11,7 @@ use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 
 use crate::config;
+use crate::records::keeper::ID_VARIABLE;
 use crate::records::{Scaled, Text, scaled};
 use crate::start;
 
@@ -21,7 +22,8 @@ pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 pub(crate) const ALONE_VARIABLE: &str = "TROOP_ALONE";
 
 /// Variables of a primary that a restart with another environment does not change.
-const KEPT_VARIABLES: [&str; 13] = [
+const KEPT_VARIABLES: [&str; 14] = [
+    ID_VARIABLE,
     ALONE_VARIABLE,
     crate::together::VARIABLE,
     start::VARIABLE,

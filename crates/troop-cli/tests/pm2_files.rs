@@ -291,6 +291,113 @@ fn the_primary_of_a_program_in_fork_mode_runs_as_in_pm2() {
 }
 
 #[test]
+fn programs_find_the_variables_of_pm2_that_they_ask_for() {
+    const NAMES: &str = "['pm_id', 'name', 'namespace', 'exec_mode', 'NODE_APP_INSTANCE', 'MINE', 'pm_cwd', 'pm_exec_path']";
+    let says = format!(
+        "require('fs').appendFileSync('said', JSON.stringify({NAMES}.map(name => process.env[name])) + '\\n');{SERVER}"
+    );
+    let apps = json!([
+        { "name": "a", "script": "server.js", "instances": 2, "instance_var": "MINE", "namespace": "group" },
+        { "name": "b", "script": "server.js" },
+        { "name": "c", "script": "server.js", "env": { "name": "its own", "pm_id": "x" } },
+    ]);
+    let home = Home::with(&[("server.js", &says), ("ecosystem.json", &apps.to_string())]);
+    let here = home.path().canonicalize().unwrap();
+    let script = here.join("server.js");
+    let said = || {
+        let text = std::fs::read_to_string(home.path().join("said")).unwrap_or_default();
+        let mut lines: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.sort_by_key(ToString::to_string);
+        std::fs::remove_file(home.path().join("said")).unwrap();
+        lines
+    };
+    let of = |id, name, group, mode, slot, mine: Option<&str>| {
+        json!([id, name, group, mode, slot, mine, here, script])
+    };
+    home.fine(&["start", "ecosystem.json"]);
+    assert_eq!(
+        said(),
+        [
+            of("0", "a", "group", "cluster_mode", "0", Some("0")),
+            of("1", "a", "group", "cluster_mode", "1", Some("1")),
+            of("1", "b", "default", "fork_mode", "0", None),
+            of("x", "its own", "default", "fork_mode", "0", None),
+        ]
+    );
+    // They are the same later on.
+    let b = [of("1", "b", "default", "fork_mode", "0", None)];
+    for verb in [&["reload", "b"][..], &["restart", "b"], &["restart", "b", "--update-env"]] {
+        home.fine(verb);
+        assert_eq!(said(), b, "{verb:?}");
+    }
+    // Others have none of them.
+    home.fine(&["delete", "all"]);
+    home.fine(&["start", "server.js", "--name", "typed"]);
+    assert_eq!(said()[0], json!([null, null, null, null, "0", null, null, null]));
+}
+
+/// An app in fork mode whose server troop has no part in, started from a file with these fields.
+fn by_itself(mut fields: Value) -> (Home, u16) {
+    let exclusive = "require('http').createServer((q, s) => s.end(`served by ${process.pid}`)).listen({ port: process.env.PORT, host: '127.0.0.1', exclusive: true });";
+    let package = r#"{ "scripts": { "start": "node server.js" } }"#;
+    let port = free_port();
+    fields["env"] = json!({ "PORT": port });
+    let home = Home::with(&[
+        ("server.js", exclusive),
+        ("package.json", package),
+        ("ecosystem.json", &file(&fields)),
+    ]);
+    home.fine(&["start", "ecosystem.json"]);
+    (home, port)
+}
+
+/// What a reload says of a worker that listens by itself.
+const MAKES_WAY: &str =
+    "app: worker 1 ends before its successor starts: it listens by itself, if at all\n";
+
+#[test]
+fn a_reload_in_fork_mode_ends_what_listens_by_itself_before_its_successor_starts_as_in_pm2() {
+    let (home, port) = by_itself(json!({}));
+    let first = answer_of(port);
+    let (code, out, err) = home.troop(&["reload", "ecosystem.json"]);
+    assert!(code == 0 && err.contains(MAKES_WAY), "{out}{err}");
+    let second = answer_of(port);
+    assert_ne!(first, second);
+    // So does one alone, as when it has become too big.
+    home.fine(&["reload", "app:2"]);
+    assert_ne!(answer_of(port), second);
+}
+
+#[test]
+fn a_reload_in_fork_mode_of_what_npm_starts_is_a_restart_as_in_pm2() {
+    let (home, port) = by_itself(json!({ "script": "npm", "args": "start" }));
+    let first = answer_of(port);
+    let (code, out, err) = home.troop(&["reload", "app"]);
+    assert!(code == 0 && err.contains(MAKES_WAY), "{out}{err}");
+    assert_ne!(first, answer_of(port));
+}
+
+#[test]
+fn a_failed_reload_of_what_was_typed_and_listens_by_itself_names_the_way() {
+    let server = "require('http').createServer().listen({ port: process.env.PORT, host: '127.0.0.1', exclusive: true });";
+    let home = Home::with(&[("server.js", server)]);
+    let port = format!("PORT={}", free_port());
+    home.fine(&["start", "server.js", "--name", "typed", "--env", &port]);
+    let (code, _, err) = home.troop(&["reload", "typed"]);
+    assert!(code == 1 && err.contains("EADDRINUSE"), "{err}");
+    assert!(err.contains("`troop restart typed`") && err.contains("max_surge = 0"), "{err}");
+}
+
+#[test]
+fn a_reload_in_fork_mode_of_a_program_that_listens_with_troop_starts_the_successor_first() {
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&json!({})))]);
+    home.fine(&["start", "ecosystem.json"]);
+    let (code, out, err) = home.troop(&["reload", "ecosystem.json"]);
+    assert!(code == 0 && !err.contains("ends before"), "{out}{err}");
+}
+
+#[test]
 fn a_program_that_is_started_alone_is_a_primary_and_can_talk_to_troop() {
     let home = Home::with(&[]);
     let port = free_port();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use troop::snapshot::Phase;
-use troop::supervise::{Progress, ReloadFailed, Reloaded};
+use troop::supervise::{Afterwards, Progress, ReloadFailed, Reloaded};
 use troop::{Event, Reload, Scheduling, WorkerHandle};
 
 use super::{RunningApp, failed};
@@ -163,7 +163,7 @@ impl RunningApp {
                 biased;
                 // Events before the answer are shown before it.
                 Some(event) = events.recv() => event,
-                result = &mut reload => return result.map_err(|failed| failure(&failed)),
+                result = &mut reload => return result.map_err(|failed| failure(&failed, &self.name)),
             };
             let is_shown = match &event {
                 // Earlier events belong to another reload.
@@ -172,7 +172,10 @@ impl RunningApp {
                     true
                 }
                 Event::Supervision(
-                    Progress::Replaced { .. } | Progress::Awaiting { .. } | Progress::PutOff { .. },
+                    Progress::Replaced { .. }
+                    | Progress::MakingWay { .. }
+                    | Progress::Awaiting { .. }
+                    | Progress::PutOff { .. },
                 ) => began,
                 Event::Exit { worker, exit: how, .. } => {
                     !how.is_success() && Some(worker.id()) > oldest
@@ -187,8 +190,8 @@ impl RunningApp {
     }
 }
 
-/// Why a reload failed, with what helps.
-fn failure(failed: &ReloadFailed) -> Failure {
+/// Why a reload of this app failed, with what helps.
+fn failure(failed: &ReloadFailed, name: &str) -> Failure {
     match failed {
         ReloadFailed::UnderWay | ReloadFailed::Stopping => {
             Failure::new("busy", "a reload is under way, or the app is stopping")
@@ -199,10 +202,12 @@ fn failure(failed: &ReloadFailed) -> Failure {
             if let Some(words) = failed.last_lines().filter(|words| !words.trim().is_empty()) {
                 text.push_str("; its last lines:\n");
                 text.push_str(&troop::text::lines(words.trim_end(), log::QUOTE));
-                if troop::text::tells_of_used_address(words) {
-                    text.push_str(
-                        "\nIf it binds its port by itself, the old one has to leave first: max_surge = 0 and max_unavailable = 1 (--set at the start), or `troop restart`",
-                    );
+                let stands_in_the_way =
+                    matches!(failed, ReloadFailed::Failed { then: Afterwards::KeepsRunning, .. });
+                if stands_in_the_way && troop::text::tells_of_used_address(words) {
+                    text.push_str(&format!(
+                        "\nIf it binds its port by itself, the old one has to leave first: `troop restart {name}`, or, for every reload, max_surge = 0 and max_unavailable = 1 (--set at the start)"
+                    ));
                 }
             }
             Failure::new("failed", text)

@@ -33,7 +33,7 @@ const COMMANDS: [Command; 70] = [
     command("logs · logs api · logs api --raw", &[], "`--raw`: only what the program wrote, from `prefixed` and `json` files too", Follows),
     command("flush api · flush", &[], "", Done),
     command("scale api 3 · scale api +1", &[], "", Done),
-    command("reload api · reload all", &[], "no connection is closed; a release that does not start changes nothing, with exit code 1", Done),
+    command("reload api · reload all", &[], "no connection is closed; a release that does not start changes nothing, with exit code 1. In fork mode, what listens by itself (behind npm, or no Node program) ends before its successor starts, as in PM2", Done),
     command("startOrReload ecosystem.config.js · startOrGracefulReload ecosystem.config.js", &[], "", Done),
     command("restart api · restart api jobs · restart 0 · restart /^a/", &[], "the app stops in between: `troop reload` is usually better", Done),
     command("restart api --update-env", &[], "", Done),

@@ -188,6 +188,13 @@ pub enum Progress {
         /// The new worker.
         worker: WorkerId,
     },
+    /// A worker leaves before its successor starts, because it listens on no address of the
+    /// primary's:
+    /// [`ReplacePolicy::make_way_unless_listening`](super::ReplacePolicy::make_way_unless_listening).
+    MakingWay {
+        /// The old worker, which drains.
+        worker: WorkerId,
+    },
     /// A new worker has replaced an old one.
     Replaced {
         /// The old worker, which drains.
@@ -354,6 +361,12 @@ impl fmt::Display for Progress {
                 write!(
                     f,
                     "worker {worker} does not listen where only the one that it was to replace does; the others are replaced first"
+                )
+            }
+            Progress::MakingWay { worker } => {
+                write!(
+                    f,
+                    "worker {worker} ends before its successor starts: it listens by itself, if at all"
                 )
             }
             Progress::Replaced { old, new } => {

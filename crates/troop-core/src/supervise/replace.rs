@@ -460,48 +460,36 @@ impl Supervisor {
         let leaving = if self.config.is_embedded { self.leaving.len() } else { 0 };
         let most = policy.max_surge.max(usize::from(policy.max_unavailable == 0));
         let can_go_beside = policy.all_or_none || beside + leaving < most;
-        let max_unavailable = policy.max_unavailable;
-        let deadline = now + policy.ready_timeout;
         let state = &mut self.slots[slot];
+        let makes_way = policy.make_way_unless_listening
+            && !policy.all_or_none
+            && state.current.is_some_and(|old| old.listening.is_none());
+        let max_unavailable = policy.max_unavailable.max(usize::from(makes_way));
+        let deadline = now + policy.ready_timeout;
         match state.current {
             // It is of the new generation already (its slot was empty and its back-off over), and
             // must become ready like the others.
             Some(member) if round.is_reload() && member.generation == self.generation => {
-                round.todo.pop_front();
-                round.active.push(Active {
-                    slot,
-                    step: Step::Filling(None),
-                    deadline,
-                    is_awaited: false,
-                });
+                round.begin(slot, Step::Filling(None), deadline);
             }
-            Some(_) if can_go_beside => {
-                round.todo.pop_front();
-                round.active.push(Active { slot, step: Step::Beside, deadline, is_awaited: false });
+            Some(_) if can_go_beside && !makes_way => {
+                round.begin(slot, Step::Beside, deadline);
                 self.orders.push_back(Order::Fork(Slot(slot)));
             }
             Some(old) if without < max_unavailable => {
-                round.todo.pop_front();
-                round.active.push(Active {
-                    slot,
-                    step: Step::Emptying(old.worker),
-                    deadline,
-                    is_awaited: false,
-                });
+                round.begin(slot, Step::Emptying(old.worker), deadline);
                 state.current = None;
+                if makes_way {
+                    let worker = old.worker;
+                    self.orders.push_back(Order::Report(Progress::MakingWay { worker }));
+                }
                 self.make_way(now, old);
             }
             Some(_) => return false,
             // Also a slot that waits for its restart: the new version may succeed.
             None if round.is_reload() => {
-                round.todo.pop_front();
                 (state.retry_at, state.hurry_at) = (None, None);
-                round.active.push(Active {
-                    slot,
-                    step: Step::Filling(None),
-                    deadline,
-                    is_awaited: false,
-                });
+                round.begin(slot, Step::Filling(None), deadline);
                 // Its back-off may have ended in the same step.
                 if !self.orders.contains(&Order::Fork(Slot(slot))) {
                     self.orders.push_back(Order::Fork(Slot(slot)));

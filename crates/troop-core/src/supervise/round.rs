@@ -97,6 +97,12 @@ impl Round {
         self.active.iter().any(|active| active.slot == slot)
     }
 
+    /// Begins the next slot.
+    pub(super) fn begin(&mut self, slot: usize, step: Step, deadline: Time) {
+        self.todo.pop_front();
+        self.active.push(Active { slot, step, deadline, is_awaited: false });
+    }
+
     /// Whether a worker of this slot and generation is a new worker of this round.
     pub(super) fn is_of(&self, slot: usize, generation: u32, newest: u32) -> bool {
         let fills =

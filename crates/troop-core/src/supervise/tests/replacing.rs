@@ -181,6 +181,34 @@ fn as_many_start_beside_the_old_ones_as_is_allowed() {
 }
 
 #[test]
+fn a_worker_that_listens_on_nothing_makes_way_for_its_successor_where_that_is_wanted() {
+    let mut w = Simulation::with(changed(Config::new(2), |config| {
+        config.replace.make_way_unless_listening = true;
+        config.replace.min_ready_time = Duration::ZERO;
+    }));
+    w.up(1);
+    w.supervisor.online(w.now, WorkerId(2), true);
+    w.pass(5 * SECOND);
+    w.supervisor.reload(w.now);
+    w.carry_out();
+    // The one that listens has its successor beside it.
+    assert_eq!((w.forks, &w.asked[..]), (3, &[][..]));
+    w.up(3);
+    w.exit(1, 0);
+    let told = [Order::Disconnect(WorkerId(1)), Order::Disconnect(WorkerId(2))];
+    assert_eq!((w.forks, &w.asked[..]), (3, &told[..]));
+    assert!(w.progress.contains(&Progress::MakingWay { worker: WorkerId(2) }), "{:?}", w.progress);
+    w.exit(2, 0);
+    assert_eq!(w.forks, 4);
+    // One alone makes way too.
+    w.supervisor.online(w.now, WorkerId(4), true);
+    w.pass(5 * SECOND);
+    assert!(w.supervisor.recycle(w.now, WorkerId(4), "memory".into()));
+    w.carry_out();
+    assert_eq!((w.forks, w.asked.last()), (4, Some(&Order::Disconnect(WorkerId(4)))));
+}
+
+#[test]
 fn where_there_is_no_room_for_more_the_old_one_leaves_first() {
     let mut simulation = Simulation::with(changed(Config::new(2), |config| {
         config.replace.max_surge = 0;
