@@ -92,6 +92,8 @@ fn workers_that_accept_by_themselves_are_recycled_by_connections() {
 fn under_least_connections_new_connections_go_rather_to_activated_workers_with_few() {
     let home = Home::with(&[("server.js", HOLDS)]);
     let address = start(&home, &["-i", "1", "-b", "127.0.0.1:0", "--policy", "least-connections"]);
+    let shown = home.fine(&["show", "web"]);
+    assert!(shown.contains("least-connections") && !shown.contains("steered"), "{shown}");
     let busy = workers(&home)[0]["pid"].as_u64().unwrap();
     let _held: Vec<_> = (0..40).map(|_| TcpStream::connect(&address).unwrap()).collect();
     wait_until("the connections", || counted(&home).1 == 40);

@@ -237,3 +237,54 @@ fn a_restart_with_a_release_that_does_not_start_quotes_its_last_lines() {
     let (code, _, err) = home.troop(&["wait", "web"]);
     assert!(code == 1 && err.contains("Cannot find module 'nosuch'"), "{code} {err}");
 }
+
+#[test]
+fn a_restart_that_fails_says_why_and_what_the_app_does_now() {
+    const SERVER: &str = "require('http').createServer(() => {}).listen(0)";
+    const FAILS: &str = "console.error('no config'); process.exit(3)";
+    const HANGS: &str = "console.error('no answer'); setInterval(() => {}, 1000)";
+    const DONE: &str = "process.exit(0)";
+    let never = &["--restart", "never"][..];
+    let in_time = &["--ready", "listening", "--set", "ready_timeout=1"];
+    let again = &["--set", "restart.delay=10ms"];
+    for (program, args, expected) in [
+        (
+            FAILS,
+            never,
+            &[
+                "web was restarted, and has ended; it is listed as failed; `troop start web` tries again: ",
+                "exit code 3; the last lines of its standard error:\n    | no config\n",
+            ][..],
+        ),
+        (
+            FAILS,
+            again,
+            &[
+                "web was restarted, and no worker gets ready; it is degraded, and troop goes on trying ",
+                "exit code 3; its last lines:\n  | no config\n",
+            ],
+        ),
+        (
+            HANGS,
+            in_time,
+            &[
+                "web was restarted, and is not ready after ",
+                "s: it is degraded, 0 of 1 workers ready",
+                "its last lines:\n  | no answer\n",
+            ],
+        ),
+        (DONE, never, &[]),
+    ] {
+        let home = Home::with(&[("server.js", SERVER)]);
+        home.fine(&[&["start", "server.js", "-n", "web"], args].concat());
+        std::fs::write(home.path().join("server.js"), program).unwrap();
+        let (code, out, err) = home.troop(&["restart", "web"]);
+        assert_eq!(code, i32::from(!expected.is_empty()), "{program}: {out}{err}");
+        for part in expected {
+            assert!(err.contains(part), "{program}: {part}: {err}");
+        }
+        if expected.is_empty() {
+            assert_eq!(out, "web: finished: exit code 0\n");
+        }
+    }
+}

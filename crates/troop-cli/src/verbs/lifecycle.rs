@@ -13,6 +13,7 @@ use troop::snapshot::Phase;
 use troop::text::{counted, escaped};
 
 use super::operate::{named, report, unchanged};
+use super::probe::why_not_ready;
 use super::wait::keeps_ending;
 use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop};
 use crate::control::client::{self, Client};
@@ -20,7 +21,8 @@ use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::in_use::with_tip;
-use crate::records::{Record, Text, listed, own_env};
+use crate::records::listed::{self, Listed};
+use crate::records::{Ending, Record, Text, own_env};
 use crate::{config, log, resolve, restart, start};
 
 /// Time that an app has to be ready after a restart, if it has not answered with its own.
@@ -286,33 +288,59 @@ fn restart_one(
                 return Ok(());
             }
             if keeps_ending(found) {
-                let why = snapshot.last_end.clone().unwrap_or_default();
-                return Err(CliError::Failed(Failure::new(
-                    "failed",
-                    with_tip(format!(
-                        "{name} is back and keeps trying, but no worker is ready; the last: {why}{}",
-                        start::quoted(found.last_lines.as_deref())
-                    )),
-                )));
+                let why = snapshot.last_end.as_deref().unwrap_or("they keep ending");
+                return not_back(format!(
+                    "{name} was restarted, and no worker gets ready; it is degraded, and troop goes on trying until one does, or until `troop stop {name}`; the last one: {why}{}",
+                    start::quoted(found.last_lines.as_deref())
+                ));
             }
         }
         let is_gone = rustix::process::Pid::from_raw(pid.cast_signed())
             .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
         if is_gone || start.elapsed() >= timeout {
-            let state = match (is_gone, app.is_some()) {
-                (true, _) => "it has ended",
-                (_, true) => "its workers are not ready",
-                _ => "it has not come back",
-            };
-            let lines = app.as_ref().filter(|_| !is_gone).and_then(|app| app.last_lines.as_deref());
-            let lines = start::quoted(lines);
-            return Err(CliError::Failed(Failure::new(
-                "failed",
-                with_tip(format!("{name}: {state}; `troop logs {name}` may say why{lines}")),
-            )));
+            if is_gone {
+                return ended_since(&name, json);
+            }
+            let within = start.elapsed();
+            return not_back(match &app {
+                Some(app) => format!(
+                    "{name} was restarted, and is not ready after {within:.0?}: {}; troop goes on trying, and `troop logs {name}` may say more{}",
+                    why_not_ready(app).unwrap_or_else(|| "it is late".into()),
+                    start::quoted(app.last_lines.as_deref())
+                ),
+                None => format!(
+                    "{name} has not come back within {within:.0?}: process {pid} runs and does not answer; `troop logs {name}` may say why"
+                ),
+            });
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// The error for an app that was restarted and is not ready.
+fn not_back(text: String) -> Result<(), CliError> {
+    Err(CliError::Failed(Failure::new("failed", with_tip(text))))
+}
+
+/// Reports the end of an app that was restarted. One that has done what it was to do has not failed.
+fn ended_since(name: &str, json: bool) -> Result<(), CliError> {
+    let Some(Listed { record, end: Some(end) }) = listed::of(name) else {
+        return not_back(format!(
+            "{name} was restarted, and has ended; `troop logs {name}` may say why"
+        ));
+    };
+    let state = end.how.state();
+    let reason = end.reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    if end.how == Ending::Finished {
+        let answer = json!({ "name": name, "state": state, "how": end.reason });
+        report(json, &answer, || format!("{name}: {state}{reason}"));
+        return Ok(());
+    }
+    let again = match &record.start {
+        Some(_) => format!("; `troop start {name}` tries again"),
+        None => String::new(),
+    };
+    not_back(format!("{name} was restarted, and has ended; it is listed as {state}{again}{reason}"))
 }
 
 /// Runs `troop stop`. Apps that were started in the background stay listed.

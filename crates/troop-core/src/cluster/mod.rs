@@ -169,6 +169,12 @@ impl Cluster {
         self.activation_sockets = sockets;
     }
 
+    /// Whether workers get the smaller a share of activated sockets, the more connections they have.
+    #[must_use]
+    pub fn shares_by_connections(&self) -> bool {
+        self.options.shares_by_connections
+    }
+
     /// Has the shares of activated sockets installed again.
     pub fn forget_shares(&mut self) {
         self.shares.forget();

@@ -1,5 +1,6 @@
 //! Takes snapshots of the cluster's whole state.
 
+use troop_core::policy::Scheduling;
 use troop_core::supervise::SupervisorState;
 
 use super::Driver;
@@ -45,7 +46,14 @@ impl Driver {
         let sockets = self.workers.setup().activation().iter().enumerate();
         let sockets = sockets.map(|(number, socket)| ListenerSnapshot {
             address: socket.address().to_owned(),
-            scheduling: if socket.is_steered() { "steered" } else { "shared" }.into(),
+            scheduling: match socket.is_steered() {
+                // The kernel chooses, and shares follow the connections.
+                true if self.cluster.shares_by_connections() && !socket.is_udp() => {
+                    Scheduling::LeastConnections.to_string()
+                }
+                true => "steered".into(),
+                false => "shared".into(),
+            },
             mode: None,
             workers: self.workers.len(),
             waiting: self.waiting_in(number, socket),
