@@ -1,6 +1,8 @@
 //! Sockets that workers do not accept from although clients wait, and addresses that workers bind by
 //! themselves: what is told about them.
 
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::Duration;
 
 use troop_core::WorkerId;
@@ -10,10 +12,19 @@ use troop_core::text::tells_of_used_address;
 use crate::activation::ActivationSocket;
 use crate::event::Event;
 use crate::primary::driver::Driver;
+use crate::setup::Setup;
 
 /// What may be wrong where workers have started other processes.
 const BEHIND_SHELL: &str =
     "; LISTEN_PID is not the process that a shell or npm starts: see `troop exec-activated`";
+
+/// Programs of which this is to be told: they start the program that is meant. Those of others are
+/// rather workers of their own.
+const LAUNCHERS: [&str; 28] = [
+    "sh", "bash", "dash", "ash", "zsh", "ksh", "fish", "busybox", "npm", "npx", "pnpm", "pnpx",
+    "yarn", "yarnpkg", "bun", "bunx", "tsx", "nodemon", "uv", "uvx", "poetry", "pipenv", "pdm",
+    "hatch", "rye", "make", "just", "sudo",
+];
 
 impl Driver {
     pub(in crate::primary::driver) fn tell_ignored(&mut self, ignored: &Ignored) {
@@ -22,7 +33,7 @@ impl Driver {
         self.events.push(Event::NotAccepted {
             address: socket.place(),
             waiting: ignored.waiting as usize,
-            reason: reason(socket, ignored),
+            reason: reason(socket, ignored, is_launcher(setup)),
         });
     }
 
@@ -40,7 +51,8 @@ impl Driver {
         // As many as there are now.
         let waiting = u32::try_from(own.waiting()).unwrap_or(u32::MAX);
         let waiting = ignored.waiting.max(waiting).max(self.cluster.waited(socket));
-        Some(reason(own, &Ignored { waiting, ..ignored.clone() }))
+        let is_launched = is_launcher(self.workers.setup());
+        Some(reason(own, &Ignored { waiting, ..ignored.clone() }, is_launched))
     }
 
     /// A worker that listens by itself may be why others end.
@@ -60,7 +72,8 @@ impl Driver {
         }
         let given = match self.workers.setup().activation().first() {
             Some(own) => {
-                let more = if has_children { BEHIND_SHELL } else { "" };
+                let is_launched = has_children && is_launcher(self.workers.setup());
+                let more = if is_launched { BEHIND_SHELL } else { "" };
                 format!("it was given {} as fd 3 (LISTEN_FDS){more}", own.address())
             }
             None => format!(
@@ -77,11 +90,17 @@ impl Driver {
     }
 }
 
-fn reason(socket: &ActivationSocket, ignored: &Ignored) -> String {
-    describe(socket.address(), socket.is_udp(), ignored)
+/// Whether workers are started by a program that starts another one.
+fn is_launcher(setup: &Setup) -> bool {
+    let name = setup.get_program().and_then(Path::file_name).and_then(OsStr::to_str);
+    name.is_some_and(|name| LAUNCHERS.contains(&name))
 }
 
-fn describe(address: &str, is_udp: bool, ignored: &Ignored) -> String {
+fn reason(socket: &ActivationSocket, ignored: &Ignored, is_launched: bool) -> String {
+    describe(socket.address(), socket.is_udp(), ignored, is_launched)
+}
+
+fn describe(address: &str, is_udp: bool, ignored: &Ignored, is_launched: bool) -> String {
     let Ignored { socket, waiting, hindrances: Hindrances { listens, has_children } } = ignored;
     let who = match (is_udp, waiting) {
         (true, _) => "datagrams wait".to_owned(),
@@ -97,7 +116,7 @@ fn describe(address: &str, is_udp: bool, ignored: &Ignored) -> String {
     if let Some((worker, at)) = listens {
         text.push_str(&format!("; worker {worker} listens on {at} by itself"));
     }
-    if *has_children {
+    if *has_children && is_launched {
         text.push_str(BEHIND_SHELL);
     }
     text
@@ -111,14 +130,21 @@ mod tests {
     fn what_is_told_names_the_descriptor_and_what_the_program_does_instead() {
         let mut ignored = Ignored { socket: 1, waiting: 3, hindrances: Hindrances::default() };
         assert_eq!(
-            describe("127.0.0.1:8405", false, &ignored),
+            describe("127.0.0.1:8405", false, &ignored, true),
             "3 connections wait on 127.0.0.1:8405 and no worker has accepted any: does the program take LISTEN_FDS? it was given fd 4"
         );
         ignored.hindrances.has_children = true;
-        assert!(describe("x", false, &ignored).ends_with("see `troop exec-activated`"));
+        assert!(describe("x", false, &ignored, true).ends_with("see `troop exec-activated`"));
+        // A server that starts workers is no shell.
+        assert!(describe("x", false, &ignored, false).ends_with("it was given fd 4"));
+        for (program, expected) in
+            [("sh", true), ("/usr/bin/npm", true), ("granian", false), ("/srv/sh/web", false)]
+        {
+            assert_eq!(is_launcher(&Setup::new().program(program)), expected, "{program}");
+        }
         ignored.waiting = 1;
         ignored.hindrances.listens = Some((WorkerId(2), "[::]:3000".into()));
-        let text = describe("/run/web.sock", false, &ignored);
+        let text = describe("/run/web.sock", false, &ignored, true);
         assert!(text.starts_with("1 connection waits on /run/web.sock and"), "{text}");
         assert!(text.contains("; worker 2 listens on [::]:3000 by itself; LISTEN_PID"), "{text}");
     }
