@@ -239,6 +239,8 @@ function watch() {
       if (handle.reading) handle.readStart();
       return;
     }
+    // So that whoever serves it begins to read, also where nobody takes it.
+    handle.reading = false;
     const kept = handle.bytesRead > 0 || arrived.has(socket);
     if (parser._consumed) parser.unconsume();
     parser._consumed = false;

@@ -28,3 +28,9 @@ test('one setting leaves connections to Node, which closes them', async () => {
   const { opened } = await after('reload', { moveConnections: false });
   assert.ok(opened > 10, `${opened}`);
 });
+
+test('connections that nobody takes are served where they were', async () => {
+  const { code, reports: [report], errors } = await run('refused.js', { dropIn: false });
+  assert.strictEqual(code, 0, errors);
+  assert.deepStrictEqual(report, { connections: 8, same: 24, after: 24 });
+});

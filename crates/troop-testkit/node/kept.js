@@ -19,13 +19,17 @@ const before = async (request) => {
   if (request.method === 'POST' && !request.readableEnded) await new Promise((resolve) => { request.resume().on('end', resolve); });
 };
 
+/** Longer than a machine without a free processor keeps a worker from reading a request: Node closes a connection at the end of this time, also if one has come. */
+const PATIENCE = 60_000;
+const patient = (server) => { server.keepAliveTimeout = PATIENCE; };
+
 const servers = {
   http() {
-    require('http').createServer(async (request, response) => {
+    patient(require('http').createServer(async (request, response) => {
       await before(request);
       response.setHeader('Content-Length', me.length);
       response.end(me);
-    }).listen(...where);
+    }).listen(...where));
   },
   https() {
     // A key for tests, which everybody knows.
@@ -38,10 +42,10 @@ const servers = {
       await before(request);
       response.send(me);
     });
-    app.listen(...where);
+    patient(app.listen(...where));
   },
   fastify() {
-    const app = installed(examples, 'fastify')({ forceCloseConnections: 'idle' });
+    const app = installed(examples, 'fastify')({ forceCloseConnections: 'idle', keepAliveTimeout: PATIENCE });
     app.addContentTypeParser('*', async () => null);
     app.all('/*', async (request) => {
       await before(request.raw);
@@ -56,7 +60,7 @@ const servers = {
       await before(context.req);
       context.body = me;
     });
-    app.listen(...where);
+    patient(app.listen(...where));
   },
 };
 servers[kind]();

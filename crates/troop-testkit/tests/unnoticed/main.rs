@@ -47,7 +47,17 @@ const KOA: Kind = Kind { name: "Koa", program: &["kept.js", "koa"], ..EXPRESS };
 /// Next's own server, with an app that `npm run build` has built.
 const NEXT: Kind = Kind {
     name: "Next",
-    program: &["web/node_modules/next/dist/bin/next", "start", "web", "-p", "0", "-H", "127.0.0.1"],
+    program: &[
+        "web/node_modules/next/dist/bin/next",
+        "start",
+        "web",
+        "-p",
+        "0",
+        "-H",
+        "127.0.0.1",
+        "--keepAliveTimeout",
+        "60000",
+    ],
     prefix: "/api",
     workers: 2,
     ..EXPRESS
