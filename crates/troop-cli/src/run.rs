@@ -245,8 +245,11 @@ fn run_as(
             if let Some(why) = failures.note(event) {
                 log::line(&format!("troop: {why}"));
             }
-            if let Event::NotShared { reason, .. } = event {
-                hinted.iter().for_each(|reporter| reporter.note_clash(reason.clone()));
+            if let Event::NotShared { reason, other, .. } = event {
+                let note = |reporter: &Arc<StartupReporter>| {
+                    reporter.note_clash(reason.clone(), other.clone());
+                };
+                hinted.iter().for_each(note);
             }
             if let Event::Supervision(Progress::NotRestarting { how, .. }) = event
                 && let (false, Ok(mut noted)) = (how.is_success(), noted_code.lock())

@@ -9,10 +9,12 @@ use proptest::prelude::*;
 use troop_core::cluster::accepted::{Hindrances, Inspection, SocketConnections};
 use troop_core::cluster::recycle::RecyclePolicy;
 use troop_core::cluster::{Action, Cluster, Options};
-use troop_core::event::ExitHow;
+use troop_core::event::{Address, AddressType, ExitHow};
 use troop_core::primary::{self, Primary, Successors};
 use troop_core::snapshot::{self, SnapshotError};
-use troop_core::supervise::{self, Request, Slot, Supervisor, Ticket};
+use troop_core::supervise::{
+    self, OwnAddress, OwnInspection, Request, Seen, Slot, Supervisor, Ticket, WorkerSeen,
+};
 use troop_core::wire::incoming;
 use troop_core::wire::outgoing::SockName;
 use troop_core::{Time, Violation, WorkerId};
@@ -24,24 +26,71 @@ const USR2: i32 = 12;
 /// Something that happens. Numbers choose among what is there.
 #[derive(Debug, Clone)]
 enum Input {
-    Pass { ms: u64 },
-    Online { worker: usize },
-    Listen { worker: usize, port: u16 },
-    CloseChannel { worker: usize },
-    Exit { worker: usize, how: ExitHow },
-    Hang { worker: usize },
-    Health { worker: usize, passed: bool },
-    Reload { allow_moved: bool, changes: bool },
-    Recycle { worker: usize },
-    Disconnect { worker: usize },
-    Scale { workers: usize },
+    Pass {
+        ms: u64,
+    },
+    Online {
+        worker: usize,
+    },
+    Listen {
+        worker: usize,
+        port: u16,
+    },
+    CloseChannel {
+        worker: usize,
+    },
+    Exit {
+        worker: usize,
+        how: ExitHow,
+    },
+    Hang {
+        worker: usize,
+    },
+    Health {
+        worker: usize,
+        passed: bool,
+    },
+    Reload {
+        allow_moved: bool,
+        changes: bool,
+    },
+    Recycle {
+        worker: usize,
+    },
+    Disconnect {
+        worker: usize,
+    },
+    Scale {
+        workers: usize,
+    },
     Pause,
     Ready,
     Stop,
-    ForksFail { fail: bool },
-    Memory { mib: u64 },
-    QueuesHold { waits: bool },
-    Unreachable { lost: bool },
+    ForksFail {
+        fail: bool,
+    },
+    Memory {
+        mib: u64,
+    },
+    QueuesHold {
+        waits: bool,
+    },
+    Unreachable {
+        lost: bool,
+    },
+    /// Workers of such numbers listen by themselves on ports from this one on.
+    ListenThemselves {
+        every: u32,
+        port: i64,
+    },
+    /// Workers say that a port is in use.
+    SayInUse {
+        says: bool,
+    },
+    /// The shell sees where they listen.
+    Show {
+        shows: bool,
+    },
 }
 
 fn input() -> impl Strategy<Value = Input> {
@@ -66,6 +115,9 @@ fn input() -> impl Strategy<Value = Input> {
         2 => (0..200u64).prop_map(|mib| Input::Memory { mib }),
         2 => any::<bool>().prop_map(|waits| Input::QueuesHold { waits }),
         2 => any::<bool>().prop_map(|lost| Input::Unreachable { lost }),
+        3 => (1..4u32, 80..83i64).prop_map(|(every, port)| Input::ListenThemselves { every, port }),
+        2 => any::<bool>().prop_map(|says| Input::SayInUse { says }),
+        1 => any::<bool>().prop_map(|shows| Input::Show { shows }),
     ]
 }
 
@@ -87,6 +139,9 @@ struct Shell {
     memory: u64,
     queues_hold: bool,
     unreachable: bool,
+    own: (u32, i64),
+    says_in_use: bool,
+    shows: bool,
     finished: bool,
     last_ticket: u64,
     /// Those that have not been answered.
@@ -111,7 +166,9 @@ impl Shell {
         cluster.set_report_signal(Some(USR2));
         cluster.set_activation_slots(4);
         cluster.set_activation_sockets(1);
-        cluster.supervise(Time(1), Supervisor::new(supervise::Config::new(3)));
+        let mut config = supervise::Config::new(3);
+        config.sees_own = true;
+        cluster.supervise(Time(1), Supervisor::new(config));
         Shell {
             cluster,
             now: Time(1),
@@ -122,6 +179,9 @@ impl Shell {
             memory: 0,
             queues_hold: false,
             unreachable: false,
+            own: (1, 80),
+            says_in_use: false,
+            shows: true,
             finished: false,
             last_ticket: 0,
             tickets: BTreeSet::new(),
@@ -197,6 +257,11 @@ impl Shell {
                 };
                 self.cluster.connections_inspected(self.now, &inspection);
             }
+            Action::InspectListeners { words_of } => {
+                let inspection = self.inspect_own(&words_of);
+                let now = self.now;
+                self.supervisor().listeners_inspected(now, &inspection);
+            }
             Action::SetShares { shares } => {
                 prop_assert!(shares.len() == 4 && shares.iter().any(|share| *share > 0));
             }
@@ -226,6 +291,25 @@ impl Shell {
             _ => {}
         }
         Ok(())
+    }
+
+    fn inspect_own(&self, words_of: &[WorkerId]) -> OwnInspection {
+        let (every, port) = self.own;
+        let see = |worker: &WorkerId| {
+            let at = Address {
+                address: Some("127.0.0.1".into()),
+                port: Some(port + i64::from(worker.0 % 2)),
+                address_type: AddressType::Tcp4,
+                fd: None,
+            };
+            let own = OwnAddress { at, may_be_chosen: false };
+            let listens = worker.0.is_multiple_of(every).then_some(own).into_iter().collect();
+            let seen = if self.shows { Seen::Listens(listens) } else { Seen::Unfinished };
+            let words = (self.says_in_use && words_of.contains(worker))
+                .then(|| format!("127.0.0.1:{port}: Address already in use"));
+            WorkerSeen { worker: *worker, seen, words }
+        };
+        OwnInspection { workers: self.processes.keys().map(see).collect(), took: Duration::ZERO }
     }
 
     fn fork(&mut self, slot: Slot) -> Result<(), TestCaseError> {
@@ -280,6 +364,9 @@ impl Shell {
             Input::Memory { mib } => self.memory = mib,
             Input::QueuesHold { waits } => self.queues_hold = waits,
             Input::Unreachable { lost } => self.unreachable = lost,
+            Input::ListenThemselves { every, port } => self.own = (every, port),
+            Input::SayInUse { says } => self.says_in_use = says,
+            Input::Show { shows } => self.shows = shows,
             Input::Online { worker }
             | Input::Listen { worker, .. }
             | Input::CloseChannel { worker }

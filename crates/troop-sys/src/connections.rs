@@ -96,6 +96,37 @@ fn unix(path: &Path) -> io::Result<Connections> {
     }
 }
 
+/// Returns the stream and packet sockets that listen at a path: their inodes and the paths. Sees those
+/// of this process's network namespace. Abstract names are left out.
+///
+/// # Errors
+/// If the kernel does not show them.
+pub fn unix_listeners() -> io::Result<Vec<(u64, PathBuf)>> {
+    /// `__SO_ACCEPTCON` of the kernel's `flags`, the fourth field.
+    const LISTENS: u32 = 1 << 16;
+    let mut found = Vec::new();
+    let mut file = io::BufReader::new(std::fs::File::open("/proc/thread-self/net/unix")?);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if file.read_until(b'\n', &mut line)? == 0 {
+            return Ok(found);
+        }
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        let mut fields = words(text);
+        let flags = fields.nth(3).and_then(|flags| std::str::from_utf8(flags).ok());
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap_or(0);
+        let inode = fields.nth(2).and_then(number::<u64>);
+        // A path may have spaces, and begins the rest of the line.
+        let path = text.iter().position(|byte| *byte == b'/').map(|at| &text[at..]);
+        if let (Some(inode), Some(path), true) = (inode, path, flags & LISTENS != 0)
+            && fields.next().is_some_and(|first| first.starts_with(b"/"))
+        {
+            found.push((inode, PathBuf::from(std::ffi::OsStr::from_bytes(path))));
+        }
+    }
+}
+
 /// Returns how many TCP connections this network namespace has accepted in the kernel since its
 /// beginning; `None` if that is not shown.
 #[must_use]
@@ -115,6 +146,8 @@ pub struct Opened {
     pub children: usize,
     /// Whether all were seen, which the time or a permission may prevent.
     pub is_complete: bool,
+    /// Whether a permission has prevented it, or their number.
+    pub is_hidden: bool,
 }
 
 /// Returns the sockets that a process has open, and those that it has started, until a time.
@@ -125,10 +158,20 @@ pub fn opened(pid: u32, until: Instant) -> Opened {
     let mut next = 0;
     while let Some(pid) = processes.get(next).copied() {
         next += 1;
-        found.is_complete &= add_sockets(pid, until, &mut found.sockets);
+        match add_sockets(pid, until, &mut found.sockets) {
+            Ok(is_complete) => found.is_complete &= is_complete,
+            // A child that has ended meanwhile has none.
+            Err(e) if next > 1 && e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                found.is_complete = false;
+                found.is_hidden |= e.kind() == io::ErrorKind::PermissionDenied;
+            }
+        }
         found.is_complete &= add_children(pid, until, &mut processes);
     }
-    found.is_complete &= processes.len() < MAX_PROCESSES;
+    if processes.len() >= MAX_PROCESSES {
+        (found.is_complete, found.is_hidden) = (false, true);
+    }
     found.children = processes.len() - 1;
     found
 }
@@ -137,22 +180,23 @@ pub fn opened(pid: u32, until: Instant) -> Opened {
 #[must_use]
 pub fn opened_by(pid: u32, until: Instant) -> BTreeSet<u64> {
     let mut sockets = BTreeSet::new();
-    add_sockets(pid, until, &mut sockets);
+    // Those that cannot be seen are none.
+    let _ = add_sockets(pid, until, &mut sockets);
     sockets
 }
 
-fn add_sockets(pid: u32, until: Instant, sockets: &mut BTreeSet<u64>) -> bool {
-    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    for fd in open.flatten() {
+/// Adds the sockets of one process. False if the time was too short.
+fn add_sockets(pid: u32, until: Instant, sockets: &mut BTreeSet<u64>) -> io::Result<bool> {
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         if Instant::now() >= until {
-            return false;
+            return Ok(false);
         }
         let Ok(target) = std::fs::read_link(fd.path()) else { continue };
         let target = target.as_os_str().as_bytes();
         let inode = target.strip_prefix(b"socket:[").and_then(|rest| rest.strip_suffix(b"]"));
         sockets.extend(inode.and_then(number::<u64>));
     }
-    true
+    Ok(true)
 }
 
 /// Adds the processes that one has started, until a time. A process can have any number of threads
@@ -238,6 +282,10 @@ mod tests {
         let (end, _) = listener.accept().unwrap();
         let accepted = vec![diag::inode(&end).unwrap()];
         assert_eq!(at.connections().unwrap(), Connections { accepted, waiting: Some(1) });
+        // Among those that listen there is it alone.
+        let at_path = |(inode, at): (u64, PathBuf)| (at == path).then_some(inode);
+        let listening: Vec<_> = unix_listeners().unwrap().into_iter().filter_map(at_path).collect();
+        assert_eq!(listening, [diag::inode(&listener).unwrap()]);
     }
 
     #[test]
@@ -263,7 +311,7 @@ mod tests {
         assert_eq!((late.children, late.is_complete), (0, false));
         drop(shell.stdin.take());
         shell.wait().unwrap();
-        assert!(!seen().is_complete, "it has ended");
+        assert!(!seen().is_complete && !seen().is_hidden, "it has ended");
         assert!(passive_opens().is_some());
     }
 }

@@ -110,6 +110,19 @@ pub fn accepted(port: u16) -> io::Result<Vec<Bound>> {
     Ok(found)
 }
 
+/// Returns the ports from which the kernel chooses one for sockets without, in this network namespace
+/// (`ip_local_port_range` in `ip(7)`).
+#[must_use]
+pub fn chosen_ports() -> std::ops::RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = text.unwrap_or_default();
+    let mut ends = text.split_whitespace().map(str::parse::<u16>);
+    match (ends.next(), ends.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => first..=last,
+        _ => 32768..=60999,
+    }
+}
+
 /// A key with which packets of certain clients must be signed (`TCP_MD5SIG`, `tcp(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Md5Key {
@@ -286,6 +299,7 @@ mod tests {
         assert_eq!(found.len(), 1 + usize::from(six.is_ok()), "{found:?}");
         assert_eq!(found[0].address, IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(found[0].inode, inode(&tcp).unwrap());
+        assert!(chosen_ports().contains(&port), "{port} is not in {:?}", chosen_ports());
         assert_eq!(process_with(found[0].inode), Some(std::process::id()));
         drop((tcp, six));
         assert_eq!(bound(Some(port), false).unwrap(), []);

@@ -202,12 +202,15 @@ pub enum Event {
         /// This in words, with what the program does instead as far as that is seen.
         reason: String,
     },
-    /// Workers have ended quickly, perhaps because another one listens by itself where they would.
+    /// A worker listens by itself, and others listen nowhere or have ended quickly, perhaps because
+    /// they would listen there.
     #[non_exhaustive]
     NotShared {
         /// The worker that listens.
         worker: WorkerHandle,
-        /// Where it listens.
+        /// The worker that listens nowhere, if there is one.
+        other: Option<WorkerHandle>,
+        /// Where the first one listens.
         address: String,
         /// This in words, and what to do.
         reason: String,

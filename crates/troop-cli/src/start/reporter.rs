@@ -69,8 +69,9 @@ pub(crate) struct StartupReporter {
     last_failed: Mutex<Option<WorkerHandle>>,
     /// What to tell of the program.
     hint: Mutex<Option<String>>,
-    /// A worker that listens by itself, where others cannot therefore.
-    clash: Mutex<Option<String>>,
+    /// A worker that listens by itself, where others cannot therefore, in words; and one that listens
+    /// nowhere.
+    clash: Mutex<Option<(String, Option<WorkerHandle>)>>,
     /// The sockets of the app's `bind`.
     bound: OnceLock<Bound>,
 }
@@ -112,10 +113,14 @@ impl StartupReporter {
         self.awaited && self.told.lock().is_ok_and(|told| !*told)
     }
 
-    pub(crate) fn note_clash(&self, text: String) {
+    pub(crate) fn note_clash(&self, text: String, other: Option<WorkerHandle>) {
         if let Ok(mut clash) = self.clash.lock() {
-            *clash = Some(text);
+            *clash = Some((text, other));
         }
+    }
+
+    fn noted_clash(&self) -> Option<(String, Option<WorkerHandle>)> {
+        self.clash.lock().ok()?.clone()
     }
 
     pub(crate) fn note_bound(&self, bound: Bound) {
@@ -124,7 +129,7 @@ impl StartupReporter {
 
     /// Says whose an address is that a program cannot have, if that is known.
     fn tip(&self, words: &str) -> Option<String> {
-        let clash = || self.clash.lock().ok().and_then(|clash| clash.clone());
+        let clash = || self.noted_clash().map(|(text, _)| text);
         let own = self.bound.get().and_then(|bound| bound.explain(words));
         own.or_else(|| clash().filter(|_| tells_of_used_address(words)))
     }
@@ -218,14 +223,19 @@ impl StartupReporter {
             tokio::time::sleep(CLASH_CHECK_INTERVAL).await;
             let Ok(snapshot) = cluster.snapshot().await else { continue };
             let keeps_ending = |slot: &VacantSlot| slot.quick_ends >= MAX_QUICK_ENDS;
-            if snapshot.ready == 0 || !snapshot.vacant.iter().any(keeps_ending) {
+            let clash = self.noted_clash();
+            // One that goes on without the address, and says so.
+            let other = clash.as_ref().and_then(|(_, other)| other.as_ref());
+            let its_words = other.and_then(|other| other.last_stderr(Duration::ZERO));
+            let its_words = its_words.filter(|words| tells_of_used_address(words));
+            let is_clear = its_words.is_some() || snapshot.vacant.iter().any(keeps_ending);
+            if snapshot.ready == 0 || !is_clear {
                 continue;
             }
-            let words = self.last_lines().filter(|words| tells_of_used_address(words));
-            let clash = self.clash.lock().ok().and_then(|clash| clash.clone());
-            let (words, tip) = match (words, clash) {
+            let words = || self.last_lines().filter(|words| tells_of_used_address(words));
+            let (words, tip) = match (its_words.or_else(words), clash) {
                 (Some(words), _) => (Some(words.clone()), self.tip(&words)),
-                (None, Some(clash)) => (None, Some(clash)),
+                (None, Some((clash, _))) => (None, Some(clash)),
                 (None, None) => continue,
             };
             return StartupReport::Partly {

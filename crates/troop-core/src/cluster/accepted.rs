@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Cluster};
+use super::{Action, Cluster, Unshared};
 use crate::id::{Time, WorkerId};
 use crate::supervise::Vacancy;
 
@@ -207,12 +207,9 @@ impl Cluster {
         if let Some(hindrances) = &inspection.hindrances
             && let Some(ended) = self.ended_quickly.take()
             && let Some((worker, address)) = &hindrances.listens
-            && self.not_shared.as_ref() != Some(address)
         {
-            self.not_shared = Some(address.clone());
-            let (worker, address) = (*worker, address.clone());
-            let has_children = hindrances.has_children;
-            self.pending.push_back(Action::NotShared { ended, worker, address, has_children });
+            let ended = Unshared::Ended(ended);
+            self.tell_not_shared(ended, *worker, address.clone(), hindrances.has_children);
         }
         let Some(supervisor) = &self.supervisor else { return };
         let mut workers = self.primary.workers();
@@ -227,6 +224,20 @@ impl Cluster {
             Change::Ignored(ignored) => Action::Ignored(ignored),
             Change::Served(socket) => Action::Served { socket },
         }));
+    }
+
+    /// Reports that a worker listens by itself, once for each address in a row.
+    pub(super) fn tell_not_shared(
+        &mut self,
+        other: Unshared,
+        worker: WorkerId,
+        address: String,
+        has_children: bool,
+    ) {
+        if self.not_shared.as_ref() != Some(&address) {
+            self.not_shared = Some(address.clone());
+            self.pending.push_back(Action::NotShared { other, worker, address, has_children });
+        }
     }
 
     /// A worker has ended. If those of its slot do so quickly and others run, one of these may have

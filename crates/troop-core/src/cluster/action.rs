@@ -8,6 +8,15 @@ use crate::id::WorkerId;
 use crate::primary;
 use crate::supervise::{Answer, Outcome, Progress, Slot, Ticket};
 
+/// A worker that cannot listen where another one listens by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unshared {
+    /// It has ended, perhaps because of that.
+    Ended(WorkerId),
+    /// It runs, and does not listen there.
+    Runs(WorkerId),
+}
+
 /// An action that the shell must carry out.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Action {
@@ -87,10 +96,16 @@ pub enum Action {
     },
     /// Report that no worker accepts from an activated socket although clients wait.
     Ignored(Ignored),
-    /// Report that a worker listens by itself, because of which another one may have ended.
+    /// Inspect where all workers listen by themselves, then call
+    /// [`Supervisor::listeners_inspected`](crate::supervise::Supervisor::listeners_inspected).
+    InspectListeners {
+        /// Workers whose last words on standard error are of interest.
+        words_of: Vec<WorkerId>,
+    },
+    /// Report that a worker listens by itself, because of which another one cannot.
     NotShared {
-        /// The one that has ended.
-        ended: WorkerId,
+        /// The other one.
+        other: Unshared,
         /// The one that listens.
         worker: WorkerId,
         /// Where it listens.

@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use accepted::AcceptedConnections;
-pub use action::Action;
+pub use action::{Action, Unshared};
 use activation::{ActivationShares, Participant};
 use hang::{HungWorkers, KILL};
 use health::HealthChecks;
@@ -282,7 +282,10 @@ impl Cluster {
                 supervisor.online(now, *worker, !self.without_ipc.contains(worker));
             }
             Notice::Listening { worker, .. } => {
-                supervisor.listens_at(*worker, self.primary.asked_by(*worker));
+                let asked = self.primary.asked_by(*worker);
+                let is_private = asked.iter().all(|asked| asked.named_after.is_some());
+                supervisor.listens_privately(*worker, is_private && !asked.is_empty());
+                supervisor.listens_at(*worker, asked);
                 supervisor.listening(now, *worker);
             }
             Notice::Disconnected { worker, voluntary } => {

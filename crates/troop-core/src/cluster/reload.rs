@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Action, Cluster};
+use super::{Action, Cluster, Unshared};
 use crate::cluster::hang::KILL;
 use crate::id::{ListenerId, Time};
 use crate::primary::DEFAULT_WEIGHT;
@@ -47,6 +47,7 @@ impl Cluster {
             self.missed.reload_started(allow_moved);
         }
         let Some(supervisor) = &mut self.supervisor else { return };
+        supervisor.allow_moved(allow_moved);
         match ticket {
             Some(ticket) => supervisor.request(now, ticket, Request::Reload(claims)),
             None => supervisor.reload_with(now, claims),
@@ -87,6 +88,12 @@ impl Cluster {
                 self.pending.push_back(Action::Signal { worker, signal: KILL });
             }
             Order::CheckListeners => self.pending.push_back(Action::CheckListeners),
+            Order::InspectListeners { words_of } => {
+                self.pending.push_back(Action::InspectListeners { words_of });
+            }
+            Order::NotShared { worker, holder, at } => {
+                self.tell_not_shared(Unshared::Runs(worker), holder, at.to_string(), false);
+            }
             Order::Answer(ticket, answer) => {
                 self.pending.push_back(Action::Answer(ticket, answer));
             }

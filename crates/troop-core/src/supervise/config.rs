@@ -29,6 +29,9 @@ pub struct Config {
     /// Whether workers have activated sockets: they are ready when they wait for connections, or at
     /// an age of [`ACTIVATED_READY_AGE`] where no worker before them was seen to do so.
     pub is_activated: bool,
+    /// Whether the shell can see where workers listen by themselves. Those that are ready by their age
+    /// must listen where their predecessors do, then.
+    pub sees_own: bool,
     /// Seed of the random numbers that spread restarts.
     pub seed: u64,
     /// The program starts workers of its own accord, and each of them is a slot: see
@@ -202,7 +205,8 @@ impl Default for ReplacePolicy {
 #[serde(rename_all = "kebab-case")]
 pub enum ReadyWhen {
     /// It listens. If its predecessor did not listen either: it has run for 3 s or, without Node's
-    /// protocol, for [`RestartPolicy::min_uptime`]. With activated sockets: it waits for connections
+    /// protocol, for [`RestartPolicy::min_uptime`], and listens by itself where its predecessor does
+    /// so. With activated sockets: it waits for connections
     /// on one of them, as far as the system shows that, or it has run for
     /// [`ACTIVATED_READY_AGE`] and its predecessor was not seen to wait either.
     #[default]
@@ -242,6 +246,7 @@ impl Config {
             restart: RestartPolicy::new(workers),
             replace: ReplacePolicy::default(),
             is_activated: false,
+            sees_own: false,
             seed: 0,
             is_embedded: false,
         }

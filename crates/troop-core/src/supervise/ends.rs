@@ -310,12 +310,10 @@ impl Supervisor {
 
     /// Ends workers that are not ready in time. Their end counts as a failure.
     pub(super) fn end_late(&mut self, now: Time) {
-        let late: Vec<_> = self
-            .unready()
-            .filter(|(_, member)| member.due <= now)
-            .map(|(_, member)| member)
-            .collect();
-        for member in late {
+        let late: Vec<_> = self.unready().filter(|(_, member)| member.due <= now).collect();
+        for (slot, member) in late {
+            // The next one is not measured by it: the program may have changed.
+            self.slots[slot].listened.clear();
             self.orders.push_back(Order::Report(Progress::NotReady {
                 worker: member.worker,
                 within: member.due.since(member.since),

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::leaving::EndSignals;
 use super::operation::NotServing;
+use super::own::Standing;
 use super::{ACTIVATED_READY_AGE, Config, ReadyWhen};
 use crate::id::{Time, WorkerId};
 
@@ -17,8 +18,12 @@ pub(super) struct SlotWorker {
     pub(super) has_ipc: bool,
     /// The time since which it listens.
     pub(super) listening: Option<Time>,
+    /// Whether it listens only on paths that it has named after itself.
+    pub(super) listens_privately: bool,
     /// What it was seen to do instead, with activated sockets.
     pub(super) not_serving: Option<NotServing>,
+    /// Whether it listens where it must, if it is to be ready by its age.
+    pub(super) standing: Standing,
     /// The time at which it reported that it is ready.
     pub(super) notified: Option<Time>,
     /// Whether it was reported that it counts as ready without having said so.
@@ -64,9 +69,20 @@ impl SlotWorker {
             }
             ReadyWhen::Online => (self.online, false),
             ReadyWhen::Listening => (self.listening, false),
+            ReadyWhen::Auto if self.listens_privately => {
+                let ready = self.listening.and_then(|at| self.standing.ready_at(at));
+                (ready, !must_listen && self.listening.is_none())
+            }
             ReadyWhen::Auto => (self.listening, !must_listen),
         };
-        let aged = match self.online {
+        let aged = self.aged_at(config).filter(|_| by_age);
+        let aged = aged.and_then(|aged| self.standing.ready_at(aged));
+        ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
+    }
+
+    /// Returns the time at which it is old enough to be ready without further events.
+    pub(super) fn aged_at(&self, config: &Config) -> Option<Time> {
+        match self.online {
             // A worker with Node's protocol may still listen.
             Some(online) if self.has_ipc => {
                 Some(online + config.listen_patience.max(config.restart.min_uptime))
@@ -75,9 +91,7 @@ impl SlotWorker {
             None if self.has_ipc => None,
             _ if config.is_activated => Some(self.since + ACTIVATED_READY_AGE),
             _ => Some(self.since + config.restart.min_uptime),
-        };
-        let aged = aged.filter(|_| by_age);
-        ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
+        }
     }
 
     pub(super) fn is_ready(&self, now: Time, must_listen: bool, config: &Config) -> bool {

@@ -14,6 +14,7 @@ mod leaving;
 mod member;
 mod operation;
 mod order;
+mod own;
 mod replace;
 mod restart;
 mod round;
@@ -40,6 +41,8 @@ pub use operation::{
     Ticket,
 };
 pub use order::{Afterwards, Cause, GiveUp, Order, Outcome, Progress, Slot};
+pub use own::{MAX_OWN_ADDRESSES, OwnAddress, OwnInspection, Seen, WorkerSeen};
+use own::{OwnAddresses, Standing};
 use restart::Restarts;
 use round::Round;
 
@@ -59,6 +62,10 @@ struct SlotState {
     done: Option<(WorkerId, ExitHow)>,
     /// No worker is wanted here, until the program starts one that takes the number.
     is_retired: bool,
+    /// Where its last worker that was ready listened by itself.
+    listened: Vec<OwnAddress>,
+    /// Whether such a worker listened nowhere, although others may have.
+    listens_nowhere: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +145,7 @@ pub struct Supervisor {
     waiting: Vec<Waiting>,
     /// Workers that were killed since the stop began.
     killed: Vec<WorkerId>,
+    own: OwnAddresses,
     phase: RunState,
     /// The end of the drain delay: the workers serve until then, and are drained.
     stop_at: Option<Time>,
@@ -166,6 +174,7 @@ impl Supervisor {
             unchecked: None,
             waiting: Vec::new(),
             killed: Vec::new(),
+            own: OwnAddresses::default(),
             phase: RunState::Running,
             stop_at: None,
             health: Health::new(config.restart.been_ready),
@@ -201,7 +210,9 @@ impl Supervisor {
             online: None,
             has_ipc: false,
             listening: None,
+            listens_privately: false,
             not_serving: None,
+            standing: if self.config.sees_own { Standing::Pending } else { Standing::Fine(now) },
             notified: None,
             assumed: false,
             gone: None,
@@ -508,6 +519,7 @@ impl Supervisor {
             .chain(self.health_deadlines())
             .chain(back)
             .chain(late)
+            .chain(self.inspection_deadline())
             .min()
     }
 
@@ -522,6 +534,7 @@ impl Supervisor {
         self.advance(now);
         self.roll_back_again(now);
         self.end_late(now);
+        self.inspect_if_due(now);
         self.update_health(now);
     }
 }

@@ -39,6 +39,21 @@ pub enum Order {
     /// Check whether clients reach the listeners, then call
     /// [`Supervisor::listeners_checked`](super::Supervisor::listeners_checked).
     CheckListeners,
+    /// Inspect where workers listen by themselves, and call
+    /// [`Supervisor::listeners_inspected`](super::Supervisor::listeners_inspected).
+    InspectListeners {
+        /// Workers whose last words are of interest.
+        words_of: Vec<WorkerId>,
+    },
+    /// Report that a worker does not listen where another one listens by itself.
+    NotShared {
+        /// The worker.
+        worker: WorkerId,
+        /// The one that listens.
+        holder: WorkerId,
+        /// Where.
+        at: Address,
+    },
     /// Answer an operation that was [requested](super::Supervisor::request).
     Answer(Ticket, Answer),
     /// End: no worker runs any more. Also answers all operations that wait for the end.
@@ -174,8 +189,7 @@ pub enum Progress {
         /// Number of workers that will be replaced.
         workers: usize,
     },
-    /// A new worker is ready, but does not listen yet on an address of its predecessor. The reload
-    /// waits for it.
+    /// A new worker does not listen yet on an address of its predecessor, and is waited for.
     Awaiting {
         /// The new worker.
         worker: WorkerId,

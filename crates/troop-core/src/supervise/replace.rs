@@ -29,6 +29,7 @@ impl Supervisor {
 
     pub(super) fn begin_reload(&mut self, now: Time, claims: Vec<Claim>, ticket: Option<Ticket>) {
         self.due.set(None);
+        let may_move = std::mem::take(&mut self.own.may_move);
         let policy = self.reload.take().unwrap_or_else(|| self.config.replace.clone());
         let revives = self.phase == RunState::Idle;
         let refused = if !(self.phase == RunState::Running || revives) || self.stop_at.is_some() {
@@ -69,6 +70,7 @@ impl Supervisor {
         self.begin_round(Why::Reload, todo, round_claims, ticket);
         if let Some(round) = &mut self.round {
             (round.policy, round.proven, round.revives) = (policy, false, revives);
+            round.may_move = may_move;
         }
         self.advance(now);
         self.update_health(now);
@@ -94,6 +96,7 @@ impl Supervisor {
             revives: false,
             claims,
             put_off: Vec::new(),
+            may_move: false,
         });
     }
 
@@ -209,13 +212,7 @@ impl Supervisor {
                     return;
                 }
                 Found::Late => {
-                    let state = &self.slots[slot];
-                    let is_beside = step == Step::Beside;
-                    let new = if is_beside { state.successor } else { state.current };
-                    let worker = new.map(|member| member.worker);
-                    let within = self.round_policy().ready_timeout;
-                    let seen = new.and_then(|member| member.not_serving);
-                    self.fail_round(now, ReplaceFailure::NotReady { worker, within, seen });
+                    self.fail_round(now, self.late(slot, step));
                     self.fill(now);
                     return;
                 }

@@ -78,6 +78,8 @@ pub(super) struct Round {
     /// Slots that were put off since the last completed one, because their new workers did not take
     /// over addresses that only their old ones have.
     pub(super) put_off: Vec<usize>,
+    /// Whether new workers may listen elsewhere by themselves.
+    pub(super) may_move: bool,
 }
 
 impl Round {

@@ -373,6 +373,7 @@ impl Builder {
         }
         config.grace = self.grace_period();
         config.is_activated = self.activation.is_some();
+        config.sees_own = true;
         config.drain_delay = self.drain_delay.unwrap_or_default();
         config.seed = random_seed();
         config

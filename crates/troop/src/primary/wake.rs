@@ -11,7 +11,7 @@ use troop_core::cluster::serving::Waits;
 use troop_core::event::Address;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Successors, WorkerStatus};
-use troop_core::supervise::{self, NotReady, RecycleFailed, ReloadFailed, Reloaded};
+use troop_core::supervise::{self, NotReady, OwnInspection, RecycleFailed, ReloadFailed, Reloaded};
 use troop_sys::poll::EventFd;
 use troop_sys::tree::Found;
 
@@ -90,6 +90,9 @@ pub(crate) enum Command {
     ServingChecked(WorkerId, Waits),
     /// A thread has inspected the connections of activated sockets.
     ConnectionsInspected(Box<Inspection>),
+    /// A thread has inspected where workers listen by themselves, for which the last words of these are
+    /// of interest.
+    ListenersInspected(Box<(OwnInspection, Vec<WorkerId>)>),
     /// A thread has searched for processes that workers have left behind.
     StraysFound(std::io::Result<Found>),
     /// Hands a worker a connection as if from this listener, or from its first one.

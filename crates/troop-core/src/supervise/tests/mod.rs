@@ -7,6 +7,7 @@ mod embedded;
 mod ends;
 mod leaving;
 mod operations;
+mod own;
 mod replacing;
 
 use std::time::Duration;

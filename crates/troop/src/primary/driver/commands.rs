@@ -164,6 +164,9 @@ impl Driver {
                 self.cluster.serving_checked(self.now, worker, waits);
                 self.note_copies(worker, waits);
             }
+            Command::ListenersInspected(inspection) => {
+                self.listeners_inspected(inspection.0, &inspection.1)
+            }
             Command::ConnectionsInspected(inspection) => {
                 self.connections_inspected(&inspection);
             }

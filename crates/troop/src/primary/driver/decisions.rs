@@ -55,8 +55,9 @@ impl Driver {
                 self.inspect_connections(needs_hindrances);
             }
             ClusterAction::Ignored(ignored) => self.tell_ignored(&ignored),
-            ClusterAction::NotShared { ended, worker, address, has_children } => {
-                self.tell_not_shared(ended, worker, address, has_children);
+            ClusterAction::InspectListeners { words_of } => self.inspect_listeners(words_of),
+            ClusterAction::NotShared { other, worker, address, has_children } => {
+                self.tell_not_shared(other, worker, address, has_children);
             }
             ClusterAction::Served { socket } => self.tell_served(socket),
             ClusterAction::SetShares { shares } => self.set_shares(&shares),

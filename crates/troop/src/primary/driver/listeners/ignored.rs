@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use troop_core::WorkerId;
+use troop_core::cluster::Unshared;
 use troop_core::cluster::accepted::{Hindrances, Ignored};
 use troop_core::text::tells_of_used_address;
 
@@ -55,21 +56,30 @@ impl Driver {
         Some(reason(own, &Ignored { waiting, ..ignored.clone() }, is_launched))
     }
 
-    /// A worker that listens by itself may be why others end.
+    /// A worker that listens by itself may be why others end, or do not listen.
     pub(in crate::primary::driver) fn tell_not_shared(
         &mut self,
-        ended: WorkerId,
+        other: Unshared,
         worker: WorkerId,
         address: String,
         has_children: bool,
     ) {
-        let last = self.listeners.last_ended.as_ref().filter(|(last, _)| *last == ended);
-        let tail = last.and_then(|(_, tail)| tail.as_ref());
-        let last_words = tail.map(|tail| tail.text(Duration::ZERO));
         let Some(handle) = self.workers.handle(worker).cloned() else { return };
-        if last_words.is_some_and(|words| !tells_of_used_address(&words)) {
-            return;
-        }
+        let (other, others) = match other {
+            Unshared::Ended(ended) => {
+                let last = self.listeners.last_ended.as_ref().filter(|(last, _)| *last == ended);
+                let tail = last.and_then(|(_, tail)| tail.as_ref());
+                let last_words = tail.map(|tail| tail.text(Duration::ZERO));
+                if last_words.is_some_and(|words| !tells_of_used_address(&words)) {
+                    return;
+                }
+                (None, String::new())
+            }
+            Unshared::Runs(other) => {
+                let nowhere = format!(" (worker {other} listens nowhere)");
+                (self.workers.handle(other).cloned(), nowhere)
+            }
+        };
         let given = match self.workers.setup().activation().first() {
             Some(own) => {
                 let is_launched = has_children && is_launcher(self.workers.setup());
@@ -82,9 +92,10 @@ impl Driver {
         };
         self.events.push(Event::NotShared {
             reason: format!(
-                "worker {worker} listens on {address} by itself, and others that do the same cannot: {given}"
+                "worker {worker} listens on {address} by itself, and others that do the same cannot{others}: {given}"
             ),
             worker: handle,
+            other,
             address,
         });
     }

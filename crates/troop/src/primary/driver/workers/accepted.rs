@@ -1,4 +1,5 @@
-//! A thread that inspects the connections which workers have accepted on activated sockets.
+//! A thread that inspects the connections which workers have accepted on activated sockets, and
+//! where workers listen by themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use troop_core::cluster::accepted::{Hindrances, Inspection, SocketConnections, W
 use troop_sys::connections::{self, ListensAt, Opened};
 use troop_sys::diag;
 
-use super::Workers;
+use super::{Workers, own};
 use crate::activation::ActivationSocket;
 use crate::primary::driver::Driver;
 use crate::primary::wake::{Command, DriverHandle};
@@ -19,8 +20,15 @@ use crate::setup::Setup;
 /// Maximum time of a inspection.
 const MAX_TIME: Duration = Duration::from_millis(500);
 
-/// A request to inspection.
-struct Request {
+/// A request to the thread.
+enum Request {
+    Inspect(InspectionRequest),
+    /// Where these workers and their processes listen by themselves, and whose last words matter.
+    Listeners(Vec<(WorkerId, u32)>, Vec<WorkerId>),
+}
+
+/// A request for an inspection.
+struct InspectionRequest {
     setup: Arc<Setup>,
     /// The workers and their processes.
     workers: Vec<(WorkerId, u32)>,
@@ -41,24 +49,39 @@ impl ConnectionObserver {
 }
 
 impl Workers {
-    fn request(&self, needs_hindrances: bool) -> Request {
-        let workers = self.handles().map(|worker| (worker.id(), worker.pid())).collect();
-        Request { setup: self.setup.clone(), workers, needs_hindrances }
+    fn pids(&self) -> Vec<(WorkerId, u32)> {
+        self.handles().map(|worker| (worker.id(), worker.pid())).collect()
     }
 }
 
 impl Driver {
     /// Has a thread inspect the connections of activated sockets; the result is a command.
     pub(in crate::primary::driver) fn inspect_connections(&mut self, needs_hindrances: bool) {
+        let (setup, workers) = (self.workers.setup.clone(), self.workers.pids());
+        let request = InspectionRequest { setup, workers, needs_hindrances };
+        if !self.ask_observer(Request::Inspect(request)) {
+            self.cluster.connections_inspected(self.now, &Inspection::default());
+        }
+    }
+
+    /// Has the thread inspect where workers listen by themselves; the result is a command.
+    pub(in crate::primary::driver) fn inspect_listeners(&mut self, words_of: Vec<WorkerId>) {
+        let workers = self.workers.pids();
+        if !self.ask_observer(Request::Listeners(workers.clone(), words_of)) {
+            self.listeners_inspected(own::nothing_seen(&workers), &[]);
+        }
+    }
+
+    /// Returns false if there can be no thread.
+    fn ask_observer(&mut self, request: Request) -> bool {
         let handle = self.driver_handle();
-        let request = self.workers.request(needs_hindrances);
         let observer =
             self.workers.connections.get_or_insert_with(|| ConnectionObserver::start(handle));
         let is_asked = observer.0.as_ref().is_some_and(|thread| thread.send(request).is_ok());
         if !is_asked {
             self.workers.connections = None;
-            self.cluster.connections_inspected(self.now, &Inspection::default());
         }
+        is_asked
     }
 
     /// Handles the result.
@@ -86,16 +109,25 @@ impl Observer {
         while let Ok(request) = requests.recv() {
             // What it costs, not how long it waits for a processor.
             let begin = diag::thread_time();
-            let mut inspection = self.inspect(&request, Instant::now() + MAX_TIME);
-            inspection.took = diag::thread_time().saturating_sub(begin);
-            drop(request);
-            if driver.send(Command::ConnectionsInspected(Box::new(inspection))).is_err() {
+            let result = match request {
+                Request::Inspect(request) => {
+                    let mut inspection = self.inspect(&request, Instant::now() + MAX_TIME);
+                    inspection.took = diag::thread_time().saturating_sub(begin);
+                    Command::ConnectionsInspected(Box::new(inspection))
+                }
+                Request::Listeners(workers, words_of) => {
+                    let mut inspection = own::inspect(&workers);
+                    inspection.took = diag::thread_time().saturating_sub(begin);
+                    Command::ListenersInspected(Box::new((inspection, words_of)))
+                }
+            };
+            if driver.send(result).is_err() {
                 return;
             }
         }
     }
 
-    fn inspect(&mut self, request: &Request, until: Instant) -> Inspection {
+    fn inspect(&mut self, request: &InspectionRequest, until: Instant) -> Inspection {
         let sockets = request.setup.activation();
         let mut inspection = Inspection {
             sockets: sockets.iter().map(waiting).collect(),

@@ -1,6 +1,6 @@
 //! The workers' processes: started ([`forks`]), or asked for ([`embedded`]) and taken over from
 //! others ([`adopt`]), measured
-//! ([`measure`], [`accepted`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
+//! ([`measure`], [`accepted`], [`own`]), heard when they say that they are ready ([`ready`]), ended ([`exit`]) with what
 //! they leave behind ([`orphans`], [`strays`]), and how far they are trusted with paths ([`paths`]);
 //! whether their weights count ([`weights`]).
 
@@ -11,6 +11,7 @@ mod exit;
 mod forks;
 mod measure;
 mod orphans;
+mod own;
 mod paths;
 mod ready;
 mod serving;

@@ -1,0 +1,158 @@
+//! Programs that bind their ports by themselves, past troop, and go on when these are in use.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use rustix::process::Signal;
+use support::{Home, node, run};
+use troop_testkit::{talk, wait_until};
+
+fn has_python() -> bool {
+    Command::new("python3").arg("--version").output().is_ok()
+}
+
+/// A place with this program.
+fn home(name: &str) -> Home {
+    Home::with(&[(name, &std::fs::read_to_string(node(name)).unwrap())])
+}
+
+fn address(home: &Home) -> SocketAddr {
+    let mut port = String::new();
+    wait_until("the port", || {
+        port = std::fs::read_to_string(home.path().join("port")).unwrap_or_default();
+        !port.is_empty()
+    });
+    format!("127.0.0.1:{port}").parse().unwrap()
+}
+
+/// The process that serves there.
+fn server(at: SocketAddr) -> String {
+    let mut answer = String::new();
+    // One that is started by another one may come later.
+    wait_until("the server", || {
+        answer = talk(at, "GET / HTTP/1.0\r\n\r\n").unwrap_or_default();
+        !answer.is_empty()
+    });
+    answer.rsplit_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// A reload of a program whose successor cannot have the port.
+fn serves_on(name: &str, arguments: &[&str]) {
+    let home = home(name);
+    let start = |more: &[&str]| {
+        let start = ["start", name, "-n", "web", "--set", "min_ready_time=0"];
+        home.fine(&[&start, more, &["--"], arguments].concat());
+    };
+    start(&[]);
+    let at = address(&home);
+    let before = server(at);
+    for app in ["web", "web:1"] {
+        let (code, out, err) = home.troop(&["reload", app]);
+        let told = format!(" does not listen on {at}, as worker 1 does by itself");
+        assert!(code == 1 && err.contains(&told), "{app}: {out}{err}");
+        assert!(err.contains("an address is in use") && err.contains("max_surge = 0"), "{err}");
+        assert_eq!(server(at), before);
+    }
+    let shown = home.show("web");
+    assert_eq!((&shown["phase"], &shown["ready"]), (&"running".into(), &1.into()), "{shown}");
+    home.fine(&["stop", "web"]);
+    // The old worker leaves first.
+    start(&["-f", "--set", "max_surge=0", "--set", "max_unavailable=1"]);
+    let before = server(at);
+    home.fine(&["reload", "web"]);
+    assert_ne!(server(at), before);
+    home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn a_node_program_with_a_port_of_its_own_serves_on_when_a_reload_cannot_give_it_to_a_successor() {
+    serves_on("goes_on.js", &[]);
+}
+
+#[test]
+fn so_does_one_that_a_node_program_starts() {
+    serves_on("goes_on.js", &["child"]);
+    serves_on("goes_on.js", &["pipe"]);
+}
+
+#[test]
+fn so_does_a_python_program() {
+    if has_python() {
+        serves_on("goes_on.py", &[]);
+        serves_on("goes_on.py", &["retries"]);
+    }
+}
+
+#[test]
+fn a_port_that_workers_share_by_themselves_passes_to_the_next_ones() {
+    if !has_python() {
+        return;
+    }
+    let home = home("goes_on.py");
+    home.fine(&["start", "goes_on.py", "-n", "web", "-w", "2", "--", "shares"]);
+    let at = address(&home);
+    home.fine(&["reload", "web"]);
+    let ends = |worker: &str| home.log("web.log").contains(&format!("worker {worker} finished"));
+    wait_until("the end of the first ones", || ends("1") && ends("2"));
+    server(at);
+    home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn a_port_that_the_kernel_chooses_need_not_be_the_predecessors() {
+    if !has_python() {
+        return;
+    }
+    let home = home("ignores.py");
+    home.fine(&["start", "ignores.py", "-n", "web", "--set", "min_ready_time=0"]);
+    home.fine(&["reload", "web"]);
+    home.fine(&["reload", "web:2"]);
+    home.fine(&["stop", "web"]);
+}
+
+/// The start of two workers, of which one has the port.
+fn starts_one(name: &str, arguments: &[&str]) {
+    let home = home(name);
+    let start = ["start", name, "-n", "web", "-w", "2", "--"];
+    let (code, out, err) = home.troop(&[&start, arguments].concat());
+    let at = address(&home);
+    let told = format!(" listens on {at} by itself, and others that do the same cannot");
+    assert!(code == 1 && err.contains("1 of 2") && err.contains(&told), "{out}{err}");
+    assert!(err.contains(&format!("{}", at.port())) && err.contains("start one worker"), "{err}");
+    assert_eq!(home.show("web")["ready"], 1);
+    let log = home.fine(&["logs", "web", "--nostream", "--lines", "1000"]);
+    assert_eq!(log.matches(&told).count(), 1, "{log}");
+    server(at);
+    home.fine(&["stop", "web"]);
+}
+
+#[test]
+fn of_workers_with_one_port_of_their_own_only_the_one_that_has_it_is_ready() {
+    starts_one("goes_on.js", &["child"]);
+    if has_python() {
+        starts_one("goes_on.py", &[]);
+    }
+}
+
+#[test]
+fn workers_that_try_for_seconds_to_have_a_port_of_their_own_and_end_are_never_ready() {
+    if !has_python() {
+        return;
+    }
+    starts_one("goes_on.py", &["retries"]);
+    // In the foreground, where troop does not see what they say.
+    let home = home("goes_on.py");
+    let cwd = format!("cwd={:?}", home.path().display().to_string());
+    let mut troop = run(["-w", "2", "--set", &cwd, "python3", "goes_on.py", "retries"]);
+    let event = troop.event("not-shared");
+    assert_eq!(event["address"], address(&home).to_string());
+    assert!(event["text"].as_str().unwrap().contains("start one worker, or"), "{event}");
+    let degraded = troop.event("degraded");
+    assert!(degraded["text"].as_str().unwrap().contains("1 of 2"), "{degraded}");
+    troop.signal(Signal::TERM);
+    troop.end();
+}
