@@ -1,6 +1,7 @@
 
 // Appended to moves.js by `troop`. Tells the primary, once, that the program asks whether it is the primary of a cluster before it listens, so that
-// it probably has a part for one, which no worker runs. Packages ask for reasons of their own (loggers do): of one it is told if nothing listens.
+// it probably has a part for one, which no worker runs. Packages ask for reasons of their own (loggers do): of one it is told if nothing listens,
+// unless clustering is what it is for.
 if (given !== undefined && process.channel) watchPrimaryPart();
 
 function watchPrimaryPart() {
@@ -8,6 +9,8 @@ function watchPrimaryPart() {
   if (!cluster.isWorker) return;
   const { send } = process;
   const { _getServer: getServer } = cluster;
+  // Packages that are the primary for a program.
+  const clusterers = /[\\/]node_modules[\\/](throng|recluster|cluster-service|cluster-master|sticky-session|sticky-cluster|express-cluster|cfork)[\\/]/;
   let isOver = false;
   let byPackage;
 
@@ -24,7 +27,7 @@ function watchPrimaryPart() {
     if (isOver) return;
     const at = reader();
     if (!at) return;
-    if (!/[\\/]node_modules[\\/]/.test(at)) return tell({ name, at });
+    if (!/[\\/]node_modules[\\/]/.test(at) || clusterers.test(at)) return tell({ name, at });
     if (!byPackage) setTimeout(() => isOver || tell({ name, at, package: true }), 2000).unref();
     byPackage = true;
   }

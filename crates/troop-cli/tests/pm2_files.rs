@@ -455,6 +455,34 @@ fn whether_a_program_runs_alone_is_decided_at_its_start() {
 }
 
 #[test]
+fn packages_that_are_known_to_cluster_programs_are_primaries_in_fork_mode_and_told_of_elsewhere() {
+    let package = "const cluster = require('cluster'); module.exports = start => { if (!cluster.isPrimary) return start(); console.log('the primary'); cluster.fork(); cluster.fork(); };";
+    let port = free_port();
+    let script = "require('throng')(() => require('http').createServer((q, s) => s.end('served by it')).listen(process.env.PORT, '127.0.0.1'));";
+    let app = file(&json!({ "env": { "PORT": port } }));
+    let home = Home::with(&[("server.js", script), ("ecosystem.json", &app)]);
+    std::fs::create_dir_all(home.path().join("node_modules/throng")).unwrap();
+    std::fs::write(home.path().join("node_modules/throng/index.js"), package).unwrap();
+    let (code, out, err) = home.troop(&["start", "ecosystem.json"]);
+    assert!(code == 0 && err.contains("It runs alone, as in PM2's fork mode"), "{out}{err}");
+    assert!(home.fine(&["show", "app"]).contains("alone"));
+    wait_until("its part for a primary", || home.log("app.log").contains("the primary"));
+    answer_of(port);
+    home.fine(&["delete", "app"]);
+    let port = format!("PORT={}", free_port());
+    let start = ["start", "server.js", "-n", "app", "-w", "2", "--env", &port];
+    let (code, out, err) = home.troop(&start);
+    assert!(code == 0 && err.contains("the program clusters itself"), "{out}{err}");
+    assert!(err.contains("throng") && err.contains("--alone"), "{err}");
+    home.fine(&["delete", "app"]);
+    // One that fails for it, too.
+    let script = "if (require('throng')(() => 1)) throw new Error('no primary');";
+    std::fs::write(home.path().join("server.js"), script).unwrap();
+    let (code, out, err) = home.troop(&start);
+    assert!(code == 1 && err.contains("tip: the program clusters itself"), "{out}{err}");
+}
+
+#[test]
 fn a_package_that_clusters_a_program_is_named_if_nothing_listens() {
     let package =
         "if (require('cluster').isPrimary) require('cluster').fork(); setInterval(() => {}, 1e6);";

@@ -205,7 +205,8 @@ impl StartupReporter {
             }
             Ok(Err(NotReady::GaveUp { why, last_lines })) => {
                 let reason = Event::Supervision(Progress::GivingUp(why)).to_string();
-                let tip = self.tip(last_lines.as_deref().unwrap_or_default());
+                let hint = || self.hint.lock().ok().and_then(|mut hint| hint.take());
+                let tip = self.tip(last_lines.as_deref().unwrap_or_default()).or_else(hint);
                 let reason = reason + &quoted(last_lines.as_deref()) + &tip_line(tip);
                 self.send(&StartupReport::Failed { reason, usage: false });
                 drop(cluster.stop());
