@@ -166,8 +166,9 @@ pub struct ReplacePolicy {
     /// Number of workers that may be missing: old workers that leave before their successors start.
     /// Default: 0. If `max_surge` is 0 too, it counts as 1.
     pub max_unavailable: usize,
-    /// An old worker that listens on no address of the primary's leaves before its successor starts,
-    /// whatever the limits say: it may have bound one by itself, which two cannot. Default: false.
+    /// An old worker that listens on no address of the primary's, or only on paths that it has named
+    /// after itself, leaves before its successor starts, whatever the limits say: it may have bound
+    /// one by itself, which two cannot. Default: false.
     pub make_way_unless_listening: bool,
     /// A reload starts all new workers at once, whatever the limits say, and no old one leaves
     /// before all of them are ready: if it fails, no worker has been replaced. Default: false.

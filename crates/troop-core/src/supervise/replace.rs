@@ -460,7 +460,7 @@ impl Supervisor {
         let state = &mut self.slots[slot];
         let makes_way = policy.make_way_unless_listening
             && !policy.all_or_none
-            && state.current.is_some_and(|old| old.listening.is_none());
+            && state.current.is_some_and(|old| old.listening.is_none() || old.listens_privately);
         let max_unavailable = policy.max_unavailable.max(usize::from(makes_way));
         let deadline = now + policy.ready_timeout;
         match state.current {

@@ -335,6 +335,11 @@ fn a_worker_that_listens_on_a_path_of_its_own_must_also_listen_where_its_predece
     l.reload();
     l.w.up(5);
     assert_eq!(l.w.of(0), 5);
+    // Where that is wanted, the old one leaves first.
+    let mut l = Listening::new(1, |config| config.replace.make_way_unless_listening = true);
+    up(&mut l, 1);
+    l.reload();
+    assert!(l.w.progress.contains(&Progress::MakingWay { worker: WorkerId(1) }));
 }
 
 #[test]
