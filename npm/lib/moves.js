@@ -235,11 +235,8 @@ function watch() {
     const { parser, _handle: handle } = socket;
     // Nothing is read from here on, so an idle connection stays idle.
     handle.readStop();
-    if (!isIdle(socket, resting)) {
-      if (handle.reading) handle.readStart();
-      return;
-    }
-    // So that whoever serves it begins to read, also where nobody takes it.
+    if (!isIdle(socket, resting)) return void (handle.reading && handle.readStart());
+    // Whoever serves it begins to read, also where nobody takes it.
     handle.reading = false;
     const kept = handle.bytesRead > 0 || arrived.has(socket);
     if (parser._consumed) parser.unconsume();

@@ -20,8 +20,8 @@ const before = async (request) => {
 };
 
 /** Longer than a machine without a free processor keeps a worker from reading a request: Node closes a connection at the end of this time, also if one has come. */
-const PATIENCE = 60_000;
-const patient = (server) => { server.keepAliveTimeout = PATIENCE; };
+const KEEP_ALIVE_TIMEOUT = 60_000;
+const patient = (server) => { server.keepAliveTimeout = KEEP_ALIVE_TIMEOUT; };
 
 const servers = {
   http() {
@@ -45,7 +45,7 @@ const servers = {
     patient(app.listen(...where));
   },
   fastify() {
-    const app = installed(examples, 'fastify')({ forceCloseConnections: 'idle', keepAliveTimeout: PATIENCE });
+    const app = installed(examples, 'fastify')({ forceCloseConnections: 'idle', keepAliveTimeout: KEEP_ALIVE_TIMEOUT });
     app.addContentTypeParser('*', async () => null);
     app.all('/*', async (request) => {
       await before(request.raw);

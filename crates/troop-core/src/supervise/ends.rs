@@ -100,6 +100,7 @@ impl Supervisor {
         let life = self.life(now, &member);
         self.health.been_ready |= life != Life::Unready;
         let state = &mut self.slots[slot];
+        state.note_end(&member, life != Life::Unready);
         if let Some(successor) = state.successor.take() {
             // Its successor is starting already; it becomes the worker of this slot, whatever
             // happens to the round.

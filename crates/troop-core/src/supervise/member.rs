@@ -20,6 +20,9 @@ pub(super) struct SlotWorker {
     pub(super) listening: Option<Time>,
     /// Whether it listens only on paths that it has named after itself.
     pub(super) listens_privately: bool,
+    /// Whether its predecessor listened, so that it does not count as ready before it had as long to
+    /// listen as workers have to become ready.
+    pub(super) is_to_listen: bool,
     /// What it was seen to do instead, with activated sockets.
     pub(super) not_serving: Option<NotServing>,
     /// Whether it listens where it must, if it is to be ready by its age.
@@ -76,6 +79,7 @@ impl SlotWorker {
             ReadyWhen::Auto => (self.listening, !must_listen),
         };
         let aged = self.aged_at(config).filter(|_| by_age);
+        let aged = aged.map(|aged| if self.is_to_listen { aged.max(self.due) } else { aged });
         let aged = aged.and_then(|aged| self.standing.ready_at(aged));
         ready.map_or(aged, |ready| Some(aged.map_or(ready, |aged| aged.min(ready))))
     }

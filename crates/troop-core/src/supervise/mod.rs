@@ -66,6 +66,16 @@ struct SlotState {
     listened: Vec<OwnAddress>,
     /// Whether such a worker listened nowhere, although others may have.
     listens_nowhere: bool,
+    /// Whether its last worker listened.
+    has_listened: bool,
+}
+
+impl SlotState {
+    /// Notes whether a worker listened that leaves the slot. One that ended before it was ready does
+    /// not tell that none listens.
+    fn note_end(&mut self, member: &SlotWorker, was_ready: bool) {
+        self.has_listened = member.listening.is_some() || (self.has_listened && !was_ready);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +221,7 @@ impl Supervisor {
             has_ipc: false,
             listening: None,
             listens_privately: false,
+            is_to_listen: false,
             not_serving: None,
             standing: if self.config.sees_own { Standing::Pending } else { Standing::Fine(now) },
             notified: None,
@@ -229,7 +240,8 @@ impl Supervisor {
         };
         let is_awaited = self.round.as_ref().is_some_and(|round| round.awaits_successor(slot.0));
         if state.current.is_none() {
-            state.current = Some(member);
+            let is_to_listen = state.has_listened && !self.config.is_embedded;
+            state.current = Some(SlotWorker { is_to_listen, ..member });
         } else if is_awaited && state.successor.is_none() {
             state.successor = Some(member);
             self.orders.push_back(Order::Hold(worker));

@@ -476,6 +476,7 @@ impl Supervisor {
             Some(old) if without < max_unavailable => {
                 round.begin(slot, Step::Emptying(old.worker), deadline);
                 state.current = None;
+                state.note_end(&old, true);
                 if makes_way {
                     let worker = old.worker;
                     self.orders.push_back(Order::Report(Progress::MakingWay { worker }));
