@@ -6,6 +6,7 @@ mod claims;
 mod embedded;
 mod ends;
 mod leaving;
+mod listening;
 mod operations;
 mod own;
 mod replacing;
