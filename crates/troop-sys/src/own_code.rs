@@ -1,4 +1,5 @@
-//! Releases memory that holds this program's own code and constants.
+//! Releases memory that holds this program's own code and constants, and memory that the allocator
+//! keeps.
 
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -40,6 +41,17 @@ pub fn release() -> usize {
         }
     }
     total
+}
+
+/// Returns memory to the system that was freed and that the allocator keeps for later use
+/// (`malloc_trim(3)`), in all its arenas. Does nothing where the C library has no such function. The
+/// time is that of a look at all free memory.
+pub fn release_free_memory() {
+    // SAFETY: the function has no requirements; it locks each arena while it looks at it.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Returns the address ranges that hold unmodified code of the file `program`, from the text of

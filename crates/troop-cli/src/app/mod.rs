@@ -172,10 +172,10 @@ impl RunningApp {
     /// that with code which only requests need.
     async fn release_unused_memory(self: Arc<RunningApp>) {
         let _ = timeout(RELEASE_TIMEOUT, self.cluster.ready()).await;
-        troop::program::own_code::release();
+        release_memory();
         loop {
             sleep(RELEASE_DELAY).await;
-            troop::program::own_code::release();
+            release_memory();
             self.used.notified().await;
         }
     }
@@ -187,6 +187,12 @@ impl RunningApp {
     fn set_resolved(&self, resolved: ResolvedApp) {
         *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
     }
+}
+
+/// Releases memory that is used only now and then.
+fn release_memory() {
+    troop::program::own_code::release();
+    troop::program::own_code::release_free_memory();
 }
 
 fn failed(e: &troop::Error) -> Failure {

@@ -40,8 +40,13 @@ struct Known {
 
 /// Returns all apps that have a socket or a record, in the order in which `troop ls` shows them.
 fn known() -> Result<Vec<Known>, CliError> {
+    known_beside(listed())
+}
+
+/// Returns these apps, and those that have a socket only.
+fn known_beside(listed: Vec<Listed>) -> Result<Vec<Known>, CliError> {
     let doing = |e| CliError::Io("look for apps".into(), e);
-    let mut all: Vec<Known> = listed()
+    let mut all: Vec<Known> = listed
         .into_iter()
         .map(|app| Known { name: app.record.name.clone(), listed: Some(app) })
         .collect();
@@ -56,9 +61,14 @@ fn known() -> Result<Vec<Known>, CliError> {
 /// Returns the apps that have a record. A directory that cannot be trusted is reported, and does not
 /// keep apps that run from being found.
 fn listed() -> Vec<Listed> {
-    listed::all().unwrap_or_else(|e| {
+    listed_and_unusable().0
+}
+
+/// The same, and why the records of some apps are not used.
+pub(crate) fn listed_and_unusable() -> (Vec<Listed>, Vec<String>) {
+    listed::all_and_unusable().unwrap_or_else(|e| {
         log::line(&format!("troop: {e}"));
-        Vec::new()
+        (Vec::new(), Vec::new())
     })
 }
 
@@ -95,7 +105,12 @@ impl Known {
 
 /// Returns all apps: those that run and those that have ended.
 pub(crate) fn everything() -> Result<Vec<Target>, CliError> {
-    known()?.into_iter().filter_map(|known| known.target().transpose()).collect()
+    everything_beside(listed())
+}
+
+/// The same, where the apps that have a record are known.
+pub(crate) fn everything_beside(listed: Vec<Listed>) -> Result<Vec<Target>, CliError> {
+    known_beside(listed)?.into_iter().filter_map(|known| known.target().transpose()).collect()
 }
 
 /// Returns the apps that a word selects, running or not; none if it selects none.

@@ -18,16 +18,16 @@ pub(crate) struct Listed {
 
 /// Returns all apps that have a record, in the order of their numbers.
 pub(crate) fn all() -> io::Result<Vec<Listed>> {
-    bounded(|| {
-        let Some(store) = Store::find()? else { return Ok(Vec::new()) };
-        Ok(store.all()?.into_iter().filter_map(|record| settle(&store, record)).collect())
-    })
+    Ok(all_and_unusable()?.0)
 }
 
-/// Returns why the records of some apps are not used, for people.
-pub(crate) fn unusable() -> Vec<String> {
-    let found = bounded(|| Store::find()?.map_or_else(|| Ok(Vec::new()), |store| store.unusable()));
-    found.unwrap_or_default()
+/// The same, and why the records of some apps are not used, for people.
+pub(crate) fn all_and_unusable() -> io::Result<(Vec<Listed>, Vec<String>)> {
+    bounded(|| {
+        let Some(store) = Store::find()? else { return Ok((Vec::new(), Vec::new())) };
+        let (records, unusable) = store.all_and_unusable()?;
+        Ok((records.into_iter().filter_map(|record| settle(&store, record)).collect(), unusable))
+    })
 }
 
 /// Returns numbers for this many apps that are started now.

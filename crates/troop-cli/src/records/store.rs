@@ -137,26 +137,28 @@ impl Store {
         Ok(names.collect())
     }
 
-    /// Returns why records are not used, for people, in the order of their names.
-    pub(crate) fn unusable(&self) -> io::Result<Vec<String>> {
-        let mut names = self.names()?;
-        names.sort();
-        let reason = |name: String| match self.load::<Record>(&file_name(&name)?) {
-            Ok(Some(record)) if record.name != name => {
-                Some(format!("{name}: its record is one of {}", record.name))
-            }
-            Ok(_) => None,
-            Err(e) => Some(format!("{name}: {e}")),
-        };
-        Ok(names.into_iter().filter_map(reason).collect())
-    }
-
     /// Reads all records, in the order of their numbers.
     pub(crate) fn all(&self) -> io::Result<Vec<Record>> {
-        let mut records: Vec<Record> =
-            self.names()?.iter().filter_map(|name| self.read(name)).collect();
+        Ok(self.all_and_unusable()?.0)
+    }
+
+    /// The same, and why some are not used, for people, in the order of their names.
+    pub(crate) fn all_and_unusable(&self) -> io::Result<(Vec<Record>, Vec<String>)> {
+        let (mut records, mut unusable) = (Vec::new(), Vec::new());
+        let mut names = self.names()?;
+        names.sort();
+        for name in names {
+            let Some(file) = file_name(&name) else { continue };
+            match self.load::<Record>(&file) {
+                Ok(Some(record)) if record.name != name => {
+                    unusable.push(format!("{name}: its record is one of {}", record.name));
+                }
+                Ok(record) => records.extend(record),
+                Err(e) => unusable.push(format!("{name}: {e}")),
+            }
+        }
         records.sort_by(|one, other| (one.id, &one.name).cmp(&(other.id, &other.name)));
-        Ok(records)
+        Ok((records, unusable))
     }
 
     pub(crate) fn write(&self, record: &Record) -> io::Result<()> {

@@ -14,7 +14,8 @@ use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::log;
-use crate::records::{End, Ending, Record, listed, millis};
+use crate::records::listed::{self, Listed};
+use crate::records::{End, Ending, Record, millis};
 
 /// The number of times that an app is looked up which ends or restarts meanwhile.
 const MAX_LOOKUPS: usize = 20;
@@ -39,8 +40,13 @@ impl Entry {
 
 /// Runs `troop ls`.
 pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
-    let found = match args.app.as_deref() {
-        None | Some("all") => targets::everything()?,
+    let word = args.app.as_deref().filter(|word| *word != "all");
+    let (mut known, mut unusable) = (Vec::new(), Vec::new());
+    let found = match word {
+        None => {
+            (known, unusable) = targets::listed_and_unusable();
+            targets::everything_beside(known.clone())?
+        }
         Some(word) => targets::targets(&[word.to_owned()])?.0,
     };
     let (mut clients, mut entries) = (Vec::new(), Vec::new());
@@ -81,18 +87,21 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
             break;
         }
     }
-    let known = listed::all().unwrap_or_default();
-    if args.app.as_deref().is_none_or(|word| word == "all") {
-        // Its control socket is gone, and it makes another one within seconds.
-        let is_shown = |name: &str| entries.iter().any(|entry| entry.name() == name);
-        let hidden = known.iter().filter(|app| app.end.is_none() && !is_shown(&app.record.name));
-        let hidden: Vec<_> = hidden.map(|app| Entry::Silent(app.record.name.clone())).collect();
-        entries.extend(hidden);
-        let unusable = listed::unusable();
-        if !unusable.is_empty() {
-            let text = unusable.join("; ");
-            log::line(&format!("troop: records that are not used: {}", escaped(&text)));
-        }
+    let is_shown = |name: &str| entries.iter().any(|entry| entry.name() == name);
+    let is_known = |entry: &Entry| known.iter().any(|app| app.record.name == entry.name());
+    let is_hidden =
+        |app: &Listed| word.is_none() && app.end.is_none() && !is_shown(&app.record.name);
+    if known.iter().any(is_hidden) || !entries.iter().all(is_known) {
+        // It has ended meanwhile, or was started.
+        known = listed::all().unwrap_or_default();
+    }
+    // Their control sockets are gone, and they make others within seconds.
+    let hidden = known.iter().filter(|app| is_hidden(app));
+    let hidden: Vec<_> = hidden.map(|app| Entry::Silent(app.record.name.clone())).collect();
+    entries.extend(hidden);
+    if !unusable.is_empty() {
+        let text = unusable.join("; ");
+        log::line(&format!("troop: records that are not used: {}", escaped(&text)));
     }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();

@@ -25,6 +25,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 /// answer within a second. An app that ends meanwhile is left out.
 pub(super) fn answers(clients: &mut [Client]) -> Vec<(String, Option<AppSnapshot>)> {
     // Requested in parallel, so that apps without an answer do not delay the others.
+    let Some((last, others)) = clients.split_last_mut() else { return Vec::new() };
     std::thread::scope(|scope| {
         let ask = |client: &mut Client| match client.snapshot_within(LIST_TIMEOUT) {
             Ok(app) => Some((client.name().to_owned(), Some(app))),
@@ -39,8 +40,10 @@ pub(super) fn answers(clients: &mut [Client]) -> Vec<(String, Option<AppSnapshot
             }
         };
         let asked: Vec<_> =
-            clients.iter_mut().map(|client| scope.spawn(move || ask(client))).collect();
-        asked.into_iter().filter_map(|asked| asked.join().ok().flatten()).collect()
+            others.iter_mut().map(|client| scope.spawn(move || ask(client))).collect();
+        let last = ask(last);
+        let others = asked.into_iter().filter_map(|asked| asked.join().ok().flatten());
+        others.collect::<Vec<_>>().into_iter().chain(last).collect()
     })
 }
 
