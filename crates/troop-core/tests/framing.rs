@@ -90,11 +90,18 @@ fn pieces(lines: &[Sent]) -> (Vec<Piece>, Lines) {
     (out, expected)
 }
 
-/// Reads everything; each line takes as many descriptors as it was sent with.
+/// Reads everything, every other time by another reader; each line takes as many descriptors as it was
+/// sent with.
 fn received(reads: Vec<Read>, lines: &[Sent]) -> (Lines, u64) {
     let mut reader = FrameReader::new(1000);
-    let mut out = Vec::new();
-    for read in reads {
+    let (mut out, mut surplus) = (Vec::new(), 0);
+    for (number, read) in reads.into_iter().enumerate() {
+        if number % 2 == 1 {
+            surplus += reader.take_surplus();
+            let (unfinished, handles) = reader.unfinished();
+            let handles: Vec<_> = handles.map(|(at, handle)| (at, *handle)).collect();
+            reader = FrameReader::new(1000).resume(unfinished, handles);
+        }
         let mut chunk = reader.feed(&read.bytes, read.handles);
         while let Some(mut line) = chunk.next_line().unwrap() {
             let wanted = lines.get(out.len()).map_or(0, |l| l.handles);
@@ -102,8 +109,7 @@ fn received(reads: Vec<Read>, lines: &[Sent]) -> (Lines, u64) {
             out.push((line.bytes.to_vec(), handles));
         }
     }
-    let surplus = reader.take_surplus();
-    (out, surplus)
+    (out, surplus + reader.take_surplus())
 }
 
 proptest! {

@@ -9,9 +9,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketFlags, SocketType, bind, socket_with, sockopt};
+use serde::{Deserialize, Serialize};
 
 /// One instruction of a classic BPF program (`struct sock_filter`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// The operation code.
     pub code: u16,

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::FdFlags;
@@ -47,6 +47,30 @@ pub fn claim(number: RawFd) -> io::Result<OwnedFd> {
     rustix::io::fcntl_setfd(original, FdFlags::CLOEXEC)?;
     claimed.insert(number, file);
     Ok(copy)
+}
+
+/// Takes over a descriptor that this process was started with and that nobody has
+/// [claimed](claim): no part of the program can have another use for it. It is close-on-exec from
+/// then on.
+///
+/// # Errors
+/// `EBADF` if the number is not open, `PermissionDenied` if this program has opened the descriptor
+/// itself, or has taken it already.
+pub fn take(number: RawFd) -> io::Result<OwnedFd> {
+    let claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    let original = at(number)?;
+    let is_inheritable = !rustix::io::fcntl_getfd(original)?.contains(FdFlags::CLOEXEC);
+    if number < FIRST_ANNOUNCED || !is_inheritable || claimed.contains_key(&number) {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "this program has opened it itself, it was not started with it",
+        ));
+    }
+    rustix::io::fcntl_setfd(original, FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and nothing in this process owns it: it was inherited, as only inherited
+    // descriptors are not close-on-exec; it was not claimed; and since it is close-on-exec now, it
+    // cannot be taken again.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Clears close-on-exec of a claimed descriptor, so that the program that this process executes

@@ -27,6 +27,7 @@ pub mod process_group;
 pub mod safe_path;
 pub mod sandbox;
 pub mod serving;
+pub mod signals;
 pub mod socket;
 pub mod spawn;
 pub mod tree;

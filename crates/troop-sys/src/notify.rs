@@ -106,6 +106,24 @@ impl NotifySocket {
         Ok(NotifySocket { socket: Arc::new(socket), address, file: None, refuses_descriptors })
     }
 
+    /// Returns the name of the socket's file, if it has one.
+    #[must_use]
+    pub fn file_name(&self) -> Option<&OsStr> {
+        self.file.as_ref().map(|(_, name)| name.as_os_str())
+    }
+
+    /// Takes a socket that another process has bound at this address, and its file in this
+    /// directory.
+    #[must_use]
+    pub fn restore(
+        socket: OwnedFd,
+        address: OsString,
+        file: Option<(Arc<Directory>, OsString)>,
+        refuses_descriptors: bool,
+    ) -> NotifySocket {
+        NotifySocket { socket: Arc::new(socket), address, file, refuses_descriptors }
+    }
+
     /// Returns the value of `NOTIFY_SOCKET`.
     #[must_use]
     pub fn address(&self) -> &OsStr {

@@ -10,6 +10,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use serde::{Deserialize, Serialize};
+
 use crate::diag::{self, Md5Key};
 use crate::socket::{self, Kind};
 
@@ -44,7 +46,7 @@ const UDP: u8 = 2;
 const UNIX: u8 = 4;
 
 /// The value of an option, as the kernel returns it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Value {
     bytes: [u8; MAX_VALUE],
     len: usize,
@@ -241,7 +243,7 @@ fn remove_key(fd: BorrowedFd<'_>, key: &Md5Key) -> io::Result<()> {
 }
 
 /// The options of a listening or bound socket at the time of [`Options::of`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Options {
     kind: u8,
     values: [Option<Value>; RULES.len()],

@@ -196,6 +196,19 @@ impl Sandbox {
         self.ruleset.is_some()
     }
 
+    /// Returns the descriptor that stands for the restrictions of access to files.
+    #[must_use]
+    pub fn ruleset(&self) -> Option<&OwnedFd> {
+        self.ruleset.as_deref()
+    }
+
+    /// Returns a sandbox that restricts access to files as another one did that had this
+    /// [ruleset](Sandbox::ruleset).
+    #[must_use]
+    pub fn of_ruleset(ruleset: OwnedFd) -> Sandbox {
+        Sandbox { ruleset: Some(Arc::new(ruleset)), ..Sandbox::default() }
+    }
+
     /// Restricts access to files. Files below `read` can be read and executed, files below `write`
     /// can be read and changed. With `read` only, nothing can be changed; with `write` only,
     /// everything can be read. With `best_effort`, restrictions that the kernel does not support

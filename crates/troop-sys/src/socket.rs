@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, SocketType};
+use serde::{Deserialize, Serialize};
 
 /// The kinds of socket that processes of a cluster can pass to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +207,7 @@ pub fn queue_limit(fd: BorrowedFd<'_>) -> Option<u32> {
 }
 
 /// What was read from a connection and written to it up to some moment, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Read by its holders.
     pub read: u64,

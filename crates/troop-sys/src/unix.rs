@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
+use serde::{Deserialize, Serialize};
 
 use crate::identity::Identity;
 use crate::listen::new_socket;
@@ -93,6 +94,17 @@ pub struct UnixFile {
     looks: Arc<Looks>,
 }
 
+/// A [`UnixFile`] as plain data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedUnixFile {
+    directory: OsString,
+    name: OsString,
+    path: OsString,
+    number: (u64, u64),
+    of: Option<Identity>,
+    trusted_links_only: bool,
+}
+
 /// The largest number of threads that look at paths at a time. While as many wait for file systems,
 /// no thread looks at another path.
 const MAX_LOOKUPS: usize = 16;
@@ -158,6 +170,42 @@ impl UnixFile {
             LOOKS.fetch_sub(1, Ordering::AcqRel);
         }
         is_begun
+    }
+
+    /// Returns all that another process must know to take care of the file, besides
+    /// [`UnixFile::directory`] and the ruleset of its rights.
+    #[must_use]
+    pub fn save(&self) -> SavedUnixFile {
+        SavedUnixFile {
+            directory: self.directory.path().as_os_str().to_owned(),
+            name: self.name.clone(),
+            path: self.path.as_os_str().to_owned(),
+            number: self.number,
+            of: self.rights.of.clone(),
+            trusted_links_only: self.rights.trusted_links_only,
+        }
+    }
+
+    /// Returns the directory in which the file is.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Takes care of a file as the process did that has [saved](UnixFile::save) this, with the same
+    /// directory and the same sandbox.
+    ///
+    /// # Errors
+    /// If the descriptor is not that of a directory.
+    pub fn restore(
+        saved: SavedUnixFile,
+        directory: OwnedFd,
+        sandbox: Sandbox,
+    ) -> io::Result<UnixFile> {
+        let directory = Arc::new(Directory::held(directory, saved.directory.into())?);
+        let SavedUnixFile { name, path, number, of, trusted_links_only, .. } = saved;
+        let rights = Rights { of, sandbox, trusted_links_only };
+        Ok(UnixFile { directory, name, path: path.into(), number, rights, looks: Arc::default() })
     }
 
     /// The rights with which it was created.

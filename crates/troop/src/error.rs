@@ -131,6 +131,9 @@ pub enum Error {
         /// The last lines that this worker wrote to standard error, if they were collected.
         last_lines: Option<String>,
     },
+    /// The primary's program image was not [replaced](crate::Cluster::replace), for this reason.
+    #[error("cannot replace the program of the primary: {0}")]
+    NotReplaced(String),
     /// A reload did not replace all workers.
     #[error("cannot reload: {0}")]
     Reload(Box<ReloadFailed>),
@@ -218,9 +221,10 @@ impl Error {
             Error::GaveUp { reason, last_lines } => {
                 reason.len() + last_lines.as_ref().map_or(0, String::len)
             }
-            Error::Refused(text) | Error::Settings(text) | Error::Short { advice: text, .. } => {
-                text.len()
-            }
+            Error::Refused(text)
+            | Error::Settings(text)
+            | Error::NotReplaced(text)
+            | Error::Short { advice: text, .. } => text.len(),
             _ => 0,
         }
     }

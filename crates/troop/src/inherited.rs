@@ -121,6 +121,16 @@ impl InheritedSocket {
         })
     }
 
+    /// Returns a socket that another primary had offered.
+    pub(crate) fn restore(
+        name: String,
+        number: i32,
+        socket: OwnedFd,
+        options: Options,
+    ) -> InheritedSocket {
+        InheritedSocket { name, number, socket: Arc::new(socket), options: Arc::new(options) }
+    }
+
     /// Returns the number by which workers can ask for the socket.
     #[must_use]
     pub fn number(&self) -> std::os::fd::RawFd {

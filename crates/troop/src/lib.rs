@@ -104,6 +104,7 @@ mod nesting;
 pub mod policy;
 mod primary;
 mod queue;
+pub mod replace;
 mod role;
 #[cfg(feature = "_serve")]
 pub mod serve;

@@ -130,6 +130,13 @@ impl AcceptedConnections {
         Some(std::mem::take(&mut self.needs_hindrances))
     }
 
+    /// No result comes of an inspection that is under way.
+    pub fn resumed(&mut self, now: Time) {
+        if self.inspect_at.is_none() && !self.queues.is_empty() {
+            self.inspect_at = Some(now + INTERVAL);
+        }
+    }
+
     /// Handles the start of a worker, which may do otherwise than its predecessor.
     pub fn forked(&mut self) {
         self.queues.iter_mut().for_each(|queue| queue.is_served = false);

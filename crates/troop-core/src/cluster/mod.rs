@@ -202,6 +202,13 @@ impl Cluster {
         self.missed.iter()
     }
 
+    /// Another shell goes on with the state: what the former one had asked others, and had no answer
+    /// to yet, is asked again.
+    pub fn resumed(&mut self, now: Time) {
+        self.serving.resumed();
+        self.accepted.resumed(now);
+    }
+
     // ---- actions ----
 
     /// Returns the next action.

@@ -142,6 +142,13 @@ impl ServingChecks {
         self.serving.iter().any(|(_, was_seen)| *was_seen)
     }
 
+    /// No result comes of the checks that are under way.
+    pub fn resumed(&mut self) {
+        for (_, check) in self.starting.iter_mut() {
+            check.is_under_way = false;
+        }
+    }
+
     /// Handles the end of a worker's process.
     pub fn exited(&mut self, worker: WorkerId) {
         self.starting.remove(&worker);

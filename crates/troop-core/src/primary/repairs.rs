@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::id::Time;
 
 /// Window in which repairs are counted.
@@ -21,7 +23,7 @@ pub enum RepairReport {
 }
 
 /// The repairs of one listener.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Repairs {
     total: u32,
     since: Option<Time>,

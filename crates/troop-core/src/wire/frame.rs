@@ -46,6 +46,17 @@ pub struct FrameReader<H> {
     received: u64,
 }
 
+/// How far a reader has come in a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unfinished<'a> {
+    /// The beginning of a line that is not complete yet.
+    pub bytes: &'a [u8],
+    /// Stream offset of the first byte that is not part of a finished line.
+    pub line_start: u64,
+    /// Stream offset after the last byte received.
+    pub received: u64,
+}
+
 #[derive(Debug)]
 struct Handles<H> {
     waiting: VecDeque<(u64, H)>,
@@ -128,6 +139,31 @@ impl<H> FrameReader<H> {
     /// last call.
     pub fn take_surplus(&mut self) -> u64 {
         std::mem::take(&mut self.handles.surplus)
+    }
+
+    /// Returns what is kept of an unfinished line, and the descriptors that came with it, each with
+    /// the offset in the stream that it came at.
+    pub fn unfinished(&self) -> (Unfinished<'_>, impl Iterator<Item = (u64, &H)>) {
+        let unfinished = Unfinished {
+            bytes: &self.partial,
+            line_start: self.line_start,
+            received: self.received,
+        };
+        (unfinished, self.handles.waiting.iter().map(|(at, handle)| (*at, handle)))
+    }
+
+    /// Goes on where another reader had come to.
+    #[must_use]
+    pub fn resume(
+        mut self,
+        unfinished: Unfinished<'_>,
+        handles: impl IntoIterator<Item = (u64, H)>,
+    ) -> Self {
+        self.partial = unfinished.bytes.to_vec();
+        self.line_start = unfinished.line_start;
+        self.received = unfinished.received;
+        self.handles.waiting = handles.into_iter().collect();
+        self
     }
 
     /// Returns the number of kept bytes of an unfinished line.

@@ -81,6 +81,20 @@ impl Directory {
         }
     }
 
+    /// Takes a directory that is held open already, such as one that another process has held.
+    /// `path` is for messages.
+    ///
+    /// # Errors
+    /// Those of `fstat(2)`; `NotADirectory`.
+    pub fn held(at: OwnedFd, path: PathBuf) -> io::Result<Directory> {
+        let file = File::from(at);
+        let found = file.metadata()?;
+        if !found.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Directory { at: file.into(), found, path })
+    }
+
     /// Returns the path by which it was opened, for messages: it may lead elsewhere by now.
     #[must_use]
     pub fn path(&self) -> &Path {

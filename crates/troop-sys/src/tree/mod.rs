@@ -8,6 +8,8 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::aside::{Aside, LeftBehind};
 use search::{Memory, Stat};
 
@@ -73,7 +75,7 @@ pub fn outer_variable(token: Option<&OsStr>) -> Option<String> {
 }
 
 /// A process, and all that it has started and that is in its process group or has its token.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessTree {
     /// The variable with the token.
     entry: Option<String>,

@@ -332,6 +332,11 @@ impl Mailbox {
         }
     }
 
+    /// Has senders wait while the result is held.
+    pub(crate) fn hold(&self) -> HeldMailbox<'_> {
+        HeldMailbox(self.lock())
+    }
+
     /// Makes the mailbox refuse all messages, because the worker does not read any.
     pub(crate) fn refuse_all(&self) {
         self.lock().is_unread = true;
@@ -349,6 +354,15 @@ impl Mailbox {
         drop(queue);
         self.room.notify_waiters();
         lost
+    }
+}
+
+/// A mailbox that nothing is put into while this is held.
+pub(crate) struct HeldMailbox<'a>(MutexGuard<'a, MailQueue>);
+
+impl HeldMailbox<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.bytes.is_empty() && self.0.handles.is_empty()
     }
 }
 

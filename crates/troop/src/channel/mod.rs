@@ -49,6 +49,10 @@ impl Unsettled {
         Unsettled { line, handle, settled, tries_left: tries }
     }
 
+    pub(crate) fn tries_left(&self) -> u8 {
+        self.tries_left
+    }
+
     /// Handles the answer of the other side. Returns the message and a copy of the socket if it
     /// must be sent again; otherwise the sender is notified.
     pub(crate) fn settle(mut self, delivered: bool) -> Option<(Unsettled, OwnedFd)> {

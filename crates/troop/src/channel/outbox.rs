@@ -94,6 +94,26 @@ impl Outbox {
         &mut self.bytes
     }
 
+    /// Returns the bytes that are not written yet, and the descriptors of lines among them, with
+    /// where those begin and end.
+    pub(crate) fn unwritten(&self) -> (&[u8], impl Iterator<Item = (usize, usize, &OwnedFd)>) {
+        let sent = self.sent;
+        let handles =
+            self.handles.iter().map(move |(start, end, fd)| (start - sent, end - sent, fd));
+        (&self.bytes[sent..], handles)
+    }
+
+    /// Goes on with what another outbox had not written, in the format of the channel.
+    pub(crate) fn resume(
+        &mut self,
+        bytes: &[u8],
+        handles: impl IntoIterator<Item = (usize, usize, OwnedFd)>,
+    ) {
+        self.bytes = bytes.to_vec();
+        self.translated = self.bytes.len();
+        self.handles = handles.into_iter().collect();
+    }
+
     /// Writes as much as the socket takes.
     pub(crate) fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<Flushed> {
         if self.translates {

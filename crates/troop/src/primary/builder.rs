@@ -1,6 +1,7 @@
 //! How a cluster is configured and started.
 
 mod effects;
+mod restored;
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
@@ -11,6 +12,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary, Rebalanced};
+use troop_core::snapshot;
 use troop_core::steer::AutoLimits;
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
@@ -19,6 +21,7 @@ use super::driver::{Driver, SignalMeans};
 use super::health;
 use super::output::Output;
 use super::policies::{HealthCheck, RecyclePolicy, ReplacePolicy, RestartPolicy};
+use super::saved::RestoredState;
 use super::wake::{DriverHandle, Wake};
 use super::{Cluster, Table};
 use crate::activation::ActivationSocket;
@@ -90,6 +93,7 @@ pub struct Builder {
     starters: Vec<Starter>,
     activation: Option<Arc<[ActivationSocket]>>,
     activation_by_connections: bool,
+    restored: Option<RestoredState>,
     /// Settings with a default that were set explicitly.
     explicit: BTreeSet<&'static str>,
 }
@@ -138,6 +142,7 @@ impl Builder {
             starters: Vec::new(),
             activation: None,
             activation_by_connections: false,
+            restored: None,
             explicit: BTreeSet::new(),
         }
     }
@@ -401,6 +406,7 @@ impl Builder {
         {
             config.scheduling = Scheduling::RoundRobin;
         }
+        let restored = self.restored.take();
         let primary = Primary::new(config);
         let options = core::Options {
             weights: self.weights.clone(),
@@ -412,7 +418,13 @@ impl Builder {
             health_failures: self.health.as_ref().map_or(1, |check| check.failures),
             shares_by_connections: self.activation_by_connections,
         };
-        let core = core::Cluster::new(primary, options);
+        let restoring = Error::io("go on with the state of another primary");
+        let core = match &restored {
+            Some(state) => {
+                snapshot::read(&state.core).map_err(|e| restoring(std::io::Error::other(e)))?
+            }
+            None => core::Cluster::new(primary, options),
+        };
         let has_activation = self.activation.is_some();
         let cluster = Cluster::new(
             driver_handle.clone(),
@@ -429,6 +441,9 @@ impl Builder {
         driver.ready_when(self.replace.ready_when);
         self.inherited.iter().cloned().for_each(|socket| driver.offer(socket));
         driver.spawner_mut().output = self.output.take();
+        if let Some(state) = restored {
+            driver.restore(state).map_err(Error::io("go on with the state of another primary"))?;
+        }
         if let Some(check) = self.health.take() {
             health::start(driver.driver_handle(), check)
                 .map_err(Error::io("start a thread for health checks"))?;
@@ -515,8 +530,14 @@ impl Builder {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
         self.check(true)?;
+        let is_restored = self.restored.is_some();
         let (mut driver, cluster) = self.driver(true, true)?;
-        driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        if is_restored {
+            // Workers get the limit that was there before it was raised the first time.
+            let _ = troop_sys::process::raise_descriptor_limit();
+        } else {
+            driver.spawner_mut().descriptor_limit = troop_sys::process::raise_descriptor_limit();
+        }
         let mut signals = SIGNALS.to_vec();
         signals.retain(|(signal, _)| !self.left_signals.contains(signal));
         if self.reap_orphans.unwrap_or(std::process::id() == 1) {
@@ -530,7 +551,9 @@ impl Builder {
             driver.handle_signal(reader, means).map_err(Error::io("watch for signals"))?;
         }
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
-        driver.supervise(Supervisor::new(self.supervision(workers)));
+        if !is_restored {
+            driver.supervise(Supervisor::new(self.supervision(workers)));
+        }
         // The worker whose end made the supervisor give up. Those that end after it were ended for it.
         let (mut last_failed, mut gave_up) = (None, false);
         let observe = |event: &Event| {
@@ -543,6 +566,10 @@ impl Builder {
             }
             self.observers.iter_mut().for_each(|observe| observe(event));
         };
+        if is_restored {
+            // Those that have come since wait, and are handled from now on.
+            troop_sys::signals::unblock_all();
+        }
         let outcome = Span::of_primary().in_scope(|| driver.run_in_thread(observe))?;
         match outcome {
             Outcome::Stopped { .. } => Ok(()),

@@ -11,6 +11,7 @@ use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_sys::process;
 
@@ -111,7 +112,7 @@ pub(crate) struct Tree {
 }
 
 /// The control group of a worker. Dropping it removes the group, if no process is in it.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct WorkerCgroup {
     directory: PathBuf,
     /// Its limit on memory.

@@ -44,7 +44,7 @@ pub(crate) struct Channel {
     /// Whether the program's thread has a copy of the socket (direct I/O).
     pub(crate) has_copy: bool,
     /// Maximum number of sockets of the worker in flight to the program.
-    most_handles: usize,
+    pub(crate) most_handles: usize,
     /// Closes descriptors from the worker, and the channel, if the worker runs as another user.
     pub(crate) closer: Option<Closer>,
     /// Whether a thread consumes a message with too many descriptors, so that nobody else may read.

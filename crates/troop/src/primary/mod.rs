@@ -15,6 +15,7 @@ mod operation;
 mod output;
 mod policies;
 pub(crate) mod relay;
+mod saved;
 mod snapshot;
 mod spawn;
 mod wake;
@@ -49,6 +50,7 @@ pub use policies::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy,
     WhenFailed,
 };
+pub use saved::{RestoredState, SavedState};
 pub use snapshot::{
     ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, Usage, VacantSlot,
     WorkerSnapshot,
@@ -439,6 +441,39 @@ impl Cluster {
     /// already.
     pub fn stop(&self) -> Operation<Outcome> {
         Operation::ask(self, || Error::ClusterOver, |reply| Command::Stop { at_once: false, reply })
+    }
+
+    /// Has this process execute another program, a newer version of this one for example, that
+    /// goes on with the cluster: see [`replace`](crate::replace). As soon as nothing is under way that
+    /// cannot be written down, such as a reload or the start of a worker, `execute` is called in the
+    /// primary's thread, to [execute](SavedState::execute) the program. If that fails, the cluster goes on as
+    /// before.
+    ///
+    /// Returns only if this program was not replaced.
+    ///
+    /// # Errors
+    /// [`Error::NotReplaced`] says what is still under way after 5 s, or why this cluster cannot be
+    /// written down: with [`Builder::activation`], where the program chooses workers, or where
+    /// [`Builder::run`] does not run it. [`Error::Io`] if the program could not be executed.
+    /// [`Error::ClusterOver`].
+    pub async fn replace(
+        &self,
+        execute: impl FnOnce(&SavedState<'_>) -> std::io::Error + Send + 'static,
+    ) -> Error {
+        let command = |failed| Command::Replace(Box::new(execute), failed);
+        self.inner.driver_handle.ask(command).await.unwrap_or_else(|over| over)
+    }
+
+    /// As [`Cluster::replace`], for code that is not async.
+    ///
+    /// # Panics
+    /// In a task of a tokio runtime.
+    pub fn replace_blocking(
+        &self,
+        execute: impl FnOnce(&SavedState<'_>) -> std::io::Error + Send + 'static,
+    ) -> Error {
+        let command = |failed| Command::Replace(Box::new(execute), failed);
+        self.inner.driver_handle.ask_blocking(command).unwrap_or_else(|over| over)
     }
 
     /// Stops a supervised cluster at once: kills its workers, draining ones included.

@@ -2,16 +2,20 @@
 //! keeps the end of standard error.
 
 mod marked;
+mod save;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_sys::poll::{EventFd, Interest, Poller};
 
 use self::marked::MarkedLines;
+use self::save::Pause;
+pub(crate) use self::save::{Paused, SavedOutput};
 use super::wake::Wake;
 
 /// Limits of the kept end of standard error, per worker.
@@ -33,6 +37,10 @@ impl Tail {
         state.0.extend(&bytes[bytes.len().saturating_sub(MAX_BYTES)..]);
         let surplus = state.0.len().saturating_sub(MAX_BYTES);
         state.0.drain(..surplus);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.iter().copied().collect()
     }
 
     fn end(&self) {
@@ -66,7 +74,7 @@ impl Tail {
 }
 
 /// The worker and the stream that output came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Source {
     /// The worker.
@@ -111,10 +119,18 @@ pub trait Output: Send {
 
     /// Called when the last process has closed the stream, usually because the worker has ended.
     fn end(&mut self, source: Source);
+
+    /// Returns what has come of a line without its end, if this keeps it until the rest comes. When
+    /// another program image goes on with the primary ([`Cluster::replace`](crate::Cluster::replace)),
+    /// its output gets these bytes once more, before the rest.
+    fn unfinished(&self, source: Source) -> Vec<u8> {
+        let _ = source;
+        Vec::new()
+    }
 }
 
 /// The destination of output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fate {
     /// To this process's standard output or error.
     Forwarded,
@@ -132,6 +148,8 @@ struct Stream {
     source: Source,
     tail: Option<Arc<Tail>>,
     fate: Fate,
+    /// What another primary had read of a line without its end.
+    unfinished: Vec<u8>,
 }
 
 #[derive(Default)]
@@ -143,6 +161,8 @@ struct Streams {
     no_more: bool,
     /// Whether the thread has found nothing to read since then.
     is_drained: bool,
+    /// Whether the thread reads nothing for now, and what it has of unfinished lines.
+    pause: Pause,
 }
 
 /// The token of the descriptor that wakes the thread.
@@ -156,6 +176,8 @@ const MAX_LEFT: usize = 32;
 struct Shared {
     streams: Mutex<Streams>,
     drained: Condvar,
+    /// A pause has begun or ended.
+    paused: Condvar,
 }
 
 fn lock(streams: &Mutex<Streams>) -> MutexGuard<'_, Streams> {
@@ -216,8 +238,8 @@ impl Forwarder {
         let tail = source.error.then(|| Arc::new(Tail::default()));
         let mut streams = lock(&self.shared.streams);
         self.poller.add(&pipe, self.last, Interest::Read)?;
-        let stream =
-            Stream { pipe: Arc::new(pipe), is_left: false, source, tail: tail.clone(), fate };
+        let (pipe, unfinished) = (Arc::new(pipe), Vec::new());
+        let stream = Stream { pipe, is_left: false, source, tail: tail.clone(), fate, unfinished };
         streams.open.insert(self.last, stream);
         Ok(tail)
     }
@@ -286,6 +308,7 @@ fn copy(
     let mut marked = BTreeMap::<u64, MarkedLines>::new();
     let mut timeout = None;
     while poller.wait(timeout, &mut ready).is_ok() {
+        save::pause(shared, &output, &marked);
         let was_idle = ready.is_empty();
         for event in ready.drain(..) {
             if event.token == EVENT_FD {
@@ -298,24 +321,28 @@ fn copy(
                 continue;
             }
             // Read outside the lock: adding a stream must not wait for a slow terminal.
-            let stream = lock(streams)
-                .open
-                .get(&event.token)
-                .map(|s| (s.pipe.clone(), s.source, s.tail.clone(), s.fate));
+            let stream = lock(streams).open.get_mut(&event.token).map(|s| {
+                let unfinished = std::mem::take(&mut s.unfinished);
+                (s.pipe.clone(), s.source, s.tail.clone(), s.fate, unfinished)
+            });
             // Otherwise it was dismissed a moment ago.
-            let Some((pipe, source, tail, fate)) = stream else { continue };
+            let Some((pipe, source, tail, fate, unfinished)) = stream else { continue };
+            let mut pass = |bytes: &[u8]| match (fate, &mut output) {
+                (Fate::Forwarded, _) => print(source, bytes),
+                (Fate::Marked, _) => {
+                    print(source, &marked.entry(event.token).or_default().add(bytes));
+                }
+                (Fate::Collected, Some(output)) => output.write(source, bytes),
+                _ => {}
+            };
+            if !unfinished.is_empty() {
+                pass(&unfinished);
+            }
             match (&*pipe).read(&mut buffer) {
                 Ok(n) if n > 0 => {
                     let bytes = &buffer[..n];
                     tail.iter().for_each(|tail| tail.push(bytes));
-                    match (fate, &mut output) {
-                        (Fate::Forwarded, _) => print(source, bytes),
-                        (Fate::Marked, _) => {
-                            print(source, &marked.entry(event.token).or_default().add(bytes));
-                        }
-                        (Fate::Collected, Some(output)) => output.write(source, bytes),
-                        _ => {}
-                    }
+                    pass(bytes);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
@@ -352,6 +379,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::primary::saved::Writer;
 
     /// Accepts one write for each message on the channel.
     struct Slow(mpsc::Receiver<()>, Arc<Mutex<usize>>);
@@ -388,6 +416,71 @@ mod tests {
         waiting.join().unwrap();
         assert_eq!(*taken.lock().unwrap(), 100_000);
         drop(left_behind);
+    }
+
+    /// Passes lines on when they are complete.
+    #[derive(Default)]
+    struct Lines(Vec<u8>, Arc<Mutex<Vec<String>>>);
+
+    impl Output for Lines {
+        fn write(&mut self, _: Source, bytes: &[u8]) {
+            self.0.extend_from_slice(bytes);
+            while let Some(end) = self.0.iter().position(|byte| *byte == b'\n') {
+                let line = self.0.drain(..=end).collect();
+                self.1.lock().unwrap().push(String::from_utf8(line).unwrap());
+            }
+        }
+
+        fn end(&mut self, _: Source) {
+            self.1.lock().unwrap().push("end".into());
+        }
+
+        fn unfinished(&self, _: Source) -> Vec<u8> {
+            self.0.clone()
+        }
+    }
+
+    #[test]
+    fn a_line_of_which_half_was_read_is_complete_where_another_one_goes_on() {
+        let taken = Arc::<Mutex<Vec<String>>>::default();
+        let start = || {
+            let lines = Lines(Vec::new(), taken.clone());
+            Forwarder::start(Some(Box::new(lines))).unwrap()
+        };
+        let source = Source { worker: WorkerId(1), slot: Some(0), error: true };
+        let (pipe, mut writer) = io::pipe().unwrap();
+        let mut forwarder = start();
+        let mut tail = forwarder.add(pipe, source, Fate::Collected).unwrap().unwrap();
+        let mut former = Vec::new();
+        for round in 0..20 {
+            write!(writer, "half of {round}").unwrap();
+            let mut state = Writer::default();
+            let paused = forwarder.pause().unwrap();
+            let saved = forwarder.save(&mut state).unwrap();
+            // What comes meanwhile is read by the other one.
+            write!(writer, " and the rest of {round}\nhalf").unwrap();
+            let mut next = start();
+            let tails = next.restore(saved, &mut state.read()).unwrap();
+            assert_eq!(tails.len(), 1);
+            tail = tails[0].1.clone();
+            writeln!(writer, " a line").unwrap();
+            let lines = || taken.lock().unwrap().len();
+            let deadline = std::time::Instant::now() + Duration::from_secs(60);
+            while lines() < 2 * (round + 1) {
+                assert!(std::time::Instant::now() < deadline, "{:?}", taken.lock().unwrap());
+                std::thread::yield_now();
+            }
+            // As where a process is executed in its place: this one reads nothing more.
+            former.push((paused, std::mem::replace(&mut forwarder, next)));
+        }
+        drop(writer);
+        forwarder.finish().wait(Duration::from_secs(60));
+        let expected = (0..20).flat_map(|round| {
+            [format!("half of {round} and the rest of {round}\n"), "half a line\n".into()]
+        });
+        let expected: Vec<_> = expected.chain(["end".into()]).collect();
+        assert_eq!(*taken.lock().unwrap(), expected);
+        assert!(tail.text(Duration::ZERO).ends_with("half of 19 and the rest of 19\nhalf a line"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
 use troop_sys::sandbox::Sandbox;
 use troop_sys::tree::ProcessTree;
@@ -15,7 +16,8 @@ use troop_sys::{fdpass, spawn};
 
 use super::Fork;
 use super::cgroup::{Tree, WorkerCgroup};
-use super::output::{Fate, Forwarder, Output, Source, Tail};
+use super::output::{Fate, Forwarder, Output, Paused, SavedOutput, Source, Tail};
+use super::saved::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::setup::{CHANNEL_NUMBER, Prepared, Setup, Stdio};
 
@@ -60,6 +62,43 @@ impl Spawner {
         if let Some(forwarder) = &self.forwarder {
             forwarder.ended(worker);
         }
+    }
+}
+
+/// What lasts from one spawn to the next, written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SavedSpawner {
+    inspectors: u32,
+    descriptor_limit: Option<u64>,
+    output: Option<SavedOutput>,
+}
+
+impl Spawner {
+    /// Pauses the reading of workers' output until the result is dropped.
+    pub(crate) fn pause_output(&self) -> io::Result<Option<Paused>> {
+        self.forwarder.as_ref().map(Forwarder::pause).transpose()
+    }
+
+    /// Writes it down. The reading of output is [paused](Spawner::pause_output).
+    pub(crate) fn save(&self, to: &mut Writer<'_>) -> io::Result<SavedSpawner> {
+        Ok(SavedSpawner {
+            inspectors: self.inspectors,
+            descriptor_limit: self.descriptor_limit,
+            output: self.forwarder.as_ref().map(|forwarder| forwarder.save(to)).transpose()?,
+        })
+    }
+
+    /// Goes on with this. Returns the ends of standard error that are kept.
+    pub(crate) fn restore(
+        &mut self,
+        saved: SavedSpawner,
+        from: &mut Reader,
+    ) -> io::Result<Vec<(Source, Arc<Tail>)>> {
+        self.inspectors = saved.inspectors;
+        self.descriptor_limit = saved.descriptor_limit;
+        let Some(output) = saved.output else { return Ok(Vec::new()) };
+        let forwarder = self.forwarder.insert(Forwarder::start(self.output.take())?);
+        forwarder.restore(output, from)
     }
 }
 

@@ -16,7 +16,7 @@ use troop_sys::poll::EventFd;
 use troop_sys::tree::Found;
 
 use super::adopt::{Starter, SupervisionStatus};
-use super::driver::{ConnectionEnds, Injected};
+use super::driver::{ConnectionEnds, Execute, Injected};
 use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, RestartPolicy, Snapshot, WorkerHandle};
 use crate::embed::direct_io::DirectIoAccess;
@@ -102,6 +102,8 @@ pub(crate) enum Command {
         at_once: bool,
         reply: oneshot::Sender<Outcome<supervise::Outcome>>,
     },
+    /// Leaves the state to the program image that this executes; the answer is why it could not.
+    Replace(Execute, oneshot::Sender<Error>),
     /// The last handle of the cluster was dropped.
     Over,
 }

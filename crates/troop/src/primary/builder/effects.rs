@@ -33,6 +33,10 @@ impl Builder {
             ("leave_signals", !self.left_signals.is_empty()),
             ("reap_orphans", self.reap_orphans.is_some()),
         ];
+        if self.restored.is_some() {
+            let why = "only Builder::run goes on with the state of another program";
+            return refuse("restore", &format!("with Builder::{way}: {why}"));
+        }
         match only_run.iter().find(|(_, is_set)| *is_set) {
             Some((setting, _)) => refuse(
                 setting,

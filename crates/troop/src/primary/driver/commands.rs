@@ -181,6 +181,7 @@ impl Driver {
                 self.request(Request::Recycle { worker, reason, claims }, Reply::Recycle(reply));
             }
             Command::Stop { at_once, reply } => self.stop(at_once, reply),
+            Command::Replace(execute, failed) => self.replace(execute, failed),
             Command::Over => self.end_dropped(),
         }
     }

@@ -34,6 +34,8 @@ mod events;
 mod listeners;
 mod operations;
 mod poller;
+mod replace;
+mod save;
 mod scarce;
 mod signals;
 mod snapshot;
@@ -66,6 +68,8 @@ use listeners::Listeners;
 use operations::Operations;
 pub(crate) use operations::Reply;
 use poller::EventPoller;
+pub(crate) use replace::Execute;
+use replace::Replacement;
 use scarce::Scarcity;
 pub(crate) use signals::SignalMeans;
 use signals::Signals;
@@ -140,6 +144,7 @@ pub(crate) struct Driver {
     operations: Operations,
     ending: Ending,
     signals: Signals,
+    replacement: Option<Replacement>,
     origin: Instant,
     now: Time,
 }
@@ -182,6 +187,7 @@ impl Driver {
             operations: Operations::default(),
             ending: Ending::default(),
             signals: Signals::default(),
+            replacement: None,
             origin: Instant::now(),
             now: Time(1),
         };

@@ -64,6 +64,15 @@ impl Scarcity {
         self.check_at.into_iter().chain(self.accept_again).min()
     }
 
+    /// Returns the number of descriptors that were in use before there were workers.
+    pub(super) fn base(&self) -> Option<usize> {
+        self.base
+    }
+
+    pub(super) fn set_base(&mut self, base: Option<usize>) {
+        self.base = base;
+    }
+
     /// Whether no connections are accepted for now.
     pub(super) fn pauses_accepting(&self) -> bool {
         self.accept_again.is_some()

@@ -4,11 +4,13 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use troop_core::Time;
 use troop_sys::poll::Interest;
 
 use super::poller::EventPoller;
 use super::{Driver, Token};
+use crate::primary::saved::{Key, Reader, Writer};
 use crate::primary::{MAX_WORKERS, Reload};
 
 /// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
@@ -16,7 +18,7 @@ use crate::primary::{MAX_WORKERS, Reload};
 const SAME_STOP_WINDOW: Duration = Duration::from_millis(500);
 
 /// What a signal asks of a supervised cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum SignalMeans {
     Stop,
     /// At once.
@@ -58,6 +60,11 @@ impl Signals {
         Some((*means, pipe.read(&mut [0; 16]).unwrap_or(0)))
     }
 
+    /// Writes down where signals may have arrived that are not obeyed yet.
+    pub(super) fn save<'a>(&'a self, to: &mut Writer<'a>) -> Vec<(Key, SignalMeans)> {
+        self.pipes.iter().map(|(pipe, means)| (to.descriptor(pipe), *means)).collect()
+    }
+
     /// Whether a signal to stop is another request than the first one, or the first.
     fn is_new_stop(&mut self, now: Time) -> bool {
         match self.stopped {
@@ -87,6 +94,21 @@ impl Driver {
         for _ in 0..count {
             self.apply_signal(means);
         }
+    }
+
+    /// Obeys signals that another program image has caught and not obeyed.
+    pub(super) fn obey_earlier(
+        &mut self,
+        saved: Vec<(Key, SignalMeans)>,
+        from: &mut Reader,
+    ) -> io::Result<()> {
+        for (pipe, means) in saved {
+            let mut pipe = UnixStream::from(from.descriptor(pipe)?);
+            for _ in 0..pipe.read(&mut [0; 16]).unwrap_or(0) {
+                self.apply_signal(means);
+            }
+        }
+        Ok(())
     }
 
     fn apply_signal(&mut self, means: SignalMeans) {

@@ -50,6 +50,11 @@ impl Driver {
         loop {
             driver.events.show(&mut observe);
             driver.events.publish();
+            if driver.prepare_replacement() {
+                driver.events.show(&mut observe);
+                driver.events.publish();
+                driver.leave();
+            }
             if driver.is_over() {
                 driver.finish();
                 let outcome = driver.ending.take_outcome();
@@ -264,6 +269,7 @@ impl Driver {
             self.closing.next_deadline(),
             self.operations.next_deadline(),
             self.workers.next_deadline(self.now),
+            self.replacement_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

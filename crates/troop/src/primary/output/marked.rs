@@ -32,6 +32,11 @@ impl MarkedLines {
         shown
     }
 
+    /// Returns what there is of a line without its end.
+    pub(super) fn unfinished(&self) -> Vec<u8> {
+        self.partial.clone()
+    }
+
     /// Returns the rest at the end of the stream.
     pub(super) fn end(self) -> Vec<u8> {
         let mut shown = Vec::new();

@@ -9,6 +9,7 @@ mod mail;
 pub(super) mod pace;
 mod read;
 mod relays;
+mod save;
 mod write;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use crate::primary::relay::Relay;
 use direct_io::ReclaimedChannels;
 use pace::Pace;
 pub(super) use read::{LAST_READS, READ_BURST};
+pub(super) use save::SavedChannels;
 
 /// The delay before the next write to a channel where the last one failed for another reason than a
 /// full socket.

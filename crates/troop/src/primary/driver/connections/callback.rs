@@ -47,6 +47,10 @@ impl PendingQuestions {
         self.pending.len() < MAX_PENDING / 2
     }
 
+    pub(in crate::primary::driver) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     pub(in crate::primary::driver) fn is_full(&self) -> bool {
         self.pending.len() >= MAX_PENDING
     }

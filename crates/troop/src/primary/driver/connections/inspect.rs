@@ -19,10 +19,10 @@ const MAX_BYTES: usize = 16 * 1024;
 /// longest goes by its address.
 const MAX_WAITING: usize = 1024;
 
-struct PeekedConnection {
-    listener: ListenerId,
-    peer: Option<SocketAddr>,
-    until: Time,
+pub(super) struct PeekedConnection {
+    pub(super) listener: ListenerId,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) until: Time,
 }
 
 /// Connections whose first bytes are waited for.
@@ -37,6 +37,15 @@ pub(in crate::primary::driver) struct Inspected {
 impl Inspected {
     pub(in crate::primary::driver) fn next_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (&ConnId, &PeekedConnection)> {
+        self.peeked.iter()
+    }
+
+    pub(super) fn wait(&mut self, conn: ConnId, peeked: PeekedConnection) {
+        self.deadlines.insert((peeked.until, conn));
+        self.peeked.insert(conn, peeked);
     }
 }
 
@@ -57,8 +66,7 @@ impl Driver {
         let until = self.now + wait;
         let Some(fd) = self.connections.fd(conn) else { return };
         let watched = self.poller.add(fd, Token::Inspected(conn), Interest::ReadEdge).is_ok();
-        self.inspected.peeked.insert(conn, PeekedConnection { listener, peer, until });
-        self.inspected.deadlines.insert((until, conn));
+        self.inspected.wait(conn, PeekedConnection { listener, peer, until });
         if !watched {
             self.inspect_last(conn);
         }

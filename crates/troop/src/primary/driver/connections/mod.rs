@@ -11,6 +11,7 @@ mod handover;
 mod inject;
 mod inspect;
 mod moves;
+mod save;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -24,6 +25,7 @@ pub(crate) use inject::{ConnectionEnds, Injected};
 pub(super) use inspect::Inspected;
 pub(crate) use moves::Moves;
 use moves::{MovedConnection, Owners};
+pub(super) use save::SavedConnections;
 
 use crate::primary::driver::closing::CloseAside;
 

@@ -44,6 +44,11 @@ impl Owners {
         self.by_cookie.get(&cookie).is_none_or(|owner| *owner == Some(worker))
     }
 
+    /// Returns all, the oldest first.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u64, Option<WorkerId>)> {
+        self.order.iter().filter_map(|cookie| Some((*cookie, *self.by_cookie.get(cookie)?)))
+    }
+
     pub(super) fn set(&mut self, cookie: u64, owner: Option<WorkerId>) {
         if self.by_cookie.insert(cookie, owner).is_none() {
             self.order.push_back(cookie);

@@ -21,11 +21,17 @@ const INTERVAL: Duration = Duration::from_millis(200);
 const CHECKS: u32 = 3;
 
 /// A socket of a closed listener.
-struct Abandoned {
-    fd: OwnedFd,
-    listener: ListenerId,
+pub(super) struct Abandoned {
+    pub(super) fd: OwnedFd,
+    pub(super) listener: ListenerId,
     /// Number of checks in a row that have found waiting connections.
     awaited: u32,
+}
+
+impl Abandoned {
+    pub(super) fn new(fd: OwnedFd, listener: ListenerId) -> Abandoned {
+        Abandoned { fd, listener, awaited: 0 }
+    }
 }
 
 /// All of them.
@@ -38,6 +44,15 @@ pub(super) struct AllAbandoned {
 impl AllAbandoned {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         self.check_at
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Abandoned> {
+        self.sockets.iter()
+    }
+
+    pub(super) fn add(&mut self, now: Time, socket: Abandoned) {
+        self.sockets.push(socket);
+        self.check_at.get_or_insert(now + INTERVAL);
     }
 
     /// Keeps a socket of a listener that is closed for good, if workers may have copies of it; else
@@ -55,8 +70,7 @@ impl AllAbandoned {
         );
         // That of a service manager is not this process's to shut down.
         if is_copied && accepts && !listener.given {
-            self.sockets.push(Abandoned { fd: socket.fd, listener: socket.listener, awaited: 0 });
-            self.check_at.get_or_insert(now + INTERVAL);
+            self.add(now, Abandoned::new(socket.fd, socket.listener));
             return None;
         }
         Some(socket)

@@ -12,6 +12,7 @@ mod demand;
 mod groups;
 mod ignored;
 mod refusing;
+mod save;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ use abandoned::AllAbandoned;
 use accept::AcceptQueue;
 pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
 use refusing::Refusing;
+pub(super) use save::SavedListeners;
 
 /// All listeners, and the sockets that the primary has of them.
 #[derive(Default)]

@@ -44,9 +44,9 @@ impl Default for Readiness {
 
 /// Where a worker sends notifications.
 pub(super) struct Notifications {
-    socket: NotifySocket,
+    pub(super) socket: NotifySocket,
     /// Whether a thread consumes a notification with descriptors, so that nobody else may read.
-    is_consumed_aside: bool,
+    pub(super) is_consumed_aside: bool,
 }
 
 impl Notifications {
@@ -57,6 +57,11 @@ impl Notifications {
 }
 
 impl Readiness {
+    /// Returns the directory of the sockets, if it is the one at this path.
+    pub(super) fn directory_at(&self, path: Option<&Path>) -> Option<&Arc<Directory>> {
+        self.directory.as_ref().filter(|directory| Some(directory.path()) == path)
+    }
+
     /// Returns a socket for the notifications of a worker that is about to be started, if it is
     /// ready when it says so.
     pub(super) fn open(&mut self) -> io::Result<Option<Notifications>> {

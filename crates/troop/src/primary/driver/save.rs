@@ -1,0 +1,107 @@
+//! Writes down the state of the primary for another program image, and goes on with that of another
+//! one.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use troop_core::snapshot;
+use troop_core::supervise::SupervisorState;
+
+use super::Driver;
+use super::channels::SavedChannels;
+use super::connections::SavedConnections;
+use super::listeners::SavedListeners;
+use super::signals::SignalMeans;
+use super::workers::SavedWorkers;
+use crate::primary::saved::{Key, RestoredState, SavedState, Writer, invalid};
+
+/// The state of the driver.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedDriver {
+    /// Its time, and that of the system's clock at the same moment.
+    elapsed: Duration,
+    monotonic: Duration,
+    /// Descriptors that were in use before there were workers.
+    base: Option<usize>,
+    workers: SavedWorkers,
+    channels: SavedChannels,
+    listeners: SavedListeners,
+    connections: SavedConnections,
+    signals: Vec<(Key, SignalMeans)>,
+}
+
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+impl Driver {
+    /// Why the state cannot be written down at the moment, or at all.
+    pub(super) fn unsaved(&self) -> Option<&'static str> {
+        if self.ending.has_begun() {
+            return Some("the cluster is ending");
+        }
+        if !self.questions.is_empty() {
+            return Some("its program chooses workers by itself");
+        }
+        match self.cluster.supervisor().map(|supervisor| supervisor.state()) {
+            None => return Some("it is not supervised"),
+            Some(SupervisorState::Reloading) => return Some("a reload is under way"),
+            Some(SupervisorState::Stopping) => return Some("the cluster is ending"),
+            Some(_) => {}
+        }
+        self.workers.unsaved().or_else(|| self.channels.unsaved())
+    }
+
+    /// Writes down the state. Nothing of it changes until the result is dropped.
+    pub(super) fn save(&self) -> io::Result<SavedState<'_>> {
+        let mut writer = Writer::default();
+        let saved = SavedDriver {
+            elapsed: self.origin.elapsed(),
+            monotonic: monotonic(),
+            base: self.scarcity.base(),
+            workers: self.workers.save(&mut writer)?,
+            channels: self.channels.save(&mut writer),
+            listeners: self.listeners.save(&mut writer),
+            connections: self.connections.save(&self.inspected, &mut writer),
+            signals: self.signals.save(&mut writer),
+        };
+        let core = snapshot::write(&self.cluster).map_err(io::Error::other)?;
+        Ok(SavedState { core, driver: serde_json::to_vec(&saved)?, writer })
+    }
+
+    /// Goes on with the state of another driver. The core's has been read.
+    pub(crate) fn restore(&mut self, state: RestoredState) -> io::Result<()> {
+        let RestoredState { driver, mut reader, .. } = state;
+        let saved: SavedDriver = serde_json::from_slice(&driver)?;
+        let elapsed = saved.elapsed + monotonic().saturating_sub(saved.monotonic);
+        let origin = Instant::now().checked_sub(elapsed);
+        self.origin = origin.ok_or_else(|| invalid(format!("it is {elapsed:?} old")))?;
+        self.now = self.clock();
+        self.scarcity.set_base(saved.base);
+        self.divide_descriptors();
+        self.restore_workers(saved.workers, &mut reader)?;
+        let workers = self.restored_workers();
+        let Driver { channels, closing, poller, .. } = self;
+        channels.restore(saved.channels, &mut reader, poller, |id| {
+            let (handle, is_other_user) = workers
+                .get(&id)
+                .cloned()
+                .ok_or_else(|| invalid(format!("worker {id} has a channel and no process")))?;
+            Ok((handle, closing.closer_for(is_other_user)))
+        })?;
+        self.listeners.restore(self.now, saved.listeners, &mut reader, &self.poller)?;
+        self.connections.restore(
+            saved.connections,
+            &mut self.inspected,
+            &mut reader,
+            &self.poller,
+        )?;
+        self.cluster.resumed(self.now);
+        self.obey_earlier(saved.signals, &mut reader)?;
+        self.plan_upkeep();
+        Ok(())
+    }
+}
