@@ -177,6 +177,11 @@ impl Primary {
         let (worker, wait) = match action {
             Action::Deliver { worker, seq, batched, .. } => {
                 let Some(state) = self.workers.get_mut(worker) else { return false };
+                if state.cut_off {
+                    // Since it was chosen. It would only keep the connection until its end.
+                    self.withdraw(self.last_time, *worker, *seq);
+                    return false;
+                }
                 if !batched {
                     state.wait_last(HandleWait::Conn { seq: *seq });
                 }

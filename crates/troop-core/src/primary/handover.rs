@@ -420,6 +420,12 @@ impl Primary {
             return;
         }
         // Not the worker's fault, so it is not paused.
+        self.withdraw(now, worker, seq);
+    }
+
+    /// Dispatches a connection again that the worker was not sent.
+    pub(super) fn withdraw(&mut self, now: Time, worker: WorkerId, seq: u64) {
+        let Some(state) = self.workers.get_mut(&worker) else { return };
         let Some(InFlight { conn, listener: id, about, tries, .. }) = state.take(seq) else {
             return;
         };

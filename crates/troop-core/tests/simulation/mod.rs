@@ -208,6 +208,7 @@ impl Simulation {
                     if self.is_late
                         && self.workers.get(&worker).is_none_or(|worker| !worker.connected) => {}
                 Action::Deliver { worker, listener, conn, seq, batched } => {
+                    prop_assert!(!self.primary.is_cut_off(worker), "{worker} is being killed");
                     prop_assert!(
                         self.waiting.remove(&conn),
                         "{:?} was delivered, but was not waiting",
