@@ -2,95 +2,19 @@
 //! nothing.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail as tests do")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+mod replaceable;
+
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use troop_testkit::kept::Crowd;
 use troop_testkit::{TEST_TIMEOUT, children, is_running, node_program, talk, wait_until};
 
-/// A primary that executes itself again on SIGUSR1. It ends with the test.
-struct Primary {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Drop for Primary {
-    fn drop(&mut self) {
-        for worker in children(self.child.id()) {
-            signal(worker, Signal::KILL);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn signal(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
-    let _ = kill_process(pid, signal);
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_troop-fixture"));
-    command.arg("replaceable").args(args);
-    command
-}
-
-impl Primary {
-    fn start(args: &[&str]) -> Primary {
-        Primary::with(&mut command(args))
-    }
-
-    fn with(command: &mut Command) -> Primary {
-        let mut child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
-        let (sender, lines) = channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        Primary { child, lines }
-    }
-
-    fn signal(&self, number: Signal) {
-        signal(self.child.id(), number);
-    }
-
-    /// Waits for the line that begins so, and returns the rest of it.
-    fn until(&self, begin: &str) -> String {
-        let deadline = Instant::now() + TEST_TIMEOUT;
-        let mut seen = Vec::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left);
-            let line = line.unwrap_or_else(|e| panic!("no {begin:?} ({e}) after {seen:#?}"));
-            if let Some(rest) = line.strip_prefix(begin) {
-                return rest.trim().to_owned();
-            }
-            seen.push(line);
-        }
-    }
-
-    fn listening(&self) -> u16 {
-        self.until("listening ").parse().unwrap()
-    }
-
-    /// Has another image go on.
-    fn replace(&self) {
-        self.signal(Signal::USR1);
-        assert_eq!(self.until("restored "), "with what the program left");
-        self.until("begun ");
-    }
-
-    fn stop(mut self) {
-        self.signal(Signal::TERM);
-        let status = self.child.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-}
+use replaceable::{Primary, command, signal};
 
 async fn check(scheduling: &str, program: &[&str]) {
     let mut args = vec![scheduling, "2"];
@@ -270,16 +194,6 @@ fn a_replacement_waits_for_a_reload_and_says_so_if_that_takes_too_long() {
     primary.stop();
 }
 
-/// Waits for a line with each of these beginnings, in any order.
-fn all(primary: &Primary, begins: &[&str]) {
-    let mut left = begins.to_vec();
-    while !left.is_empty() {
-        let line = primary.lines.recv_timeout(TEST_TIMEOUT);
-        let line = line.unwrap_or_else(|e| panic!("{left:?}: {e}"));
-        left.retain(|begin| !line.starts_with(begin));
-    }
-}
-
 #[test]
 fn signals_that_come_while_the_primary_is_replaced_are_obeyed() {
     let script = node_program("kept.js");
@@ -289,7 +203,7 @@ fn signals_that_come_while_the_primary_is_replaced_are_obeyed() {
         primary.signal(Signal::USR1);
         std::thread::sleep(pause);
         primary.signal(Signal::HUP);
-        all(&primary, &["restored ", "begun ", "supervision reload: done"]);
+        primary.until_all(&["restored ", "begun ", "supervision reload: done"]);
     }
     let worker = children(primary.child.id());
     primary.signal(Signal::USR1);
@@ -311,4 +225,105 @@ fn a_state_is_refused_where_nothing_would_go_on_with_it() {
         "{text}"
     );
     assert_eq!(primary.child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn programs_that_are_started_meanwhile_inherit_nothing() {
+    let script = node_program("kept.js");
+    for instead in [Some("/there is no such program"), None] {
+        let mut command = command(&["steered", "2", script.to_str().unwrap(), "http"]);
+        command.env("FIXTURE_OTHERS", "1");
+        if let Some(instead) = instead {
+            command.env("FIXTURE_INSTEAD", instead);
+        }
+        let primary = Primary::with(&mut command);
+        primary.until("begun ");
+        for _ in 0..100 {
+            primary.signal(Signal::USR1);
+            let ends = ["not replaced: ", "begun ", "inherited "];
+            let (end, what) = primary.until_any(&ends);
+            assert_ne!(end, "inherited ", "{what}");
+        }
+        primary.stop();
+    }
+}
+
+/// Returns the signals that a process ignores, as a set of bits.
+fn ignored(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(bits.trim(), 16).unwrap()
+}
+
+#[test]
+fn signals_mean_what_they_did_before_a_replacement_that_has_failed() {
+    let script = node_program("kept.js");
+    let mut command = command(&["auto", "1", script.to_str().unwrap(), "http"]);
+    let primary = Primary::with(command.env("FIXTURE_INSTEAD", "/there is no such program"));
+    primary.until("begun ");
+    let before = ignored(primary.child.id());
+    primary.signal(Signal::USR1);
+    primary.until("not replaced: ");
+    assert_eq!(ignored(primary.child.id()), before);
+    primary.stop();
+}
+
+#[test]
+fn a_worker_that_is_the_primary_of_another_cluster_is_not_left_the_state_of_its_own() {
+    let script = node_program("kept.js");
+    let inner = ["self", "replaceable", "auto", "1", script.to_str().unwrap(), "http"];
+    let mut command = command(&[&["auto", "1"][..], &inner].concat());
+    let primary = Primary::with(command.env("FIXTURE_EAGER", "1"));
+    primary.until("listening ");
+    primary.signal(Signal::USR1);
+    primary.until("restored ");
+    // The next one has the environment of the image that was left the state.
+    signal(children(primary.child.id())[0], Signal::KILL);
+    primary.until("exit ");
+    primary.until("listening ");
+}
+
+#[test]
+fn requests_are_not_answered_by_what_was_asked_before_a_replacement() {
+    let script = node_program("asked.js");
+    let mut command = command(&["auto", "1", script.to_str().unwrap()]);
+    let primary = Primary::with(command.env("FIXTURE_ASKS", "1"));
+    assert_eq!(primary.until("message "), r#"{"id":1}"#);
+    primary.replace();
+    assert_eq!(primary.until("message "), r#"{"id":2}"#);
+    primary.stop();
+}
+
+#[test]
+fn a_program_that_sends_messages_all_the_time_is_replaced_too() {
+    let script = node_program("kept.js");
+    let mut command = command(&["auto", "2", script.to_str().unwrap(), "http"]);
+    let primary = Primary::with(command.env("FIXTURE_TALKS", "1"));
+    primary.until("begun ");
+    for _ in 0..20 {
+        primary.replace();
+    }
+    primary.stop();
+}
+
+#[test]
+fn half_a_line_and_its_descriptor_are_completed_under_another_image() {
+    let online = r#"line {"cmd":"NODE_CLUSTER","act":"online","seq":0}"#;
+    // The worker waits at the first pipe when it has written the first half, and at the second one
+    // until another image goes on.
+    let directory = tempfile::tempdir().unwrap();
+    let pipes = ["one", "two"].map(|name| directory.path().join(name));
+    for pipe in &pipes {
+        rustix::fs::mkfifoat(rustix::fs::CWD, pipe, 0o600.into()).unwrap();
+    }
+    let [first, second] = pipes.each_ref().map(|pipe| format!("open {}", pipe.display()));
+    let steps = [online, r#"bytes {"half":"#, "unended 1", &first, &second, "line 1}"];
+    let mut command = command(&[&["auto", "1", "self", "raw"][..], &steps[..]].concat());
+    let primary = Primary::with(command.env("FIXTURE_EAGER", "1"));
+    primary.until("begun ");
+    let meet = |pipe| drop(std::fs::File::options().write(true).open(pipe).unwrap());
+    meet(&pipes[0]);
+    primary.replace();
+    meet(&pipes[1]);
+    assert_eq!(primary.until("message "), r#"{"half":11}"#);
 }

@@ -337,6 +337,16 @@ impl Mailbox {
         HeldMailbox(self.lock())
     }
 
+    /// The number of the last request.
+    pub(crate) fn last_request(&self) -> u64 {
+        self.last_request.load(Ordering::Relaxed)
+    }
+
+    /// Gives requests higher numbers than this one.
+    pub(crate) fn go_on_after(&self, last_request: u64) {
+        self.last_request.store(last_request, Ordering::Relaxed);
+    }
+
     /// Makes the mailbox refuse all messages, because the worker does not read any.
     pub(crate) fn refuse_all(&self) {
         self.lock().is_unread = true;

@@ -10,12 +10,12 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 use troop_sys::{inherited, signals};
 
-use super::{Reader, Writer, invalid};
+use super::{Held, Reader, Writer, invalid};
 use crate::error::{Error, Result};
 
 /// The version of what this file and the driver write. Every change of their fields increments it;
 /// that of the core's state is [another](troop_core::snapshot::VERSION).
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The longest head of the file, in bytes.
 const MAX_HEAD: u64 = 4 << 20;
 /// The longest part of the file, in bytes.
@@ -52,66 +52,55 @@ impl SavedState<'_> {
     /// Executes a program in place of this one, which goes on with the state: it gets it by the
     /// environment variable `variable` ([`RestoredState::from_env`]), and `note` with it, for its own
     /// use. Signals that come in between wait for it, as far as this thread is the one that handles
-    /// signals. Returns only on failure.
+    /// signals. Programs that other threads start meanwhile inherit nothing of it. Locks that belong
+    /// to the process (`F_SETLK` in `fcntl(2)`) are released. Returns only on failure.
     #[must_use]
     pub fn execute(&self, command: &mut Command, variable: &str, note: &[u8]) -> io::Error {
-        match self.leave(note) {
-            Ok(left) => signals::execute(command.env(variable, left.number().to_string())),
-            Err(e) => e,
-        }
+        let file = match self.write(note) {
+            Ok(file) => file,
+            Err(e) => return e,
+        };
+        let value = format!("{}@{}", file.as_raw_fd(), std::process::id());
+        let inherited = self.writer.descriptors.iter().map(Held::as_fd).chain([file.as_fd()]);
+        let inherit = || {
+            for fd in inherited {
+                fcntl_setfd(fd, FdFlags::empty())?;
+            }
+            Ok(())
+        };
+        signals::execute(command.env(variable, value), inherit)
     }
 
-    /// Makes the program that this process executes inherit the state. Until then nothing else may be
-    /// executed.
-    fn leave(&self, note: &[u8]) -> io::Result<Inherited<'_>> {
+    /// Writes it to a file without a name.
+    fn write(&self, note: &[u8]) -> io::Result<File> {
         let descriptors = &self.writer.descriptors;
+        let parts = [&self.core, &self.driver, &self.writer.bytes, note];
+        let [core, driver, bytes, note] = parts.map(|part| part.len() as u64);
         let head = Head {
             version: VERSION,
             descriptors: descriptors.iter().map(|held| held.as_fd().as_raw_fd()).collect(),
-            core: self.core.len() as u64,
-            driver: self.driver.len() as u64,
-            bytes: self.writer.bytes.len() as u64,
-            note: note.len() as u64,
+            core,
+            driver,
+            bytes,
+            note,
         };
+        let mut head = serde_json::to_vec(&head)?;
+        head.push(b'\n');
+        // The program that reads it could not tell this one any more.
+        if head.len() as u64 > MAX_HEAD || parts.iter().any(|part| part.len() as u64 > MAX_PART) {
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!("the state has more than {MAX_PART} bytes, or too many descriptors"),
+            ));
+        }
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create("troop-state", flags)?);
-        serde_json::to_writer(&mut file, &head)?;
-        file.write_all(b"\n")?;
-        for part in [&self.core, &self.driver, &self.writer.bytes, note] {
+        file.write_all(&head)?;
+        for part in parts {
             file.write_all(part)?;
         }
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
-        let inherited = Inherited { file, state: self };
-        inherited.set(FdFlags::empty())?;
-        Ok(inherited)
-    }
-}
-
-/// A state that the program inherits which this process executes, while this is held.
-#[derive(Debug)]
-struct Inherited<'a> {
-    file: File,
-    state: &'a SavedState<'a>,
-}
-
-impl Inherited<'_> {
-    /// The number of its descriptor.
-    fn number(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-
-    fn set(&self, flags: FdFlags) -> io::Result<()> {
-        for held in &self.state.writer.descriptors {
-            fcntl_setfd(held.as_fd(), flags)?;
-        }
-        Ok(fcntl_setfd(&self.file, flags)?)
-    }
-}
-
-impl Drop for Inherited<'_> {
-    fn drop(&mut self) {
-        // They are open, so this cannot fail.
-        let _ = self.set(FdFlags::CLOEXEC);
+        Ok(file)
     }
 }
 
@@ -126,23 +115,37 @@ pub struct RestoredState {
 }
 
 impl RestoredState {
-    /// Takes the state that this program was left by this environment variable, with all descriptors
-    /// that belong to it; `None` if it was left none. Once, and before anything else executes a program,
-    /// which would inherit them.
+    /// Takes the state that this process was left by this environment variable, with all descriptors
+    /// that belong to it; `None` if it was left none: processes that it starts, workers among them,
+    /// are not meant. Once, and before anything else executes a program, which would inherit them.
     ///
     /// # Errors
     /// [`Error::Io`] if it is none that this version can read. Its descriptors are closed then, as far
     /// as they are known.
     pub fn from_env(variable: &str) -> Result<Option<RestoredState>> {
-        let Some(number) = std::env::var_os(variable) else { return Ok(None) };
-        let number = number.to_str().and_then(|number| number.parse().ok());
-        let number = number.ok_or_else(|| invalid(format!("{variable} is no number")));
-        let state = number.and_then(RestoredState::inherited);
+        let Some(value) = std::env::var_os(variable) else { return Ok(None) };
+        let parsed = value.to_str().and_then(|value| {
+            let (number, pid) = value.split_once('@')?;
+            Some((number.parse().ok()?, pid.parse::<u32>().ok()?))
+        });
+        let state = match parsed {
+            Some((_, pid)) if pid != std::process::id() => return Ok(None),
+            Some((number, _)) => RestoredState::inherited(number),
+            None => Err(invalid(format!("{variable} names no descriptor of this process"))),
+        };
         state.map(Some).map_err(Error::io("read the state of the primary"))
     }
 
     fn inherited(number: RawFd) -> io::Result<RestoredState> {
         let file = File::from(inherited::take(number)?);
+        let owner = rustix::fs::fstat(&file)?.st_uid;
+        // A program that takes rights when it is executed must not take this from who has fewer.
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("it belongs to user {owner}"),
+            ));
+        }
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
         let mut file = io::BufReader::new(file);
         let mut line = Vec::new();
@@ -176,5 +179,32 @@ impl RestoredState {
     #[must_use]
     pub fn note(&self) -> &[u8] {
         &self.note
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn a_state_that_no_program_could_read_is_not_left_to_one() {
+        let state = SavedState { core: Vec::new(), driver: Vec::new(), writer: Writer::default() };
+        let note = vec![0; usize::try_from(MAX_PART).unwrap() + 1];
+        let error = state.execute(&mut Command::new("/there is no such program"), "STATE", &note);
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{error}");
+    }
+
+    #[test]
+    fn a_state_of_another_user_is_not_taken() {
+        let file = memfd_create("troop-state", MemfdFlags::empty()).unwrap();
+        let other = rustix::process::Uid::from_raw(64_017);
+        if rustix::fs::fchown(&file, Some(other), None).is_err() {
+            // Only root can give it to another user.
+            return;
+        }
+        let error = RestoredState::inherited(file.into_raw_fd()).unwrap_err();
+        assert_eq!(error.to_string(), "it belongs to user 64017");
     }
 }

@@ -58,6 +58,8 @@ struct SavedProcess {
     since: Time,
     signals: u64,
     asked: u64,
+    /// The number of the last request that it was sent: its answers are not to be taken for others.
+    last_request: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -134,6 +136,7 @@ fn save<'a>(
         since: process.since,
         signals: shared.signals.load(Ordering::Relaxed),
         asked: shared.asked.load(Ordering::Relaxed),
+        last_request: shared.mailbox.last_request(),
     })
 }
 
@@ -169,6 +172,7 @@ impl Driver {
         let handle = self.handle(id, saved.pid, pipes, tail).map_err(io::Error::other)?;
         handle.shared.signals.store(saved.signals, Ordering::Relaxed);
         handle.shared.asked.store(saved.asked, Ordering::Relaxed);
+        handle.shared.mailbox.go_on_after(saved.last_request);
         let kept_end = saved.kept_end.map(|end| from.descriptor(end)).transpose()?;
         if kept_end.is_some() {
             handle.shared.mailbox.refuse_all();
