@@ -21,7 +21,7 @@ use crate::identity::Identity;
 use crate::listen::new_socket;
 use crate::safe_path::{Directory, Safety, UnsafePath};
 use crate::sandbox::Sandbox;
-use crate::within::within;
+use crate::within::{UnderWay, within};
 
 /// The longest path that a Unix socket address holds.
 const MAX_PATH: usize = 107;
@@ -158,8 +158,10 @@ impl UnixFile {
             return false;
         }
         let (looks, path, own) = (self.looks.clone(), self.path.clone(), self.number);
+        let under_way = UnderWay::begin();
         let look = move || {
             let is_elsewhere = rustix::fs::stat(&path).map_or(true, |stat| number(&stat) != own);
+            drop(under_way);
             looks.is_elsewhere.store(is_elsewhere, Ordering::Release);
             looks.is_looking.store(false, Ordering::Release);
             LOOKS.fetch_sub(1, Ordering::AcqRel);

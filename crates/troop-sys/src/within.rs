@@ -2,6 +2,7 @@
 //! timeout.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,32 @@ use std::time::Duration;
 const MAX_ABANDONED: usize = 8;
 
 static LEFT: Mutex<usize> = Mutex::new(0);
+
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// Work that may block for ever, while this is held.
+#[derive(Debug)]
+pub(crate) struct UnderWay(());
+
+impl UnderWay {
+    pub(crate) fn begin() -> UnderWay {
+        UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+        UnderWay(())
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether threads of this process wait for file systems, perhaps for ever, and for so long no other
+/// program can be executed.
+#[must_use]
+pub fn is_under_way() -> bool {
+    UNDER_WAY.load(Ordering::Relaxed) > 0
+}
 
 #[derive(PartialEq)]
 enum Work {
@@ -35,8 +62,10 @@ pub fn within<T: Send + 'static>(
     let (sender, result) = sync_channel(1);
     let state = Arc::new(Mutex::new(Work::Running));
     let its_state = state.clone();
+    let under_way = UnderWay::begin();
     let run = move || {
         let result = work();
+        drop(under_way);
         let before = std::mem::replace(
             &mut *its_state.lock().unwrap_or_else(PoisonError::into_inner),
             Work::Done,

@@ -59,6 +59,10 @@ struct Shared {
     unclosed_files: AtomicUsize,
     /// Sockets from workers that wait to be closed.
     foreign: AtomicUsize,
+    /// Threads that consume messages.
+    consuming: AtomicUsize,
+    /// Descriptors that are closed when this process ends.
+    left_open: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -116,8 +120,8 @@ impl Closer {
             drop(state);
             socket::close_at_once(&fd);
             if is_stuck {
-                // A thread that closes it might never return. It is closed when this process ends.
-                let _ = fd.into_raw_fd();
+                // A thread that closes it might never return.
+                self.leave_open(fd);
             } else {
                 self.guard(|| drop(fd));
             }
@@ -141,11 +145,14 @@ impl Closer {
             state.file_threads += usize::from(thread.spawn(move || closer.close_files()).is_ok());
         }
         if state.file_threads == 0 {
-            // It ends with this process.
-            state.files.drain(..).for_each(|fd| {
-                let _ = fd.into_raw_fd();
-            });
+            state.files.drain(..).for_each(|fd| self.leave_open(fd));
         }
+    }
+
+    /// Has the end of this process close it.
+    fn leave_open(&self, fd: OwnedFd) {
+        let _ = fd.into_raw_fd();
+        self.0.left_open.fetch_add(1, Ordering::Relaxed);
     }
 
     fn close_files(&self) {
@@ -175,8 +182,10 @@ impl Closer {
                 let _ = fdpass::consume(socket.as_fd(), &mut bytes);
             });
             closer.guard(|| drop(socket));
+            closer.0.consuming.fetch_sub(1, Ordering::Relaxed);
             done();
         };
+        self.0.consuming.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("troop-close".into()).stack_size(64 * 1024);
         let consume = Arc::new(Mutex::new(Some(consume)));
         let take = |consume: &Mutex<Option<_>>| {
@@ -292,6 +301,19 @@ impl Closer {
         busy.filter(|(_, since)| since.elapsed() >= CLOSE_TIMEOUT)
             .for_each(|(thread, _)| thread.interrupt());
         !state.waiting.is_empty() || state.threads.iter().any(|(_, since)| since.is_some())
+    }
+}
+
+impl Closer {
+    /// Whether descriptors are still to be closed, for which the process would wait that executes
+    /// another program now.
+    pub(crate) fn is_busy(&self) -> bool {
+        let shared = &self.0;
+        let counts = [&shared.unclosed_files, &shared.consuming, &shared.left_open];
+        let state = self.lock();
+        counts.iter().any(|count| count.load(Ordering::Relaxed) > 0)
+            || !state.waiting.is_empty()
+            || state.threads.iter().any(|(_, since)| since.is_some())
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod fuse;
 mod home;
+#[path = "../replaceable/mod.rs"]
+mod replaceable;
 #[path = "../scene/mod.rs"]
 mod scene;
 mod support;
@@ -25,6 +27,7 @@ mod options;
 mod paths;
 mod poison;
 mod privileges;
+mod replacing;
 mod running;
 mod sandbox;
 mod stopping;

@@ -446,8 +446,8 @@ impl Cluster {
     /// Has this process execute another program, a newer version of this one for example, that
     /// goes on with the cluster: see [`replace`](crate::replace). As soon as nothing is under way that
     /// cannot be written down, such as a reload or the start of a worker, `execute` is called in the
-    /// primary's thread, to [execute](SavedState::execute) the program. If that fails, the cluster goes on as
-    /// before.
+    /// primary's thread, to [execute](SavedState::execute) the program; it must neither send messages nor
+    /// ask this cluster for anything. If that fails, the cluster goes on as before.
     ///
     /// Returns only if this program was not replaced.
     ///

@@ -2,10 +2,14 @@
 //! [`closer`](crate::closer).
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use troop_core::Time;
 
 use crate::closer::{self, Closer, Closing};
+
+/// Time in which closes usually end.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Closes descriptors aside, as soon as there was a worker of another user.
 #[derive(Default)]
@@ -46,6 +50,21 @@ impl CloseAside {
     /// Whether no more files are taken since this was last asked.
     pub(super) fn has_become_full(&mut self) -> bool {
         self.closing.as_mut().is_some_and(Closing::has_become_full)
+    }
+
+    /// Whether something is not closed yet, after a while.
+    pub(super) fn is_busy(&self) -> bool {
+        let Some(closing) = &self.closing else { return false };
+        let closer = closing.closer();
+        let until = Instant::now() + PATIENCE;
+        while closer.is_busy() {
+            if Instant::now() >= until {
+                return true;
+            }
+            closer.check();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
     }
 
     /// Interrupts what takes too long.

@@ -43,6 +43,10 @@ impl Driver {
         if self.ending.has_begun() {
             return Some("the cluster is ending");
         }
+        // A thread that waits there may not end, not even for the program that is executed then.
+        if troop_sys::within::is_under_way() {
+            return Some("a file system does not answer");
+        }
         if !self.questions.is_empty() {
             return Some("its program chooses workers by itself");
         }
