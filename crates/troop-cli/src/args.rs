@@ -15,7 +15,8 @@ use crate::config::{self, Time};
 use crate::names;
 pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Wait, WaitFor};
 pub(crate) use pm2_verbs::{
-    Attach, EnvOf, Flush, Jlist, Kill, Pid, Ping, Prettylist, Reset, SendSignal, Serve, ServeFiles,
+    Attach, EnvOf, Flush, Jlist, Kill, Pages, Pid, Ping, Prettylist, Reset, SendSignal, Serve,
+    ServeFiles,
 };
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};

@@ -19,6 +19,7 @@ mod logs;
 mod moves;
 mod names;
 mod notify;
+mod pid_files;
 mod preflight;
 mod primary_part;
 mod print;

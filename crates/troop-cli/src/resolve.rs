@@ -10,7 +10,7 @@ use serde_json::Value;
 use troop::Scheduling;
 
 use crate::args::{Chosen, Env, LogOption, Run};
-use crate::config::{self, Alone, App, Form, Health, Rebalance, To, Watch, Workers};
+use crate::config::{self, Alone, App, Form, Health, LogPath, Rebalance, To, Watch, Workers};
 use crate::{command, names, restart, suggest};
 
 /// An app whose options are all resolved.
@@ -335,25 +335,17 @@ impl Run {
         set(&mut app.grace, &self.grace);
         set(&mut app.move_connections, &self.move_connections);
         set(&mut app.rebalance, &self.rebalance.map(Rebalance::All));
-        let (format, log) = match &self.log {
-            Some(LogOption::Format(format)) => (Some(*format), None),
-            Some(LogOption::File(file)) => (None, Some(file.clone())),
-            None => (None, None),
-        };
-        set(&mut app.log, &format);
+        if let Some(LogOption::Format(format)) = &self.log {
+            app.log = Some(*format);
+        }
         set(&mut app.user, &self.user);
         set(&mut app.group, &self.group);
         set(&mut app.ready, &self.ready);
         set(&mut app.recycle.memory, &self.max_memory);
         set(&mut app.recycle.age, &self.max_age);
         set(&mut app.restart.when, &self.restart);
-        set(&mut app.output.file, &log);
-        set(&mut app.output.file, &self.output);
-        set(&mut app.output.error_file, &self.error);
         set(&mut app.output.format, &self.format);
-        if self.output.is_some() || self.error.is_some() || log.is_some() {
-            app.output.to = Some(To::Files);
-        }
+        self.log_files(&mut app.output);
         if let Some(path) = &self.health {
             let health = app.health.get_or_insert_with(Health::default);
             (health.http, health.tcp, health.command) = (Some(path.clone()), false, None);
@@ -365,10 +357,53 @@ impl Run {
             }
         }
         self.pm2.apply_to(app);
+        if self.has_log_file() && app.output.events_apart {
+            // As in PM2, and as a shell writes it: what the program prints and nothing else.
+            app.output.format.get_or_insert(Form::Plain);
+        }
         for setting in &self.set {
             *app = with(app, setting)?;
         }
         Ok(())
+    }
+}
+
+impl Run {
+    /// Sets the log files. As in PM2, a name alone is a file in the app's directory, and the one of
+    /// `--log` is beside those of `--output` and `--error`.
+    fn log_files(&self, output: &mut config::Output) {
+        let path = |typed: &PathBuf| LogPath::named(typed).path();
+        let all = match &self.log {
+            Some(LogOption::File(file)) => Some(file),
+            _ => None,
+        };
+        let typed = [self.output.as_ref(), self.error.as_ref(), all];
+        if typed.iter().all(Option::is_none) {
+            return;
+        }
+        let [out, error, all] = typed.map(|typed| typed.map(path));
+        let is_beside = out.is_some() || error.is_some();
+        if let Some(error) = error {
+            output.error_file = error;
+        }
+        match (out, all) {
+            (Some(out), None) => output.file = out,
+            (None, Some(all)) if !is_beside => output.file = all,
+            (out, all) => {
+                output.file = out.unwrap_or_else(|| output.file.take());
+                output.all_file = all.flatten();
+            }
+        }
+        let files = [&output.file, &output.error_file, &output.all_file];
+        if files.into_iter().any(Option::is_some) {
+            output.to = Some(To::Files);
+            output.events_apart |= self.has_log_file();
+        }
+    }
+
+    /// Whether a file for the output was typed.
+    fn has_log_file(&self) -> bool {
+        self.output.is_some() || matches!(self.log, Some(LogOption::File(_)))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::logs::journal::Journal;
 use crate::logs::paths::{LogPaths, files, record, safety};
 use crate::logs::writer::{LogQueue, Sink};
 use crate::names;
+use crate::pid_files::PidFiles;
 use crate::primary_part::Notice;
 use crate::records::Ending;
 use crate::records::keeper::Keeper;
@@ -155,6 +156,7 @@ fn run_as(
         RunError::Usage(text)
     })?;
     let queue = queue(&resolved, &name, files, paths)?;
+    let pid_files = PidFiles::begin(&resolved).map_err(RunError::Usage)?.map(Arc::new);
     if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
     }
@@ -217,6 +219,7 @@ fn run_as(
     let hinted = reporter.clone();
     let changing = restarting.clone();
     let mut has_told = false;
+    let noting = pid_files.clone();
     let mut failures = Failures::new(bound);
     let code = Arc::new(Mutex::new(None));
     let noted_code = code.clone();
@@ -242,6 +245,7 @@ fn run_as(
                 }
                 return;
             }
+            noting.iter().for_each(|files| files.note(event));
             if let Some(why) = failures.note(event) {
                 log::line(&format!("troop: {why}"));
             }
@@ -294,6 +298,7 @@ fn run_as(
     if let Some(queue) = queue.filter(|_| result.is_ok()) {
         queue.finish();
     }
+    drop(pid_files);
     if let Some(keeper) = keeper.filter(|_| result.is_err() || !restarting.is_requested()) {
         let last_end = last_end.lock().ok().and_then(|mut last| last.take());
         let awaited = reporter.as_ref().filter(|reporter| reporter.is_awaited());

@@ -166,14 +166,14 @@ fn output_of_workers_is_written_to_files_and_shown() {
         "-i",
         "1",
         "-n",
-        "web",
+        "own",
         "-o",
         "own/out.log",
         "-e",
         "own/err.log",
     ]);
-    home.fine(&["stop", "web"]);
-    let said = home.fine(&["logs", "web", "--nostream", "-n", "50"]);
+    home.fine(&["stop", "own"]);
+    let said = home.fine(&["logs", "own", "--nostream", "-n", "50"]);
     assert!(
         said.contains("slot 0 listens")
             && said.contains("worker 1 started")
@@ -260,15 +260,16 @@ fn output_may_have_files_of_its_own_or_be_json_and_a_flood_holds_up_nobody() {
     ]);
     let port = port(&home.show("flood"));
     assert_eq!(get(port), "there");
+    let out = || std::fs::read_to_string(home.path().join("out.log")).unwrap_or_default();
     let errors = || std::fs::read_to_string(home.path().join("sub/err.log")).unwrap_or_default();
     wait_until("the errors", || errors().contains("oops"));
     assert_eq!(errors().lines().count(), 1);
     // Lines are dropped while the queue is full.
     wait_until("a line that is no text", || {
         get(port);
-        home.log("out.log").contains("a\\u0000\u{fffd}b")
+        out().contains("a\\u0000\u{fffd}b")
     });
-    let text = home.log("out.log");
+    let text = out();
     // The last line may be incomplete.
     let text = &text[..text.rfind('\n').unwrap()];
     // A line without end is cut into pieces, and a line that is no text does not affect the rest.
@@ -584,8 +585,9 @@ fn a_log_file_whose_path_has_become_unsafe_is_reported_and_the_primary_goes_on()
     rustix::fs::chmod(home.path().join("outside"), 0o777.into()).unwrap();
     let primary = Pid::from_raw(pid(&home.show("quiet")).cast_signed()).unwrap();
     kill_process(primary, Signal::USR1).unwrap();
-    let log = || std::fs::read_to_string(home.path().join("outside/quiet.log")).unwrap_or_default();
-    wait_until("the report", || log().contains("lines go on into the file that was open before"));
+    wait_until("the report", || {
+        home.log("quiet.log").contains("lines go on into the file that was open before")
+    });
     assert_eq!(get(port(&home.show("quiet"))), "there");
     home.fine(&["stop", "quiet"]);
 }

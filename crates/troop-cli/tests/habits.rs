@@ -124,3 +124,24 @@ fn a_signal_that_replaces_other_programs_ends_no_app() {
     wait_until("a word about it", || home.log("app.log").contains("`troop restart app`"));
     assert!(home.fine(&["ls", "app"]).contains("running"));
 }
+
+/// gunicorn's `--pid`: `kill -HUP $(cat web.pid)`.
+#[test]
+fn the_primary_is_found_by_its_pid_file_until_it_ends() {
+    let home = Home::with(&[
+        ("server.js", SERVER),
+        (
+            "troop.toml",
+            "[app.web]\nprogram = \"server.js\"\nworkers = 1\npid_file = \"sub/web.pid\"\n",
+        ),
+    ]);
+    home.fine(&["start"]);
+    let read = || std::fs::read_to_string(home.path().join("sub/web.pid")).unwrap_or_default();
+    assert_eq!(read(), home.show("web")["pid"].to_string());
+    home.fine(&["restart", "web"]);
+    assert_eq!(read(), home.show("web")["pid"].to_string());
+    home.fine(&["stop", "web"]);
+    assert!(!home.path().join("sub/web.pid").exists());
+    let (code, _, err) = home.troop(&["start", "web", "--set", "pid_file=/proc/none/web.pid"]);
+    assert!(code == 2 && err.contains("cannot write /proc/none/web.pid"), "{code} {err}");
+}

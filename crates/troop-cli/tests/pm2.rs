@@ -149,9 +149,16 @@ fn max_memory_restart_replaces_a_worker_that_has_become_too_big() {
 fn output_goes_to_the_configured_destination() {
     let home = Home::with(&[("server.js", SERVER)]);
     home.fine(&["start", "server.js", "-n", "app", "-i", "1", "-o", "out.log", "-e", "err.log"]);
-    wait_until("the output", || home.log("out.log").contains("on standard output"));
-    wait_until("the errors", || home.log("err.log").contains("on standard error"));
-    assert!(!home.log("out.log").contains("on standard error"));
+    // As in PM2 and in a shell: beside the program, with what it prints and nothing else.
+    let read = |name: &str| std::fs::read_to_string(home.path().join(name)).unwrap_or_default();
+    wait_until("the output", || read("out.log") == "on standard output\n");
+    wait_until("the errors", || read("err.log") == "on standard error\n");
+    let all = ["-o", "out.log", "--error=err.log", "-l", "all.log", "-n", "both"];
+    home.fine(&[&["start", "server.js"][..], &all].concat());
+    wait_until("both", || read("all.log").lines().count() == 2);
+    assert_eq!(read("out.log"), "on standard output\n".repeat(2));
+    home.fine(&["start", "server.js", "-o", "NULL", "-n", "none"]);
+    assert!(!home.fine(&["logs", "none", "--nostream"]).contains("on standard"));
     for (format, field) in [("--log-type=json", "log_type"), ("--time", "time")] {
         let value = if field == "time" { json!(true) } else { json!("json") };
         let fields = json!({ "out_file": "out.log", "error_file": "err.log", field: value });
@@ -160,7 +167,7 @@ fn output_goes_to_the_configured_destination() {
         let by_file = formatted(&home.path().join("out.log"));
         let home = Home::with(&[("server.js", SERVER)]);
         home.fine(&["start", "server.js", "-i", "1", "-o", "out.log", format]);
-        let by_flags = formatted(&home.path().join("logs/out.log"));
+        let by_flags = formatted(&home.path().join("out.log"));
         for line in [by_file, by_flags] {
             if field == "time" {
                 assert!(line.starts_with("20"), "{line}");

@@ -7,7 +7,7 @@ mod support;
 use serde_json::{Value, json};
 use support::Home;
 use support::pm2::{SERVER, both, file, told};
-use troop_testkit::{free_port, wait_until};
+use troop_testkit::{free_port, talk, wait_until};
 
 #[test]
 fn log_files_have_what_the_program_prints_and_nothing_else() {
@@ -46,12 +46,105 @@ fn discarded_logs_are_written_nowhere() {
     {
         let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
         home.fine(&["start", "ecosystem.json"]);
+        assert!(home.fine(&["logs", "all", "--nostream"]).contains("worker 1 started"));
         home.fine(&["stop", "app"]);
+        assert!(home.fine(&["logs", "app", "--nostream"]).contains("worker 1 started"));
         let logs = std::fs::read_dir(home.path().join("logs")).unwrap();
         let text: String =
             logs.map(|log| std::fs::read_to_string(log.unwrap().path()).unwrap()).collect();
         assert!(!text.contains("on standard"), "{text}");
     }
+}
+
+#[test]
+fn each_instance_has_the_log_and_pid_files_that_it_has_in_pm2() {
+    let fields = json!({ "instances": 2, "out_file": "out.log", "error_file": "err.log", "pid_file": "run/app.pid" });
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.json", &file(&fields))]);
+    home.fine(&["start", "ecosystem.json"]);
+    let read = |name: &str| std::fs::read_to_string(home.path().join(name)).unwrap_or_default();
+    let says = "on standard output\n";
+    wait_until("both", || read("out-0.log") == says && read("out-1.log") == says);
+    let shown = home.fine(&["logs", "app", "--nostream", "--raw", "--slot", "1"]);
+    assert_eq!(shown, "on standard output\non standard error\n");
+    let list: Vec<Value> = serde_json::from_str(&home.fine(&["jlist"])).unwrap();
+    let mut paths = list.iter().map(|entry| entry["pm2_env"]["pm_out_log_path"].as_str().unwrap());
+    assert!(paths.any(|path| path.ends_with("/out-1.log")), "{list:?}");
+    let pids = || {
+        let of = |slot: u32| read(&format!("run/app-{slot}.pid"));
+        let workers = home.show("app")["workers"].clone();
+        workers.as_array().unwrap().iter().all(|worker| {
+            of(u32::try_from(worker["slot"].as_u64().unwrap()).unwrap())
+                == worker["pid"].to_string()
+        })
+    };
+    wait_until("the pid files", pids);
+    home.fine(&["reload", "app"]);
+    wait_until("those of the new workers", pids);
+    // A third one has files, too.
+    home.fine(&["scale", "app", "3"]);
+    wait_until("its line", || read("out-2.log") == says);
+    home.fine(&["flush", "app"]);
+    assert_eq!((read("out-0.log"), read("err-2.log")), (String::new(), String::new()));
+    home.fine(&["stop", "app"]);
+    assert_eq!(
+        std::fs::read_dir(home.path().join("run"))
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().ends_with(".pid"))
+            .count(),
+        0
+    );
+    // The one file of all.
+    home.fine(&["start", "ecosystem.json", "--merge-logs"]);
+    wait_until("both", || read("out.log") == says.repeat(2));
+}
+
+#[test]
+fn a_directory_is_served_as_a_file_of_pm2_says() {
+    let env = json!({
+        "PM2_SERVE_PATH": "site", "PM2_SERVE_PORT": 0, "PM2_SERVE_HOST": "127.0.0.1", "PM2_SERVE_SPA": "true",
+        "PM2_SERVE_HOMEPAGE": "/start.html", "PM2_SERVE_BASIC_AUTH": "true",
+        "PM2_SERVE_BASIC_AUTH_USERNAME": "me", "PM2_SERVE_BASIC_AUTH_PASSWORD": "a:secret",
+    });
+    let apps = json!({
+        "apps": [{ "name": "site", "script": "serve", "env": env }],
+        "static": [{ "name": "docs", "path": "site/docs", "port": 0, "host": "127.0.0.1" }],
+    });
+    let home = Home::with(&[("ecosystem.json", &apps.to_string())]);
+    std::fs::create_dir_all(home.path().join("site/docs")).unwrap();
+    for (name, text) in [("start.html", "start"), ("docs/index.html", "docs")] {
+        std::fs::write(home.path().join("site").join(name), text).unwrap();
+    }
+    home.fine(&["start", "ecosystem.json"]);
+    let ask = |app: &str, path: &str, login: &str| {
+        let port = port(&home.show(app));
+        let request = format!("GET {path} HTTP/1.0\r\n{login}\r\n");
+        talk(([127, 0, 0, 1], port), &request).unwrap()
+    };
+    let login = "Authorization: Basic bWU6YTpzZWNyZXQ=\r\n";
+    for path in ["/", "/no/such/page"] {
+        assert!(ask("site", path, login).ends_with("\r\n\r\nstart"), "{path}");
+    }
+    for login in ["", "Authorization: Basic bWU6YTpzZWNyZXU=\r\n", "Authorization: Basic !\r\n"] {
+        let answer = ask("site", "/", login);
+        assert!(answer.starts_with("HTTP/1.0 401") && answer.contains("Basic realm="), "{answer}");
+        assert!(!answer.contains("start"), "{answer}");
+    }
+    assert!(ask("docs", "/", "").ends_with("docs"));
+    // Lists of processes show no password.
+    for pid in [&home.show("site")["pid"], &home.show("site")["workers"][0]["pid"]] {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(!line.contains("secret"), "{line}");
+    }
+    let (code, _, err) = home.troop(&["serve", "site", "0", "--basic-auth"]);
+    assert!(code == 2 && err.contains("PM2_SERVE_BASIC_AUTH_USERNAME is not set"), "{code} {err}");
+    let (code, _, err) = home.troop(&["serve", "site", "0", "--basic-auth-password", "x"]);
+    assert!(code == 2 && err.contains("in the environment"), "{code} {err}");
+}
+
+fn port(shown: &Value) -> u16 {
+    let address = shown["listeners"][0]["address"].as_str().unwrap();
+    address.rsplit(':').next().unwrap().parse().unwrap()
 }
 
 #[test]

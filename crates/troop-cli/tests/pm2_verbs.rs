@@ -114,6 +114,7 @@ fn verbs_that_there_are_not_are_answered_and_nothing_misleading_is_suggested() {
 #[test]
 fn options_of_pm2_have_their_effect() {
     let home = Home::with(&[("server.js", SERVER)]);
+    let all = || std::fs::read_to_string(home.path().join("all.log")).unwrap_or_default();
     home.fine(&[
         "start",
         "server.js",
@@ -128,14 +129,14 @@ fn options_of_pm2_have_their_effect() {
         "--log-date-format",
         "YYYY-MM-DD",
     ]);
-    assert!(home.log("all.log").contains("greeting"), "{}", home.log("all.log"));
+    assert!(all().contains("greeting"), "{}", all());
     home.fine(&["start", "server.js", "-n", "quiet", "--disable-logs"]);
     assert!(!home.log("quiet.log").contains("greeting"));
     let (code, _, err) = home.troop(&["reload", "web:1", "--update-env"]);
     assert!(code == 2 && err.contains("troop reload web --update-env"), "{err}");
     let with = |args: &[&str], greeting: &str| {
         assert!(home.command(args).env("GREETING", greeting).status().unwrap().success());
-        home.log("all.log").lines().rfind(|line| line.contains("greeting")).unwrap().to_owned()
+        all().lines().rfind(|line| line.contains("greeting")).unwrap().to_owned()
     };
     assert!(with(&["restart", "web", "--update-env"], "one").ends_with("greeting one"));
     assert!(with(&["restart", "web"], "two").ends_with("greeting one"));
@@ -144,7 +145,7 @@ fn options_of_pm2_have_their_effect() {
     assert!(with(&["reload", "web"], "two").ends_with("greeting new"));
     let mut without = home.command(&["reload", "web", "--update-env"]);
     assert!(without.env_remove("GREETING").status().unwrap().success());
-    let log = home.log("all.log");
+    let log = all();
     let last = log.lines().rfind(|line| line.contains("greeting")).unwrap();
     assert!(last.ends_with("greeting undefined"), "{last}");
     assert!(with(&["reload", "web", "--update-env"], "newer").ends_with("greeting newer"));

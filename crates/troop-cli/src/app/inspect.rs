@@ -65,6 +65,6 @@ impl RunningApp {
         };
         let (errors, events) = (of(&paths.routes.err), of(&paths.routes.events));
         let events = events.filter(|events| Some(*events) != errors);
-        json!({ "to": to, "format": format, "file": file, "error_file": errors, "events_file": events })
+        json!({ "to": to, "format": format, "file": file, "error_file": errors, "events_file": events, "slots": resolved.workers() })
     }
 }

@@ -138,8 +138,8 @@ pub(crate) struct Pm2 {
     #[arg(help_heading = PM2, short, long)]
     pub(crate) force: bool,
 
-    /// Accepted because PM2 has it: workers share log files anyway
-    #[arg(help_heading = PM2, long, visible_alias = "combine-logs", hide = true)]
+    /// Have the workers of a PM2 file share their log files
+    #[arg(help_heading = PM2, long, visible_alias = "combine-logs")]
     merge_logs: bool,
 
     /// Accepted because PM2 has it: troop does not read the program's repository
@@ -209,6 +209,7 @@ impl Pm2 {
         app.env_remove.extend(self.filter_env.iter().map(|part| format!("*{part}*")));
         set(&mut app.namespace, &self.namespace);
         app.silent |= self.disable_logs;
+        app.output.per_worker &= !self.merge_logs;
         if self.no_treekill {
             app.kill_mode = Some(config::KillMode::Group);
         }

@@ -120,7 +120,8 @@ pub(crate) struct Attach {
 #[command(after_help = "Examples:
   troop serve dist                     on port 8080
   troop serve dist 80 --spa            index.html for each page that there is not
-  troop serve dist 127.0.0.1:8000 -n docs")]
+  troop serve dist 127.0.0.1:8000 -n docs
+  PM2_SERVE_BASIC_AUTH_USERNAME=me PM2_SERVE_BASIC_AUTH_PASSWORD=secret troop serve dist --basic-auth")]
 pub(crate) struct Serve {
     /// The directory
     #[arg(default_value = ".")]
@@ -138,9 +139,12 @@ pub(crate) struct Serve {
     #[arg(short, long, value_name = "N|auto", value_parser = config::workers)]
     pub(crate) workers: Option<Workers>,
 
-    /// Answer requests for missing files with index.html, for a single-page app
-    #[arg(long)]
-    pub(crate) spa: bool,
+    #[command(flatten)]
+    pub(crate) pages: Pages,
+
+    /// Refused: everyone who lists processes would read it
+    #[arg(long, hide = true, value_name = "TEXT", value_parser = not_typed, visible_alias = "basic-auth-password")]
+    pub(crate) basic_auth_username: Option<String>,
 
     /// Do not wait until the app is ready
     #[arg(long)]
@@ -162,9 +166,41 @@ pub(crate) struct ServeFiles {
     /// The port, or address and port
     pub(crate) address: String,
 
-    /// Answer requests for missing files with index.html
+    #[command(flatten)]
+    pub(crate) pages: Pages,
+}
+
+/// What is answered, and to whom.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Pages {
+    /// Answer requests for missing files with the homepage, for a single-page app
     #[arg(long)]
     pub(crate) spa: bool,
+
+    /// The file that is sent for `/` [default: index.html]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) homepage: Option<String>,
+
+    /// Ask for the user name and password that the variables PM2_SERVE_BASIC_AUTH_USERNAME and
+    /// PM2_SERVE_BASIC_AUTH_PASSWORD have
+    #[arg(long)]
+    pub(crate) basic_auth: bool,
+}
+
+impl Pages {
+    /// Returns them as arguments of `troop serve-files`.
+    pub(crate) fn args(&self) -> impl Iterator<Item = String> {
+        let homepage = self.homepage.iter().map(|page| format!("--homepage={page}"));
+        let flags = [(self.spa, "--spa"), (self.basic_auth, "--basic-auth")];
+        flags
+            .into_iter()
+            .filter_map(|(is_set, flag)| is_set.then(|| flag.to_owned()))
+            .chain(homepage)
+    }
+}
+
+fn not_typed(_: &str) -> Result<String, String> {
+    Err("everyone who lists processes would read it: set PM2_SERVE_BASIC_AUTH_USERNAME and PM2_SERVE_BASIC_AUTH_PASSWORD in the environment, and type --basic-auth".into())
 }
 
 impl Serve {
@@ -178,7 +214,7 @@ impl Serve {
         args.extend(self.json.then(|| "--json".into()));
         args.extend(self.no_wait.then(|| "--no-wait".into()));
         args.extend([program.into_os_string(), "--".into(), "serve-files".into()]);
-        args.extend(self.spa.then(|| "--spa".into()));
+        args.extend(self.pages.args().map(OsString::from));
         args.extend([directory.into_os_string(), self.address.clone().into()]);
         args
     }

@@ -204,7 +204,7 @@ pub(crate) struct Run {
     #[arg(long)]
     pub(crate) silent: bool,
 
-    /// Write the output of the workers to this file
+    /// Write the output of the workers, and nothing else, to this file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
 

@@ -152,6 +152,14 @@ pub(crate) struct App {
     /// Name of another variable with the worker's slot, besides TROOP_SLOT and NODE_APP_INSTANCE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) slot_variable: Option<String>,
+    /// File with the process number of the primary, for programs that signal it (`kill -HUP`), relative
+    /// to the working directory; removed at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Files with the process numbers of the workers, a file for each slot: `web-0.pid`, `web-1.pid` for
+    /// `web.pid`, as PM2 names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) worker_pid_file: Option<PathBuf>,
     /// Name of a variable whose number in `env` (default: 0) grows by the worker's slot, such as a port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) increment_variable: Option<String>,
@@ -291,6 +299,8 @@ impl App {
             sandbox: Sandbox::default(),
             slot_variable: None,
             increment_variable: None,
+            pid_file: None,
+            worker_pid_file: None,
             ready: None,
             ready_timeout: None,
             assume_ready: None,

@@ -178,6 +178,7 @@ impl App {
             ("output.error_file", elsewhere && output.error_file.is_some(), NO_FILE),
             ("output.all_file", elsewhere && output.all_file.is_some(), NO_FILE),
             ("output.events_apart", elsewhere && output.events_apart, NO_FILE),
+            ("output.per_worker", elsewhere && output.per_worker, NO_FILE),
             ("output.rotate_size", elsewhere && output.rotate_size.is_some(), NO_FILE),
             ("output.rotate_age", elsewhere && output.rotate_age.is_some(), NO_FILE),
             ("output.keep", elsewhere && output.keep.is_some(), NO_FILE),

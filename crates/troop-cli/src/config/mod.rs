@@ -31,6 +31,7 @@ pub(crate) use app::{App, LIVE};
 pub(crate) use cron::{NextTime, Times};
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use pm2::fields::LISTEN_TIMEOUT;
+pub(crate) use pm2::logs::LogPath;
 pub(crate) use procfile::app as app_of_command;
 pub(crate) use tables::{
     Alone, Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Overlap,

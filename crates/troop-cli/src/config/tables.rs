@@ -345,6 +345,10 @@ pub(crate) struct Output {
     /// which then has nothing but the output of the workers. Default: false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) events_apart: bool,
+    /// Write a file for each slot, as PM2 does: `web-0.log`, `web-1.log` for `web.log`. Only files whose
+    /// names end in .log; troop's own lines go to the app's default log file. Default: false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) per_worker: bool,
     /// Size at which a log file is rotated; 0 turns rotation by size off. Default: 10M.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) rotate_size: Option<Size>,

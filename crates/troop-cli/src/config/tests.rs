@@ -34,6 +34,8 @@ fn all_options_are_read_and_written() {
         limits = { files = [1024, "64K"], core = 0, memory = "2G", stack = "unlimited" }
         slot_variable = "INSTANCE"
         increment_variable = "PORT"
+        pid_file = "/run/web.pid"
+        worker_pid_file = "run/web.pid"
         env_remove = ["AWS_*", "!AWS_REGION"]
         autostart = false
         cron = "*/5 * * * *"
@@ -52,7 +54,7 @@ fn all_options_are_read_and_written() {
         restart = { when = "on-failure", final_codes = [78], min_uptime = 2, delay = "50ms", max_delay = 1, max = 10, window = 60, when_failed = "end", keep_listeners = false }
         recycle = { memory = "300M", age = "1d", connections = 10000, jitter = 0.2 }
         health = { http = "/health", every = 5, timeout = 1, failures = 2, listener = "8000" }
-        output = { to = "files", format = "json", file = "web.log", error_file = "err.log", all_file = "all.log", events_apart = true, rotate_size = "1M", rotate_age = "1d", keep = 3, total = "5M" }
+        output = { to = "files", format = "json", file = "web.log", error_file = "err.log", all_file = "all.log", events_apart = true, per_worker = true, rotate_size = "1M", rotate_age = "1d", keep = 3, total = "5M" }
         watch = { paths = ["src"], ignore = ["*.tmp"], delay = "1s" }
 
         [app.jobs]

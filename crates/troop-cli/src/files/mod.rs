@@ -4,4 +4,4 @@ mod body;
 mod path;
 mod server;
 
-pub(crate) use server::run;
+pub(crate) use server::{authorization, run};

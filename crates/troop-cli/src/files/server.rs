@@ -6,14 +6,16 @@ use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hyper::body::Incoming;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -23,15 +25,22 @@ use troop::Error;
 
 use super::body::Answer;
 use super::path;
-use crate::args::ServeFiles;
+use crate::args::{Pages, ServeFiles};
 
 /// Time for which a client may keep a connection open without a request, or take nothing of an
 /// answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The variables with the user name and the password, as in PM2, which lists of processes do not show.
+const USER_VARIABLE: &str = "PM2_SERVE_BASIC_AUTH_USERNAME";
+const PASSWORD_VARIABLE: &str = "PM2_SERVE_BASIC_AUTH_PASSWORD";
+
 struct Files {
     directory: OwnedFd,
     is_single_page: bool,
+    homepage: PathBuf,
+    /// The `Authorization` that requests must have.
+    authorization: Option<String>,
 }
 
 /// Runs a worker that serves a directory.
@@ -42,7 +51,14 @@ pub(crate) fn run(args: &ServeFiles) -> Result<(), Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = openat(CWD, &args.directory, flags, Mode::empty())
         .map_err(|e| Error::Settings(format!("cannot open {}: {e}", args.directory.display())))?;
-    let files = Arc::new(Files { directory, is_single_page: args.spa });
+    let Pages { spa, homepage, basic_auth } = &args.pages;
+    let homepage = homepage.as_deref().unwrap_or("index.html");
+    let files = Arc::new(Files {
+        directory,
+        is_single_page: *spa,
+        homepage: homepage.trim_start_matches('/').into(),
+        authorization: basic_auth.then(authorization).transpose()?,
+    });
     let address = args.address.clone();
     troop::worker()?.block_on(async |worker| {
         let service = service_fn(move |request: Request<Incoming>| {
@@ -58,8 +74,32 @@ pub(crate) fn run(args: &ServeFiles) -> Result<(), Error> {
     })
 }
 
+/// Returns the `Authorization` of the user and password in PM2's variables.
+pub(crate) fn authorization() -> Result<String, Error> {
+    let variable = |name: &str| {
+        let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+        value.ok_or_else(|| Error::Settings(format!("--basic-auth: {name} is not set")))
+    };
+    let (user, password) = (variable(USER_VARIABLE)?, variable(PASSWORD_VARIABLE)?);
+    Ok(format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+}
+
+/// Compares secrets in a time that depends on their lengths alone.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
+
 impl Files {
     fn answer(&self, request: &Request<Incoming>) -> Response<Answer> {
+        if let Some(wanted) = &self.authorization {
+            let given = request.headers().get(AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
+            if !is_same(given, wanted.as_bytes()) {
+                let mut answer = text(StatusCode::UNAUTHORIZED, "unauthorized\n");
+                let scheme = HeaderValue::from_static("Basic realm=\"files\", charset=\"UTF-8\"");
+                answer.headers_mut().insert(WWW_AUTHENTICATE, scheme);
+                return answer;
+            }
+        }
         let is_head = request.method() == Method::HEAD;
         if !is_head && request.method() != Method::GET {
             let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
@@ -87,7 +127,11 @@ impl Files {
             Ok(Some((_, found)))
                 if found.is_dir() && (is_directory || path.as_os_str().is_empty()) =>
             {
-                self.page(&path.join("index.html"), known)
+                let page = match path.as_os_str().is_empty() {
+                    true => self.homepage.clone(),
+                    false => path.join("index.html"),
+                };
+                self.page(&page, known)
             }
             Ok(Some((_, found))) if found.is_dir() => {
                 let mut answer = text(StatusCode::MOVED_PERMANENTLY, "");
@@ -111,13 +155,13 @@ impl Files {
     /// Answers for a file that there is not: with the page of a single-page app, or `404.html`.
     fn missing(&self, known: Option<&str>) -> Response<Answer> {
         let (page, known) = match self.is_single_page {
-            true => ("index.html", known),
-            false => ("404.html", None),
+            true => (&*self.homepage, known),
+            false => (Path::new("404.html"), None),
         };
-        match self.find(Path::new(page)) {
+        match self.find(page) {
             Err(status) => refused(status),
             Ok(Some((file, found))) if found.is_file() => {
-                let mut answer = sent(Path::new(page), file, &found, known);
+                let mut answer = sent(page, file, &found, known);
                 if !self.is_single_page {
                     *answer.status_mut() = StatusCode::NOT_FOUND;
                 }

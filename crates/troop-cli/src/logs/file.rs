@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::paths;
 use troop::program::safe_path::{Directory, Safety, UnsafePath, split};
 
 /// Interval between checks whether the path still leads to the open file.
@@ -99,6 +100,12 @@ impl LogFile {
         &self.path
     }
 
+    /// Returns the file of a slot, where each has one of its own.
+    pub(super) fn of_slot(&self, slot: u32) -> LogFile {
+        let path = paths::of_slot(&self.path, slot).unwrap_or_else(|| self.path.clone());
+        LogFile::new(path, self.rotation, self.safety)
+    }
+
     /// Checks whether the file could be opened, without creating anything.
     ///
     /// # Errors
@@ -115,6 +122,11 @@ impl LogFile {
     /// # Errors
     /// The reason, for people.
     pub(crate) fn begin(&mut self) -> Result<(), String> {
+        if paths::is_of_slots(&self.path) {
+            // Those are created with their first lines.
+            let created = Directory::create(&self.parent, self.safety, DIRECTORY_MODE);
+            return created.map(drop).map_err(|e| self.cannot(&e));
+        }
         self.opened().map(drop).map_err(|e| self.cannot(&e))
     }
 

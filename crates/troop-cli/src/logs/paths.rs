@@ -1,5 +1,6 @@
 //! Paths of log files.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,46 @@ fn fallback() -> PathBuf {
     format!("/tmp/troop-{}/logs", rustix::process::geteuid().as_raw()).into()
 }
 
+/// The end of a path that stands for a file of each slot.
+const OF_SLOTS: &str = "-*.log";
+
+/// Returns the path that stands for a file of each slot, as PM2 names them: `out-0.log` for `out.log`,
+/// and for `out-7.log` too. Other paths remain those of one file.
+fn of_slots(path: &Path) -> Option<PathBuf> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".log")?;
+    let without = stem.trim_end_matches(|c: char| c.is_ascii_digit());
+    let stem = without.strip_suffix('-').filter(|_| without.len() < stem.len()).unwrap_or(stem);
+    Some(path.with_file_name(format!("{stem}{OF_SLOTS}")))
+}
+
+/// Whether a path stands for a file of each slot.
+pub(super) fn is_of_slots(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(OF_SLOTS.as_bytes())
+}
+
+/// Returns the file of a slot for a path that stands for those of all slots.
+pub(crate) fn of_slot(path: &Path, slot: u32) -> Option<PathBuf> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(OF_SLOTS)?;
+    Some(path.with_file_name(format!("{stem}-{slot}.log")))
+}
+
+/// Returns the files that a path stands for, with their slots: those that exist, and those of the
+/// first `slots`.
+pub(crate) fn expanded(path: PathBuf, slots: u32) -> Vec<(PathBuf, Option<u32>)> {
+    let Some(stem) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(OF_SLOTS)) else {
+        return vec![(path, None)];
+    };
+    let slot = |name: &str| -> Option<u32> {
+        name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(".log")?.parse().ok()
+    };
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let found = std::fs::read_dir(parent.unwrap_or(Path::new("."))).into_iter().flatten().flatten();
+    let existing = found.filter_map(|entry| slot(entry.file_name().to_str()?));
+    let all: BTreeSet<u32> = existing.chain(0..slots).collect();
+    let file = |slot| Some((of_slot(&path, slot)?, Some(slot)));
+    all.into_iter().filter_map(file).collect()
+}
+
 /// Returns how a log file's path is checked. Logs of another user's workers, and those in `/tmp`,
 /// are written only where nobody else can replace anything; for others, links are rejected.
 pub(crate) fn safety(file: &Path, of_another_user: bool) -> Safety {
@@ -60,6 +101,8 @@ pub(crate) struct Routes {
     pub(crate) err: Vec<usize>,
     /// The primary's own lines.
     pub(crate) events: Vec<usize>,
+    /// Those that stand for a file of each slot.
+    pub(crate) each: Vec<usize>,
 }
 
 impl Routes {
@@ -110,16 +153,24 @@ pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> LogPaths {
         Err(_) if file.components().count() > 1 => cwd.join(file).components().collect(),
         Err(_) => directory.join(file),
     };
+    let each = |path: PathBuf| match output.per_worker {
+        true => of_slots(&path).unwrap_or(path),
+        false => path,
+    };
+    let of = |file: &PathBuf| each(of(file));
     let mut paths = LogPaths::default();
-    let out = paths.number(output.file.as_ref().map_or_else(|| default_path(name), of));
+    let out = paths.number(output.file.as_ref().map_or_else(|| each(default_path(name)), of));
     let err = output.error_file.as_ref().map_or(out, |file| paths.number(of(file)));
-    let events = if output.events_apart { paths.number(default_path(name)) } else { out };
+    let is_apart = output.events_apart || paths.files.get(out).is_some_and(|out| is_of_slots(out));
+    let events = if is_apart { paths.number(default_path(name)) } else { out };
     let all = output.all_file.as_ref().map(|file| paths.number(of(file)));
     let with_all = |number: usize| {
         let others = all.filter(|all| *all != number);
         [number].into_iter().chain(others).collect()
     };
-    paths.routes = Routes { out: with_all(out), err: with_all(err), events: vec![events] };
+    let is_each = |number: &usize| is_of_slots(&paths.files[*number]);
+    let each = (0..paths.files.len()).filter(is_each).collect();
+    paths.routes = Routes { out: with_all(out), err: with_all(err), events: vec![events], each };
     paths
 }
 
@@ -158,9 +209,11 @@ fn try_record(name: &str, files: &[PathBuf]) -> io::Result<()> {
 }
 
 /// Returns the recorded log files of an app that does not run, as far as they exist.
-pub(crate) fn recorded(name: &str) -> Vec<PathBuf> {
+pub(crate) fn recorded(name: &str) -> Vec<(PathBuf, Option<u32>)> {
     let files = read_record(name).unwrap_or_else(|| vec![default_path(name)]);
-    files.into_iter().filter(|file| file.exists()).collect()
+    let files = files.into_iter().flat_map(|file| expanded(file, 0));
+    // What goes to `/dev/null` cannot be shown.
+    files.filter(|(file, _)| file.is_file()).collect()
 }
 
 /// Reads the record, unless another user could have written it.
@@ -204,5 +257,27 @@ mod tests {
         assert_eq!(output("./a", "./b", "c/d", true), (4, vec![0, 3], vec![1, 3], vec![2], 3));
         assert_eq!(output("./a", "./b", "./a", true), (3, vec![0], vec![1, 0], vec![2], 3));
         assert_eq!(output("./a", "", "", true), (2, vec![0], vec![0], vec![1], 2));
+    }
+
+    #[test]
+    fn a_file_of_each_slot_is_named_as_pm2_names_it() {
+        for (path, slot) in [
+            ("/a/out.log", Some("/a/out-3.log")),
+            ("/a/out-17.log", Some("/a/out-3.log")),
+            ("/a/out-.log", Some("/a/out--3.log")),
+            ("/a/out2.log", Some("/a/out2-3.log")),
+            ("/a/out.txt", None),
+            ("/dev/null", None),
+        ] {
+            let all = of_slots(Path::new(path));
+            assert_eq!(all.and_then(|all| of_slot(&all, 3)), slot.map(PathBuf::from), "{path}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["out-2.log", "out-10.log", "out-x.log", "out.log", "other-1.log"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let found = expanded(directory.path().join("out-*.log"), 1);
+        let slots: Vec<_> = found.iter().map(|(_, slot)| slot.unwrap()).collect();
+        assert_eq!(slots, [0, 2, 10]);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -38,6 +38,7 @@ struct Shown {
     /// The prefix of its lines, if several logs are shown.
     name: Option<String>,
     path: PathBuf,
+    slot: Option<u32>,
     is_plain: bool,
     reader: Option<(BufReader<File>, u64)>,
     /// An incomplete line.
@@ -48,6 +49,8 @@ struct Shown {
 struct LogOf {
     app: String,
     path: PathBuf,
+    /// The slot that it is of, if it is of one.
+    slot: Option<u32>,
     /// Its lines are known to have no marks of troop's.
     is_plain: bool,
 }
@@ -75,9 +78,10 @@ fn files(args: &Logs) -> Result<Files, CliError> {
             let files: Vec<_> = names
                 .into_iter()
                 .flat_map(|name| {
-                    paths::recorded(&name).into_iter().map(move |path| LogOf {
+                    paths::recorded(&name).into_iter().map(move |(path, slot)| LogOf {
                         app: name.clone(),
                         path,
+                        slot,
                         is_plain: false,
                     })
                 })
@@ -95,14 +99,21 @@ fn files(args: &Logs) -> Result<Files, CliError> {
         let answer = client.request(Request::Logs, |_| {})?;
         let keys = ["file", "error_file", "events_file"];
         let is_plain = answer["format"] == "plain";
+        let slots = answer["slots"].as_u64().and_then(|slots| slots.try_into().ok()).unwrap_or(0);
         let paths: Vec<_> = keys[..if args.is_raw() { 2 } else { 3 }]
             .iter()
             .filter_map(|key| answer[*key].as_str())
-            .map(PathBuf::from)
+            .flat_map(|path| paths::expanded(path.into(), slots))
+            // What goes to `/dev/null` cannot be shown.
+            .filter(|(path, _)| {
+                !path.metadata().is_ok_and(|found| found.file_type().is_char_device())
+            })
             .collect();
         if paths.is_empty() {
             let to = answer["to"].as_str().unwrap_or("terminal");
-            let hint = if to == "journal" {
+            let hint = if to == "files" {
+                "/dev/null".into()
+            } else if to == "journal" {
                 format!("`journalctl -t {name}` shows it")
             } else {
                 "it is where it was started".into()
@@ -111,7 +122,15 @@ fn files(args: &Logs) -> Result<Files, CliError> {
                 "{name} writes no files, its output goes to the {to}: {hint}; `troop run --output {name}.log` or output.to = \"files\" would"
             ));
         }
-        files.extend(paths.into_iter().map(|path| LogOf { app: name.clone(), path, is_plain }));
+        files.extend(paths.into_iter().map(|(path, slot)| LogOf {
+            app: name.clone(),
+            path,
+            slot,
+            is_plain,
+        }));
+    }
+    if let Some(slot) = args.slot {
+        files.retain(|file| file.slot.is_none_or(|of| of == slot));
     }
     match missing {
         Some(text) if files.is_empty() => Err(CliError::Failed(Failure::new("failed", text))),
@@ -134,8 +153,8 @@ pub(crate) fn logs_with_input(args: &Logs, input: Option<&Input>) -> Result<(), 
     let Files { files, are_live } = files(args)?;
     let several = files.iter().any(|file| file.app != files[0].app);
     let mut shown = Vec::new();
-    for LogOf { app: name, path, is_plain } in files {
-        let wants = |line: &str| args.wants(&args.read(line, is_plain));
+    for LogOf { app: name, path, slot, is_plain } in files {
+        let wants = |line: &str| args.wants(&args.read(line, is_plain), slot);
         let reading = |e| CliError::Io(format!("read {}", path.display()), e);
         let (mut lines, reader) = last_lines(&path, args.lines, wants).map_err(reading)?;
         // Rotated files, as far as they are needed for this number of lines.
@@ -153,7 +172,7 @@ pub(crate) fn logs_with_input(args: &Logs, input: Option<&Input>) -> Result<(), 
         for line in lines {
             print(args, name.as_deref(), &line, is_plain);
         }
-        shown.push(Shown { name, path, is_plain, reader, partial: String::new() });
+        shown.push(Shown { name, path, slot, is_plain, reader, partial: String::new() });
     }
     if args.follow || (are_live && !args.nostream) {
         follow(args, shown, input);
@@ -176,7 +195,7 @@ fn follow(args: &Logs, mut shown: Vec<Shown>, input: Option<&Input>) {
         for log in &mut shown {
             while let Some(line) = log.next() {
                 quiet = false;
-                if args.wants(&args.read(&line, log.is_plain)) {
+                if args.wants(&args.read(&line, log.is_plain), log.slot) {
                     print(args, log.name.as_deref(), &line, log.is_plain);
                 }
             }
@@ -220,7 +239,8 @@ impl Logs {
         if self.is_raw() && is_plain { Entry::plain(line) } else { line::read(line) }
     }
 
-    fn wants(&self, entry: &Entry) -> bool {
+    /// Whether a line is shown, of a file that may be of one slot.
+    fn wants(&self, entry: &Entry, slot: Option<u32>) -> bool {
         if self.is_raw() && entry.stream == "event" {
             return false;
         }
@@ -229,7 +249,7 @@ impl Logs {
             (false, true) => entry.stream == "out",
             _ => true,
         };
-        by_stream && self.slot.is_none_or(|slot| entry.slot == Some(slot))
+        by_stream && self.slot.is_none_or(|wanted| entry.slot.or(slot) == Some(wanted))
     }
 }
 
@@ -362,7 +382,7 @@ mod tests {
     use super::*;
 
     fn shown(path: PathBuf, reader: Option<(BufReader<File>, u64)>) -> Shown {
-        Shown { name: None, path, is_plain: false, reader, partial: String::new() }
+        Shown { name: None, path, slot: None, is_plain: false, reader, partial: String::new() }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The bounded queue of log lines, and the thread that writes them.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -55,6 +56,10 @@ struct QueuedLines {
     /// Lines for the journal, which takes them one by one.
     single: Vec<(Origin, Vec<u8>)>,
     single_bytes: usize,
+    /// The numbers of the files of slots, by the number of what stands for them.
+    of_slots: BTreeMap<(usize, u32), usize>,
+    /// Those that the thread does not have yet.
+    new: Vec<(usize, u32)>,
     /// The size of all queued lines, in bytes.
     lines: usize,
     /// The number of dropped lines since the last one that was written.
@@ -80,11 +85,26 @@ impl QueuedLines {
         self.single.clear();
     }
 
+    /// Returns the number of the destination of lines of this origin: where each slot has a file, that
+    /// of its own.
+    fn place(&mut self, number: usize, each: &[usize], origin: Origin) -> usize {
+        let (Origin::Out(slot) | Origin::Err(slot)) = origin else { return number };
+        if !each.contains(&number) {
+            return number;
+        }
+        *self.of_slots.entry((number, slot)).or_insert_with(|| {
+            self.formatted.push(Vec::new());
+            self.new.push((number, slot));
+            self.formatted.len() - 1
+        })
+    }
+
     /// Replaces the lines that were written and keeps their buffers, so that nothing is allocated.
     fn take(&mut self, waiting: &mut QueuedLines) {
         self.formatted.resize_with(waiting.formatted.len(), Vec::new);
         std::mem::swap(&mut waiting.formatted, &mut self.formatted);
         std::mem::swap(&mut waiting.single, &mut self.single);
+        self.new.append(&mut waiting.new);
         (waiting.single_bytes, waiting.lines) = (0, 0);
         self.notices = std::mem::take(&mut waiting.notices);
         self.told = std::mem::take(&mut waiting.told);
@@ -152,9 +172,11 @@ impl LogQueue {
             own: if let Sink::Own(format) = sink { Some(format) } else { None },
             routes: match &sink {
                 Sink::Files(_, routes) => routes.clone(),
-                Sink::Terminal => Routes { out: vec![0], err: vec![1], events: vec![0] },
+                Sink::Terminal => {
+                    Routes { out: vec![0], err: vec![1], events: vec![0], each: Vec::new() }
+                }
                 Sink::Journal(_) | Sink::Own(_) => {
-                    Routes { out: vec![0], err: vec![0], events: vec![0] }
+                    Routes { out: vec![0], err: vec![0], events: vec![0], each: Vec::new() }
                 }
             },
             single: matches!(sink, Sink::Journal(_)),
@@ -261,6 +283,13 @@ impl LogQueue {
                 && let Sink::Files(files, _) = &mut sink
             {
                 files.iter_mut().for_each(LogFile::reopen);
+            }
+            if let Sink::Files(files, _) = &mut sink {
+                for (number, slot) in taken.new.drain(..) {
+                    if let Some(file) = files.get(number).map(|file| file.of_slot(slot)) {
+                        files.push(file);
+                    }
+                }
             }
             let failed = self.write_once(&mut sink, &taken);
             taken.clear();
@@ -400,9 +429,11 @@ impl Lines<'_> {
             self.prefix = Some((origin, line::prefix(form, &self.time, origin)));
         }
         let prefix = self.prefix.as_ref().map_or(&[][..], |(_, prefix)| prefix);
+        let each = &self.queue.routes.each;
         match *routes {
             // Nearly always.
             [only] => {
+                let only = waiting.place(only, each, origin);
                 let is_terminal = self.queue.terminals.get(only).is_some_and(|is_one| *is_one);
                 if let Some(to) = waiting.formatted.get_mut(only) {
                     format(to, form, prefix, &self.time, origin, line, is_terminal);
@@ -412,7 +443,8 @@ impl Lines<'_> {
                 self.line.clear();
                 format(&mut self.line, form, prefix, &self.time, origin, line, false);
                 for at in routes {
-                    if let Some(to) = waiting.formatted.get_mut(*at) {
+                    let at = waiting.place(*at, each, origin);
+                    if let Some(to) = waiting.formatted.get_mut(at) {
                         to.extend_from_slice(&self.line);
                     }
                 }
@@ -458,7 +490,7 @@ mod tests {
     use super::*;
 
     fn one_file() -> Routes {
-        Routes { out: vec![0], err: vec![0], events: vec![0] }
+        Routes { out: vec![0], err: vec![0], events: vec![0], each: Vec::new() }
     }
 
     #[test]

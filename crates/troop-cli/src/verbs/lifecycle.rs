@@ -23,7 +23,7 @@ use crate::error::CliError;
 use crate::in_use::with_tip;
 use crate::records::listed::{self, Listed};
 use crate::records::{Ending, Record, Text, own_env};
-use crate::{config, log, resolve, restart, start};
+use crate::{config, files, log, resolve, restart, start};
 
 /// Time that an app has to be ready after a restart, if it has not answered with its own.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
@@ -229,6 +229,9 @@ pub(crate) fn serve(args: &Serve) -> Result<(), CliError> {
         .map_err(|e| CliError::Usage(format!("{}: {e}", args.directory.display())))?;
     if !directory.is_dir() {
         return Err(CliError::Usage(format!("there is no directory {}", directory.display())));
+    }
+    if args.pages.basic_auth {
+        files::authorization().map_err(|e| CliError::Usage(e.to_string()))?;
     }
     let start = Start::parsed(args.as_start(restart::program(), directory));
     start::start(&start.map_err(|e| CliError::Usage(e.to_string()))?)

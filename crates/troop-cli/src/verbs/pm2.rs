@@ -69,6 +69,8 @@ fn of_worker(
     now: u64,
 ) -> Value {
     let usage = worker.usage;
+    let log = app.log.as_deref().and_then(|log| paths::of_slot(Path::new(log), worker.slot));
+    let log = log.map(|log| log.display().to_string());
     let cpu = usage.map_or(0.0, |usage| usage.cpu_ms as f64 / worker.age_ms.max(1) as f64 * 100.0);
     json!({
         "pid": worker.pid,
@@ -90,7 +92,7 @@ fn of_worker(
             "instances": app.snapshot.wanted,
             "NODE_APP_INSTANCE": worker.slot,
             "pm_exec_path": app.program,
-            "pm_out_log_path": app.log,
+            "pm_out_log_path": log.or_else(|| app.log.clone()),
             "pm_pid": app.snapshot.pid,
         },
     })
@@ -202,9 +204,12 @@ pub(crate) fn flush(args: &Flush) -> Result<(), CliError> {
                     .ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
                 let answer = again.request(Request::Logs, |_| {})?;
                 let files = ["file", "error_file"].iter().filter_map(|key| answer[*key].as_str());
-                (files.map(PathBuf::from).collect(), Some(pid))
+                let files = files.flat_map(|file| paths::expanded(file.into(), 0));
+                (files.map(|(file, _)| file).collect(), Some(pid))
             }
-            Target::Ended(..) => (paths::recorded(&name), None),
+            Target::Ended(..) => {
+                (paths::recorded(&name).into_iter().map(|(file, _)| file).collect(), None)
+            }
         };
         for file in &files {
             empty(file).map_err(|e| CliError::Io(format!("empty {}", file.display()), e))?;

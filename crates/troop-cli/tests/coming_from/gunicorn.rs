@@ -20,7 +20,7 @@ const SETTINGS: [Setting; 34] = [
     setting("--reload-extra-file conf", "watch = { paths = [\".\"] }", ""),
     setting("--chdir /srv/app", "cwd = \".\"", ""),
     setting("--daemon · -D", "", "`troop start`"),
-    setting("--pid /run/app.pid · -p /run/app.pid", "", "`troop ls`, `troop pid`"),
+    setting("--pid /run/app.pid · -p /run/app.pid", "pid_file = \"/run/app.pid\"", "the primary's, as there"),
     setting("--user www-data --group www-data · -u www-data · -g www-data", "user = \"www-data\"\ngroup = \"www-data\"", ""),
     setting("--initgroups", "", "a user's groups are set always"),
     setting("--umask 027 · -m 027", "umask = \"027\"", ""),

@@ -48,7 +48,7 @@ const COMMANDS: [Command; 70] = [
     command("start jobs · start 0", &[], "of an app that was stopped; one that runs is left alone (PM2 restarts it)", Done),
     command("delete jobs · del web", &[], "", Done),
     command("resurrect", &[], "", Done),
-    command("serve . 0 --spa · expose . 0", &["serve . 0 --spa --name files", "expose . 0 --name others"], "without `--basic-auth` and `--ftp`", Done),
+    command("serve . 0 --spa · expose . 0", &["serve . 0 --spa --name files", "expose . 0 --name others"], "without `--ftp`; `--basic-auth` takes the user's name and password from `PM2_SERVE_BASIC_AUTH_USERNAME` and `_PASSWORD`, where no list of processes shows them", Done),
     command("kill", &[], "stops all apps; each has a process of its own, and no daemon goes on", Done),
     command("startup", &[], "one systemd unit for each app of `troop.toml`, or one for all that `troop save` has saved", By("without_a_file_startup_writes_a_unit_for_what_was_saved")),
     command("unstartup", &[], "", By("unstartup_removes_what_startup_has_written_and_nothing_else")),
@@ -75,7 +75,7 @@ const COMMANDS: [Command; 70] = [
     command("--help", &[], "", Done),
     // Options of `start`.
     command("start server.js -n api --namespace shop --cwd . --interpreter node --node-args --title=x", &[], "", By("options_of_pm2_have_their_effect")),
-    command("start server.js -o out.log -e err.log -l all.log --log-type json --time --merge-logs --disable-logs", &[], "a name alone is a file in the log directory, `./out.log` one beside the caller; `--log-date-format`: times are always those of RFC 3339", By("options_of_pm2_have_their_effect")),
+    command("start server.js -o out.log -e err.log -l all.log --log-type json --time --merge-logs --disable-logs", &[], "the files have what the program prints and nothing else; `--log-date-format`: times are always those of RFC 3339", By("options_of_pm2_have_their_effect")),
     command("start server.js -k 1600 --listen-timeout 3000 --wait-ready --shutdown-with-message", &[], "milliseconds, as there", By("options_are_read_as_there")),
     command("start server.js --max-memory-restart 300M --max-restarts 3 --min-uptime 1000 --restart-delay 100", &[], "", By("options_are_read_as_there")),
     command("start server.js --exp-backoff-restart-delay 100 --stop-exit-codes 0 --no-autorestart", &[], "", By("options_are_read_as_there")),
@@ -93,7 +93,7 @@ const COMMANDS: [Command; 70] = [
 ];
 
 #[rustfmt::skip]
-const FIELDS: [Setting; 59] = [
+const FIELDS: [Setting; 63] = [
     setting("script: \"./server.js\"", "program = \"./server.js\"", "also `exec`, `cmd`, `command`; a text with spaces is a command line"),
     setting("name: \"api\"", "", "the name of the table: `[app.api]`"),
     setting("namespace: \"shop\"", "namespace = \"shop\"", ""),
@@ -135,6 +135,10 @@ const FIELDS: [Setting; 59] = [
     setting("log_date_format: \"YYYY\"", "output = { format = \"prefixed\" }", "times are always those of RFC 3339, with a warning"),
     setting("disable_logs: true", "silent = true", ""),
     setting("merge_logs: true", "", "the workers of an app share its files; also `combine_logs`"),
+    setting("out_file: \"out.log\", instances: 2", "output = { per_worker = true }", "as there, `out-0.log` and `out-1.log`, unless `merge_logs: true`; here by the slot, so that each app begins with 0"),
+    setting("pid_file: \"app.pid\"", "worker_pid_file = \"./app.pid\"", "also `pid`: `app-0.pid`, by the slot, too; `pid_file` has the primary's number"),
+    setting("script: \"serve\", env: { PM2_SERVE_PATH: \"dist\" }", "args = [\"serve-files\", \"dist\", \"8080\"]", "`troop serve` does it: `PM2_SERVE_PATH`, `_PORT`, `_HOST`, `_SPA`, `_HOMEPAGE` and `_BASIC_AUTH` as there, without `_FTP`; the list `static`, too"),
+    setting("env: { A: null, B: [1] }", "env = { A = \"null\", B = \"[1]\" }", "what is no text is passed on as JSON"),
     setting("uid: \"root\"", "user = \"root\"", "also `user`"),
     setting("gid: \"root\"", "group = \"root\"", "also `group`"),
     setting("watch: true", "watch = {}", ""),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::logs::{LogPath, Logs};
 use super::place::{self, Bases};
-use super::{Converted, deployed_variables};
+use super::{Converted, deployed_variables, serve};
 use crate::config::app::App;
 use crate::config::tables::{Alone, Auto, Form, KillMode, Ready, Watch, When};
 use crate::config::values::{self, Time, Workers};
@@ -68,7 +68,7 @@ const SILENT: [&str; 22] = [
 ];
 
 /// Fields with an effect, for suggestions.
-const KNOWN: [&str; 45] = [
+const KNOWN: [&str; 47] = [
     "script",
     "name",
     "namespace",
@@ -114,6 +114,8 @@ const KNOWN: [&str; 45] = [
     "treekill",
     "filter_env",
     "source_map_support",
+    "pid_file",
+    "merge_logs",
 ];
 
 /// PM2's `listen_timeout` by default.
@@ -184,6 +186,19 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Whether each instance writes to log files of its own, as `out-0.log`.
+    fn has_logs_apart(&self) -> bool {
+        match self.fields.get("merge_logs") {
+            Some(are_merged) => !is_on(are_merged),
+            // PM2 has no number for all CPUs when it decides this.
+            None => {
+                let number = self.text("instances").and_then(|n| n.parse::<i64>().ok());
+                number.is_some_and(|number| number != 0)
+                    || self.text("exec_mode").is_some_and(|mode| mode.starts_with("cluster"))
+            }
+        }
+    }
+
     fn text(&self, key: &str) -> Option<String> {
         self.fields.get(key).map(plain)
     }
@@ -199,7 +214,10 @@ impl<'a> Fields<'a> {
         app.workers = Some(Workers::Number(1));
         app.alone = self.is_forked().then_some(Alone::IfPrimary(Auto::Auto));
         let cwd = self.text("cwd");
-        let place = bases.find(&script, cwd.as_deref());
+        let place = match script == serve::SCRIPT {
+            true => bases.find("", cwd.as_deref()),
+            false => bases.find(&script, cwd.as_deref()),
+        };
         app.cwd = place.cwd;
         warnings.extend(place.warning);
         if let Some(deployed) = self.deployed {
@@ -231,8 +249,13 @@ impl<'a> Fields<'a> {
         }
         readiness(&mut app, &parts);
         watching(&mut app, &mut parts, &place.directory, &mut warnings);
+        parts.logs.are_apart = self.has_logs_apart();
         warnings.extend(std::mem::take(&mut parts.logs).apply(&name, &mut app.output));
-        command(&mut app, script, parts, &place.directory, &mut warnings);
+        if serve::is_meant(&script, &parts.args) {
+            warnings.extend(serve::apply(&mut app, &parts.args));
+        } else {
+            command(&mut app, script, parts, &place.directory, &mut warnings);
+        }
         let namespace = self.text("namespace").filter(|name| name != "default");
         app.namespace.clone_from(&namespace);
         Ok(Converted { name, namespace, app, warnings })
@@ -313,6 +336,13 @@ impl<'a> Fields<'a> {
             "out_file" => parts.logs.out = LogPath::of(value),
             "error_file" => parts.logs.error = LogPath::of(value),
             "log_file" => parts.logs.all = LogPath::of(value),
+            "pid_file" => {
+                let path = value.as_str().map(|path| LogPath::named(Path::new(path)));
+                app.worker_pid_file = match path {
+                    Some(LogPath::File(path)) => Some(path),
+                    _ => None,
+                };
+            }
             "disable_logs" => app.silent = is_on(value),
             "log_type" => {
                 if plain(value) == "json" {
@@ -501,7 +531,7 @@ fn words(value: &Value) -> Vec<String> {
 }
 
 /// Converts a value to text without quotes.
-fn plain(value: &Value) -> String {
+pub(super) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         other => other.to_string(),
@@ -524,11 +554,9 @@ fn is_on(value: &Value) -> bool {
     matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
 }
 
+/// Returns variables as PM2 passes them on: what is no text as JSON, and so `null` too.
 fn variables(all: &Map<String, Value>) -> BTreeMap<String, String> {
-    all.iter()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(name, value)| (name.clone(), plain(value)))
-        .collect()
+    all.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
 }
 
 /// Returns patterns of the inherited variables that workers do not get: one by its name, those with

@@ -26,11 +26,13 @@ pub(super) struct Logs {
     /// The file for both.
     pub(super) all: Option<LogPath>,
     pub(super) format: Option<Form>,
+    /// Whether each instance has files of its own.
+    pub(super) are_apart: bool,
 }
 
 /// The value of a field for a log file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LogPath {
+pub(crate) enum LogPath {
     /// One of troop's own streams.
     Stream,
     Discarded,
@@ -41,14 +43,20 @@ impl LogPath {
     /// Returns the path of a field. `true` is PM2's default file, `false` none.
     pub(super) fn of(value: &Value) -> Option<LogPath> {
         let text = value.as_str().filter(|text| !text.is_empty())?;
-        Some(match text {
-            "NULL" | "/dev/null" => LogPath::Discarded,
-            stream if STREAMS.contains(&stream) => LogPath::Stream,
-            path => LogPath::File(in_directory(path)),
-        })
+        Some(LogPath::named(Path::new(text)))
     }
 
-    fn path(self) -> Option<PathBuf> {
+    /// Returns what PM2 takes a path for.
+    pub(crate) fn named(path: &Path) -> LogPath {
+        match path.to_str() {
+            Some("NULL" | "/dev/null") => LogPath::Discarded,
+            Some(stream) if STREAMS.contains(&stream) => LogPath::Stream,
+            _ => LogPath::File(in_directory(path)),
+        }
+    }
+
+    /// Returns the path to write to, unless it is one of troop's own streams.
+    pub(crate) fn path(self) -> Option<PathBuf> {
         match self {
             LogPath::Stream => None,
             LogPath::Discarded => Some("/dev/null".into()),
@@ -58,8 +66,8 @@ impl LogPath {
 }
 
 /// A name alone is relative to the app's directory, too.
-fn in_directory(path: &str) -> PathBuf {
-    if Path::new(path).components().count() == 1 && !path.starts_with('/') {
+fn in_directory(path: &Path) -> PathBuf {
+    if path.components().count() == 1 && path.is_relative() {
         Path::new(".").join(path)
     } else {
         path.into()
@@ -69,7 +77,7 @@ fn in_directory(path: &str) -> PathBuf {
 impl Logs {
     /// Sets the log files of an app of this name; returns warnings.
     pub(super) fn apply(self, name: &str, output: &mut Output) -> Vec<String> {
-        let Logs { out, error, all, format } = self;
+        let Logs { out, error, all, format, are_apart } = self;
         let streams = [&out, &error, &all].into_iter().flatten();
         let warnings = streams
             .filter(|path| **path == LogPath::Stream)
@@ -89,6 +97,7 @@ impl Logs {
         // PM2 adds nothing to lines, unless the file says so.
         output.format.get_or_insert(Form::Plain);
         output.events_apart = true;
+        output.per_worker = are_apart;
         if out.is_none() && error.is_none() {
             output.file = all;
             return warnings;

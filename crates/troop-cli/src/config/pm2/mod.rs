@@ -5,10 +5,12 @@
 //! | `fields.rs` | what each field of an app means here |
 //! | `place.rs` | where an app's script is and runs, and what executes it |
 //! | `logs.rs` | its log files |
+//! | `serve.rs` | apps that serve a directory |
 
 pub(crate) mod fields;
-mod logs;
+pub(crate) mod logs;
 mod place;
+mod serve;
 #[cfg(test)]
 mod tests;
 
@@ -36,7 +38,9 @@ pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
 /// Converts the value of a file to apps.
 pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>), String> {
     let shown = file.display();
-    let (list, rest) = apps_of(value).ok_or_else(|| format!("{shown} has no list `apps`"))?;
+    let (mut list, mut rest) =
+        apps_of(value).ok_or_else(|| format!("{shown} has no list `apps`"))?;
+    list.extend(serve::apps(rest.remove("static")));
     let unknown = rest.keys().filter(|key| !NO_APPS.contains(&key.as_str()));
     let mut warnings: Vec<_> = unknown.map(|key| format!("`{key}` means nothing here")).collect();
     if let Some(chosen) = CHOSEN.get() {

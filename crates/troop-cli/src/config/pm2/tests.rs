@@ -29,7 +29,7 @@ fn each_field_that_means_something_here_is_taken() {
     let Converted { name, app, warnings, namespace } = convert(
         r#"{
             "name": "api", "script": "server.js", "cwd": "/srv", "args": "--port 80 'a b'", "node_args": ["--inspect"],
-            "instances": "max", "exec_mode": "cluster", "env": {"A": 1, "B": "x", "C": null}, "max_memory_restart": "300M",
+            "instances": "max", "exec_mode": "cluster", "env": {"A": 1, "B": "x", "C": null, "D": {"a": [true]}}, "max_memory_restart": "300M",
             "min_uptime": "5s", "max_restarts": 7, "restart_delay": 250, "stop_exit_codes": [0, 3],
             "kill_timeout": 1600, "shutdown_with_message": true, "listen_timeout": 8000, "wait_ready": true, "out_file": "o.log", "error_file": "e/e.log",
             "log_file": "all.log", "log_type": "json", "uid": "www", "gid": 33, "instance_var": "N", "increment_var": "PORT", "port": 3000, "watch": ["."],
@@ -49,7 +49,7 @@ fn each_field_that_means_something_here_is_taken() {
         (Some(Workers::Auto), Some(300 << 20))
     );
     let env: Vec<_> = app.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    assert_eq!(env, ["A=1", "B=x", "PORT=3000"]);
+    assert_eq!(env, ["A=1", "B=x", "C=null", "D={\"a\":[true]}", "PORT=3000"]);
     assert_eq!(
         (millis(app.restart.min_uptime), millis(app.restart.delay), millis(app.restart.max_delay)),
         (Some(5000), Some(250), Some(250))
@@ -146,13 +146,18 @@ fn apps_of_the_same_name_get_names_of_their_own() {
 #[test]
 fn what_means_nothing_here_is_said() {
     let Converted { name, app, warnings, .. } = convert(
-        r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "pid_file": "0 0 * * *", "max_restart": 3, "instance": 1}"#,
+        r#"{"name": "my app", "script": "x.py", "interpreter": "python3", "pid_files": "0 0 * * *", "max_restart": 3, "instance": 1}"#,
     );
     assert_eq!(
         (name.as_str(), app.program.as_str(), &app.args[..]),
         ("my-app", "python3", &["x.py".to_owned()][..])
     );
-    for part in ["pid_file", "my-app", "did you mean `max_restarts`", "did you mean `instances`"] {
+    for part in [
+        "did you mean `pid_file`",
+        "my-app",
+        "did you mean `max_restarts`",
+        "did you mean `instances`",
+    ] {
         assert!(warnings.iter().any(|w| w.contains(part)), "{part}: {warnings:?}");
     }
     assert_eq!((app.workers, app.restart.max), (Some(Workers::Number(1)), None));
@@ -213,6 +218,58 @@ fn log_files_hold_what_the_program_prints_and_nothing_else() {
     ] {
         assert_eq!(output(fields), (files.to_owned(), format, warned), "{fields}");
     }
+}
+
+#[test]
+fn instances_have_log_files_of_their_own_where_they_have_them_in_pm2() {
+    for (fields, are_apart) in [
+        ("", false),
+        (r#", "instances": 1"#, true),
+        (r#", "instances": "2""#, true),
+        (r#", "instances": "max""#, false),
+        (r#", "instances": "max", "exec_mode": "cluster""#, true),
+        (r#", "exec_mode": "cluster_mode""#, true),
+        (r#", "exec_mode": "fork", "merge_logs": false"#, true),
+        (r#", "instances": 2, "combine_logs": true"#, false),
+    ] {
+        let text = format!(r#"{{"script": "a.js", "out_file": "a.log", "pid": "a.pid"{fields}}}"#);
+        let app = convert(&text).app;
+        assert_eq!(app.output.per_worker, are_apart, "{fields}");
+        assert_eq!(app.worker_pid_file.as_deref(), Some(Path::new("./a.pid")));
+    }
+    assert_eq!(convert(r#"{"script": "a.js", "pid_file": "/dev/null"}"#).app.worker_pid_file, None);
+}
+
+#[test]
+fn a_script_called_serve_is_a_server_of_files() {
+    let run = |fields: &str| {
+        let Converted { app, warnings, .. } =
+            convert(&format!(r#"{{"script": "serve", {fields}}}"#));
+        (app.args.join(" "), app.alone, warnings.len())
+    };
+    let served = |text: &str| (text.to_owned(), None, 0);
+    assert_eq!(run(r#""name": "a""#), served("serve-files . 8080"));
+    assert_eq!(
+        run(
+            r#""env": {"PM2_SERVE_PATH": "dist", "PM2_SERVE_PORT": 80, "PM2_SERVE_SPA": true, "PM2_SERVE_HOMEPAGE": "/a.html"}"#
+        ),
+        served("serve-files --spa --homepage=/a.html dist 80")
+    );
+    assert_eq!(
+        run(r#""args": "dist 3000 ::1", "env": {"PM2_SERVE_BASIC_AUTH": "true"}"#),
+        served("serve-files --basic-auth dist [::1]:3000")
+    );
+    assert_eq!(run(r#""env": {"PM2_SERVE_FTP": "true"}"#).2, 1);
+    // The program of npm.
+    let npm = convert(r#"{"script": "serve", "args": "-s dist"}"#).app;
+    assert_eq!((&*npm.program, npm.args.join(" ")), ("serve", "-s dist".into()));
+    let (apps, warnings) = apps(
+        r#"{ apps: [{ name: 'a', script: 'a.js' }], static: [{ port: 81, path: 'p', basic_auth: { username: 'u', password: 'p' } }] }"#,
+    );
+    let served = &apps["static-page-server-81"];
+    assert_eq!(served.args.join(" "), "serve-files --basic-auth p 81");
+    assert_eq!(served.env["PM2_SERVE_BASIC_AUTH_PASSWORD"], "p");
+    assert_eq!(warnings, Vec::<String>::new());
 }
 
 #[test]
