@@ -36,6 +36,10 @@ impl Bound {
         Bound { addresses }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+    }
+
     /// Says that an address that a program cannot have is troop's own, or which descriptors the
     /// sockets are, if the program's words are about that.
     pub(crate) fn explain(&self, words: &str) -> Option<String> {
@@ -50,8 +54,25 @@ impl Bound {
         if !tells_of_used_address(words) {
             return None;
         }
-        let at = self.addresses.iter().position(|address| names(words, address))?;
-        Some(self.own(at))
+        if let Some(at) = self.named(words) {
+            return Some(self.own(at));
+        }
+        let is_unnamed = !self.addresses.is_empty() && !names_a_port(words);
+        is_unnamed.then(|| format!("if that is the address of -b: {}", self.own(0)))
+    }
+
+    /// Whether a program's words say that one of the addresses is in use, or name none at all.
+    pub(crate) fn is_meant(&self, words: &str) -> bool {
+        tells_of_used_address(words) && self.explain(words).is_some()
+    }
+
+    /// Whether they name one.
+    pub(crate) fn is_named(&self, words: &str) -> bool {
+        self.named(words).is_some()
+    }
+
+    fn named(&self, words: &str) -> Option<usize> {
+        self.addresses.iter().position(|address| names(words, address))
     }
 
     fn own(&self, at: usize) -> String {
@@ -71,6 +92,19 @@ fn names(words: &str, address: &str) -> bool {
         }
         _ => words.contains(address),
     }
+}
+
+/// Whether a text names any port, as in `:::8000`, `('127.0.0.1', 8000)` and `port 8000`.
+fn names_a_port(words: &str) -> bool {
+    let is_port = |(at, _): (usize, &str)| {
+        let (before, number) = words.split_at(at);
+        let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+        let is_introduced =
+            [":", "', ", "port ", "Port "].iter().any(|sign| before.ends_with(sign));
+        // Shorter numbers after a colon are minutes and seconds.
+        is_introduced && digits >= 3
+    };
+    words.match_indices(|c: char| c.is_ascii_digit()).any(is_port)
 }
 
 /// Sees workers fail, and says once that the address which they bind is troop's own.
@@ -127,6 +161,14 @@ mod tests {
             assert!(told.contains(&format!("as fd {fd} (")), "{words}: {told}");
             let text = format!("{words}\ntip: {told}");
             assert_eq!(with_tip(text.clone()), text);
+        }
+        for words in ["[Errno 98] Address already in use", "04:15:53 [4711] Connection in use"] {
+            let told = bound.explain(words).unwrap_or_default();
+            assert!(told.starts_with("if that is the address of -b: 127.0.0.1:8405 is"), "{told}");
+            assert!(bound.is_meant(words) && !Bound::default().is_meant(words));
+        }
+        for words in ["Address already in use: ('127.0.0.1', 9000)", "Port 9000 is in use"] {
+            assert_eq!(bound.explain(words), None, "{words}");
         }
         for words in ["port 8405 is fine", "EADDRINUSE: address already in use :::18405", ""] {
             assert_eq!(bound.explain(words), None, "{words}");

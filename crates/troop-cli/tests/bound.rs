@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use support::{Home, node, run};
-use troop_testkit::{talk, wait_until};
+use troop_testkit::{free_port, talk, wait_until};
 
 fn has_python() -> bool {
     Command::new("python3").arg("--version").output().is_ok()
@@ -155,4 +155,52 @@ fn workers_that_try_for_seconds_to_have_a_port_of_their_own_and_end_are_never_re
     assert!(degraded["text"].as_str().unwrap().contains("1 of 2"), "{degraded}");
     troop.signal(Signal::TERM);
     troop.end();
+}
+
+/// Listens on this port; says so if it is in use, and goes on.
+fn listens_on(port: u16, says: &str) -> String {
+    let listen = format!("listen({{ port: {port}, host: '127.0.0.1', exclusive: true }})");
+    format!(
+        "require('net').createServer().on('error', () => console.error('{says}')).{listen}; setInterval(() => {{}}, 1000)"
+    )
+}
+
+#[test]
+fn a_start_fails_soon_where_a_program_wants_the_address_that_troop_has_itself() {
+    for says in ["address already in use PORT", "Address already in use"] {
+        let port = free_port();
+        let says = says.replace("PORT", &port.to_string());
+        let home = Home::with(&[("server.js", &listens_on(port, &says))]);
+        let at = format!("127.0.0.1:{port}");
+        let (code, out, err) = home.troop(&["start", "server.js", "-b", &at]);
+        assert!(
+            code == 1 && err.contains("no worker is ready: an address is in use"),
+            "{out}{err}"
+        );
+        assert!(
+            err.contains(&format!("| {says}")) && err.contains("as fd 3 (LISTEN_FDS)"),
+            "{err}"
+        );
+        assert_eq!(err.contains("if that is the address of -b"), !says.contains("use "), "{err}");
+        assert_eq!(home.troop(&["ls", "server", "--quiet"]).0, 3);
+    }
+}
+
+#[test]
+fn a_start_tells_of_a_worker_that_runs_and_cannot_have_its_address() {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port();
+    let home = Home::with(&[("server.js", &listens_on(port, "Address already in use"))]);
+    let (code, out, err) = home.troop(&["start", "server.js"]);
+    assert!(code == 0 && out.contains("1 worker ready"), "{out}{err}");
+    assert!(err.contains("says that an address is in use; `ss -ltnp`"), "{err}");
+}
+
+#[test]
+fn a_start_tells_of_workers_that_do_not_listen_and_say_nothing() {
+    let port = free_port();
+    let home = Home::with(&[("server.js", &listens_on(port, ""))]);
+    let (code, out, err) = home.troop(&["start", "server.js", "-w", "2"]);
+    assert!(code == 0 && out.contains("2 workers ready"), "{out}{err}");
+    assert!(err.contains(&format!("listens on 127.0.0.1:{port} by itself, and others")), "{err}");
 }

@@ -70,12 +70,10 @@ fn each_instance_has_the_log_and_pid_files_that_it_has_in_pm2() {
     let mut paths = list.iter().map(|entry| entry["pm2_env"]["pm_out_log_path"].as_str().unwrap());
     assert!(paths.any(|path| path.ends_with("/out-1.log")), "{list:?}");
     let pids = || {
-        let of = |slot: u32| read(&format!("run/app-{slot}.pid"));
+        let of = |slot: &Value| read(&format!("run/app-{slot}.pid")).parse::<u64>().ok();
         let workers = home.show("app")["workers"].clone();
-        workers.as_array().unwrap().iter().all(|worker| {
-            of(u32::try_from(worker["slot"].as_u64().unwrap()).unwrap())
-                == worker["pid"].to_string()
-        })
+        let mut workers = workers.as_array().unwrap().iter();
+        workers.all(|worker| of(&worker["slot"]) == worker["pid"].as_u64())
     };
     wait_until("the pid files", pids);
     home.fine(&["reload", "app"]);

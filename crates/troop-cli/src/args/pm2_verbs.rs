@@ -192,10 +192,8 @@ impl Pages {
     pub(crate) fn args(&self) -> impl Iterator<Item = String> {
         let homepage = self.homepage.iter().map(|page| format!("--homepage={page}"));
         let flags = [(self.spa, "--spa"), (self.basic_auth, "--basic-auth")];
-        flags
-            .into_iter()
-            .filter_map(|(is_set, flag)| is_set.then(|| flag.to_owned()))
-            .chain(homepage)
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
+        flags.map(|(_, flag)| flag.to_owned()).chain(homepage)
     }
 }
 

@@ -22,6 +22,11 @@ pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 const CLASH_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Quick ends of a slot's workers after which their reason counts as lasting.
 const MAX_QUICK_ENDS: u32 = 3;
+/// Checks in a row at which a worker has said that it cannot have an address of troop's own, after
+/// which a start has failed; and where it does not name the address, which may be another one that
+/// becomes free.
+const MAX_TIMES_SEEN: u32 = 3;
+const MAX_TIMES_UNNAMED: u32 = 10;
 
 /// A report of a background primary to `troop start`: a line of JSON on standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -186,16 +191,21 @@ impl StartupReporter {
         let ready = tokio::select! {
             ready = tokio::time::timeout(start_timeout, cluster.ready()) => ready,
             clash = self.clash(cluster) => return self.send(&clash),
+            blocked = self.blocked(cluster) => {
+                self.send(&blocked);
+                drop(cluster.stop());
+                return;
+            }
         };
         match ready {
             Ok(Ok(workers)) => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.report_ready(snapshot, name, workers, startup);
+                self.report_ready(cluster, snapshot, name, workers, startup);
             }
             // What has finished is complete.
             Ok(Err(NotReady::Ended { how, ready, .. })) if how.is_success() => {
                 let Ok(snapshot) = cluster.snapshot().await else { return };
-                self.report_ready(snapshot, name, ready, startup);
+                self.report_ready(cluster, snapshot, name, ready, startup);
             }
             // Slots whose worker has ended for good do not become ready.
             Ok(Err(NotReady::Ended { slot, how, ready, wanted, .. })) => {
@@ -249,15 +259,73 @@ impl StartupReporter {
         }
     }
 
+    /// Waits until a worker says that it cannot have an address which troop has itself (`bind`), while
+    /// none is ready, and returns the report of that. None can be then, however long it tries.
+    async fn blocked(&self, cluster: &Cluster) -> StartupReport {
+        let Some(bound) = self.bound.get().filter(|bound| !bound.is_empty()) else {
+            return std::future::pending().await;
+        };
+        let mut times_seen = 0;
+        loop {
+            tokio::time::sleep(CLASH_CHECK_INTERVAL).await;
+            let workers = cluster.workers();
+            let mut said = workers.iter().filter_map(|worker| worker.last_stderr(Duration::ZERO));
+            let words = said.find(|words| bound.is_meant(words));
+            let words = words.or_else(|| self.last_lines().filter(|words| bound.is_meant(words)));
+            let (Some(words), Ok(snapshot)) = (words, cluster.snapshot().await) else {
+                times_seen = 0;
+                continue;
+            };
+            times_seen += 1;
+            let max = if bound.is_named(&words) { MAX_TIMES_SEEN } else { MAX_TIMES_UNNAMED };
+            if snapshot.ready > 0 || times_seen < max {
+                continue;
+            }
+            let reason = format!(
+                "no worker is ready: an address is in use; its last lines:\n{}{}",
+                text::lines(words.trim_end(), log::QUOTE),
+                tip_line(self.tip(&words))
+            );
+            return StartupReport::Failed { reason, usage: false };
+        }
+    }
+
+    /// Returns that a worker is ready by its age alone, and says that an address is in use.
+    fn in_use(&self, cluster: &Cluster, snapshot: &Snapshot) -> Option<String> {
+        if !snapshot.listeners.is_empty() {
+            return None;
+        }
+        let workers = cluster.workers();
+        let says = |worker: &&WorkerHandle| {
+            let words = worker.last_stderr(Duration::ZERO);
+            words.is_some_and(|words| tells_of_used_address(&words))
+        };
+        let worker = workers.iter().find(says)?;
+        Some(format!(
+            "worker {} counts as ready, as it runs and listens nowhere through troop, but says that an address is in use; `ss -ltnp` shows which process has it, `troop logs` what it says",
+            worker.id()
+        ))
+    }
+
     /// Returns the last lines of the worker that has failed last.
     fn last_lines(&self) -> Option<String> {
         let last_failed = self.last_failed.lock().ok().and_then(|last_failed| last_failed.clone());
         last_failed?.last_stderr(LAST_LINES_TIMEOUT)
     }
 
-    fn report_ready(&self, snapshot: Snapshot, name: &str, workers: usize, startup: &Startup) {
-        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
+    fn report_ready(
+        &self,
+        cluster: &Cluster,
+        snapshot: Snapshot,
+        name: &str,
+        workers: usize,
+        startup: &Startup,
+    ) {
         let hint = self.hint.lock().ok().and_then(|mut hint| hint.take());
+        let hint = hint
+            .or_else(|| self.noted_clash().map(|(text, _)| text))
+            .or_else(|| self.in_use(cluster, &snapshot));
+        let listeners = snapshot.listeners.into_iter().map(|listener| listener.address).collect();
         self.send(&StartupReport::Ready {
             name: name.to_owned(),
             pid: snapshot.pid,

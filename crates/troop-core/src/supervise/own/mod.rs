@@ -24,6 +24,9 @@ use crate::worker_map::WorkerMap;
 /// Time after the age at which a worker is ready without an inspection, and where only others of its
 /// generation listen.
 const INSPECTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// The latter time where it is known what the worker says, which was nothing of an address in use.
+/// Longer than servers take to listen one after another.
+const SILENT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval between inspections of a worker that does not listen where it must.
 const INTERVAL: Duration = Duration::from_millis(250);
 /// The same after [`INSPECTION_TIMEOUT`].
@@ -309,18 +312,25 @@ impl Supervisor {
             (_, None) => Standing::Fine(now),
             // It may be meant to listen nowhere.
             (_, Some((.., Rule::SomewhereAsOthers))) if !is_in_use => {
-                if now >= aged + INSPECTION_TIMEOUT {
-                    Standing::Fine(aged + INSPECTION_TIMEOUT)
+                let timeout = if words.is_some() { SILENT_TIMEOUT } else { INSPECTION_TIMEOUT };
+                if now >= aged + timeout {
+                    Standing::Fine(aged + timeout)
                 } else {
                     Standing::Pending
                 }
             }
             (_, Some(_)) => Standing::Lacking,
         };
+        let was_fine = matches!(member.standing, Standing::Fine(_));
         let is_fine = matches!(standing, Standing::Fine(_));
-        if !is_fine && let Some((address, holder, rule)) = lack {
+        if (!was_fine || !is_fine)
+            && let Some((address, holder, rule)) = lack
+        {
             let is_named = words.is_some_and(|words| names(words, &address.at));
-            self.note_lack(now, member.worker, address, holder, rule, is_in_use);
+            // It is told at the latest when the worker counts as ready all the same.
+            let is_clear = is_fine || (is_in_use && rule != Rule::AsBefore);
+            let lack = Lack { address, holder, rule, since: now, is_told: is_clear, is_in_use };
+            self.note_lack(now, member.worker, lack);
             if rule == Rule::AsBefore && is_in_use && is_named {
                 return self.not_listening(slot, which);
             }
@@ -411,24 +421,16 @@ impl Supervisor {
         Some((most_telling(&lacking, words)?, holder, rule))
     }
 
-    fn note_lack(
-        &mut self,
-        now: Time,
-        worker: WorkerId,
-        address: OwnAddress,
-        holder: Option<WorkerId>,
-        rule: Rule,
-        is_in_use: bool,
-    ) {
+    /// Notes an address that a worker lacks, and tells of it, once, if that is clear or lasts.
+    fn note_lack(&mut self, now: Time, worker: WorkerId, lack: Lack) {
         let Some(watched) = self.own.workers.get_mut(&worker) else { return };
         let before = watched.lacks.take();
         let since = before.as_ref().map_or(now, |lack| lack.since);
         let was_told = before.is_some_and(|lack| lack.is_told);
         // Where the round fails for it, that is said instead.
-        let is_clear = is_in_use && rule != Rule::AsBefore;
-        let is_told = was_told || is_clear || now.since(since) >= TELL_AFTER;
-        let at = address.at.clone();
-        watched.lacks = Some(Lack { address, holder, rule, since, is_told, is_in_use });
+        let is_told = was_told || lack.is_told || now.since(since) >= TELL_AFTER;
+        let (at, holder, rule) = (lack.address.at.clone(), lack.holder, lack.rule);
+        watched.lacks = Some(Lack { since, is_told, ..lack });
         if is_told && !was_told {
             self.orders.push_back(match (rule, holder) {
                 (Rule::SomewhereAsOthers, Some(holder)) => Order::NotShared { worker, holder, at },

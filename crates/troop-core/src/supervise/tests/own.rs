@@ -441,3 +441,25 @@ fn after_a_crash_a_worker_must_listen_somewhere_again_but_only_one_is_ended_for_
     l.pass(3);
     assert_eq!(l.ready(), [4], "it may have become a program that listens nowhere");
 }
+
+#[test]
+fn a_sibling_that_listens_nowhere_and_is_heard_to_say_nothing_is_ready_soon_and_told_of() {
+    for (is_heard, seconds) in [(true, 5), (false, 12)] {
+        let mut l = Listening::new(2, |_| {});
+        if is_heard {
+            l.words.insert(2, String::new());
+        }
+        l.listen([1], &[own(80)]);
+        l.pass(seconds - 2);
+        assert_eq!(l.ready(), [1], "{is_heard}");
+        l.pass(2);
+        assert_eq!(l.ready(), [1, 2], "{is_heard}");
+        assert_eq!(l.not_shared(), [(2, 1)], "{is_heard}");
+    }
+    // One that says why it does not is not ready.
+    let mut l = Listening::new(2, |_| {});
+    l.words.insert(2, "Address already in use".into());
+    l.listen([1], &[own(80)]);
+    l.pass(20);
+    assert_eq!((l.ready(), l.not_shared()), (vec![1], vec![(2, 1)]));
+}
