@@ -62,3 +62,8 @@ test('a reload that loses the port is taken back, unless that is allowed', async
   const of = (workers) => [failed, failed, [{ replaced: workers }, true, true], [{ replaced: workers }, true, true]];
   assert.deepStrictEqual(await scene('reload'), [...of(1), ...of(2), ['reload: allowMoved must be true or false, not 1']]);
 });
+
+test('a reload of workers that bind their port past the cluster is taken back, unless they are to say themselves when they are ready', async () => {
+  const taken = 'The reload was taken back: worker 2 (process N) did not listen within 1500 ms';
+  assert.deepStrictEqual(await scene('past the cluster'), [['ERR_TROOP_RELOAD', taken, 'worker 1'], [{ replaced: 1 }, true]]);
+});

@@ -57,7 +57,7 @@ impl Bound {
         if let Some(at) = self.named(words) {
             return Some(self.own(at));
         }
-        let is_unnamed = !self.addresses.is_empty() && !names_a_port(words);
+        let is_unnamed = !self.addresses.is_empty() && !names_an_address(words);
         is_unnamed.then(|| format!("if that is the address of -b: {}", self.own(0)))
     }
 
@@ -92,6 +92,15 @@ fn names(words: &str, address: &str) -> bool {
         }
         _ => words.contains(address),
     }
+}
+
+/// Whether a text that tells of an address in use names it.
+fn names_an_address(words: &str) -> bool {
+    words.lines().filter(|line| tells_of_used_address(line)).any(|line| {
+        let mut parts =
+            line.split(|c: char| c.is_whitespace() || matches!(c, '\'' | '"' | '(' | ':'));
+        names_a_port(line) || parts.any(|part| part.starts_with('/'))
+    })
 }
 
 /// Whether a text names any port, as in `:::8000`, `('127.0.0.1', 8000)` and `port 8000`.
@@ -167,7 +176,12 @@ mod tests {
             assert!(told.starts_with("if that is the address of -b: 127.0.0.1:8405 is"), "{told}");
             assert!(bound.is_meant(words) && !Bound::default().is_meant(words));
         }
-        for words in ["Address already in use: ('127.0.0.1', 9000)", "Port 9000 is in use"] {
+        for words in [
+            "Address already in use: ('127.0.0.1', 9000)",
+            "Port 9000 is in use",
+            "listen unix /run/other.sock: bind: address already in use",
+            "bind('/run/ctl'): Address already in use\n  File \"app.py\", line 3",
+        ] {
             assert_eq!(bound.explain(words), None, "{words}");
         }
         for words in ["port 8405 is fine", "EADDRINUSE: address already in use :::18405", ""] {

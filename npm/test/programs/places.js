@@ -1,6 +1,6 @@
 'use strict';
 
-// Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process, and `!` before a path removes it. The argument says what happens.
+// Workers that listen where a file says: ports and paths, one a line; `{pid}` stands for the process, `!` before a path removes it, and `=` before a port is `exclusive`. The argument says what happens.
 
 const cluster = require('node:cluster');
 const { randomInt } = require('node:crypto');
@@ -139,6 +139,18 @@ const scenes = {
     report(failure.code, failure.message?.replace(`${second}`, 'PORT'), await isServed(first), await isServed(second), await closed(next));
   },
 
+  // A port that the worker binds itself, which its successor cannot have.
+  async 'past the cluster'() {
+    const port = await freePort();
+    places('a', `=${port}`);
+    cluster.fork({ PLACES: 'a' });
+    while (!await isServed(port)) await pause(20);
+    const failure = await cluster.reload({ timeout: 1500 }).catch((error) => error);
+    report(failure.code, failure.message?.replace(/process \d+/, 'process N'), await ask(port));
+    // One that says when it is ready, which it was too early.
+    report(await cluster.reload({ ready: 'online', killTimeout: 500 }), await closed(port));
+  },
+
   // What nobody has is closed at once, as in Node.
   async plain() {
     const [other, own] = [await freePort(), await freePort()];
@@ -187,7 +199,8 @@ if (cluster.isPrimary) {
         continue;
       }
       const server = net.createServer((socket) => socket.end(`worker ${cluster.worker.id}`));
-      if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
+      if (place.startsWith('=')) server.on('error', () => {}).listen({ port: Number(place.slice(1)), host: '127.0.0.1', exclusive: true });
+      else if (/^\d+$/.test(place)) server.listen(Number(place), '127.0.0.1');
       else {
         const at = place.replace('{pid}', process.pid).replace(/^!/, '');
         if (place.startsWith('!')) fs.rmSync(at, { force: true });

@@ -251,7 +251,7 @@ impl<'a> Fields<'a> {
         watching(&mut app, &mut parts, &place.directory, &mut warnings);
         parts.logs.are_apart = self.has_logs_apart();
         warnings.extend(std::mem::take(&mut parts.logs).apply(&name, &mut app.output));
-        if serve::is_meant(&script, &parts.args) {
+        if serve::is_meant(&script, &parts.args, &app) {
             warnings.extend(serve::apply(&mut app, &parts.args));
         } else {
             command(&mut app, script, parts, &place.directory, &mut warnings);

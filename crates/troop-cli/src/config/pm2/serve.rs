@@ -12,9 +12,15 @@ pub(super) const SCRIPT: &str = "serve";
 /// The port, unless one is given.
 const PORT: &str = "8080";
 
-/// Whether PM2's server is meant, and not the program of that name from npm, which has options.
-pub(super) fn is_meant(script: &str, args: &[String]) -> bool {
-    script == SCRIPT && !args.iter().any(|arg| arg.starts_with('-'))
+/// Whether PM2's server is meant, and not the program of that name from npm, which has options. Many
+/// files have both.
+pub(super) fn is_meant(script: &str, args: &[String], app: &App) -> bool {
+    let has_variables = app.env.keys().any(|name| name.starts_with("PM2_SERVE_"));
+    script == SCRIPT && (has_variables || !has_options(args))
+}
+
+fn has_options(args: &[String]) -> bool {
+    args.iter().any(|arg| arg.starts_with('-'))
 }
 
 /// Has an app run troop's server of files, as its variables and its arguments say: the directory, the
@@ -25,6 +31,7 @@ pub(super) fn apply(app: &mut App, args: &[String]) -> Vec<String> {
         let own = app.env.get(&name).cloned().or_else(|| std::env::var(name).ok());
         own.filter(|value| !value.is_empty())
     };
+    let args = if has_options(args) { &[] } else { args };
     let or_arg = |name: &str, at: usize| variable(name).or_else(|| args.get(at).cloned());
     let directory = or_arg("PATH", 0).unwrap_or_else(|| ".".into());
     // As in PM2, what is no number means the usual port.
