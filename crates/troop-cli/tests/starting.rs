@@ -288,3 +288,21 @@ fn a_restart_that_fails_says_why_and_what_the_app_does_now() {
         }
     }
 }
+
+/// Each costs memory. With -b they stay: when one ends, the system ends what it has started.
+#[test]
+fn threads_that_start_workers_end_when_all_have_started() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(support::node("hello.js"));
+    let mut troop = support::start(command);
+    troop.listening(2);
+    let names = format!("/proc/{}/task", troop.child.id());
+    let is_starter = |thread: std::fs::DirEntry| {
+        std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|n| n.trim() == "troop-start")
+    };
+    wait_until("the end of these threads", || {
+        !std::fs::read_dir(&names).unwrap().flatten().any(is_starter)
+    });
+    troop.signal(Signal::TERM);
+    assert_eq!(troop.end().0, Some(0));
+}

@@ -229,9 +229,15 @@ pub(crate) fn prepare(
 }
 
 impl Start {
+    /// Whether the worker gets a signal when the thread ends that starts it.
+    pub(crate) fn binds_thread(&self) -> bool {
+        self.setup.has_activation()
+    }
+
     /// Starts the process. Waits until its program is executed, which the worker's user, or a file
     /// system that does not answer, may delay.
     pub(crate) fn run(self) -> Result<Spawned> {
+        let binds_thread = self.binds_thread();
         let Start {
             setup,
             slot,
@@ -262,7 +268,7 @@ impl Start {
         command.candidates = prepared.candidates;
         command.argv = prepared.argv;
         // Without a channel only this signal tells it that its primary has died.
-        command.death_signal = if setup.has_activation() { 15 } else { 0 };
+        command.death_signal = if binds_thread { 15 } else { 0 };
         command.pid_variable = setup.has_activation().then_some(c"LISTEN_PID");
         command.fds = fds;
         command.descriptor_limit = descriptor_limit;

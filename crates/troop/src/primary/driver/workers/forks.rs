@@ -79,12 +79,13 @@ impl Starting {
     }
 }
 
-/// A thread that starts workers. It lives as long as this, because workers may get a signal when
-/// it ends.
+/// A thread that starts workers. It lives as long as this.
 struct Thread {
     starts: Sender<(WorkerId, Start)>,
     /// What it starts.
     busy: Option<WorkerId>,
+    /// A worker that it has started gets a signal when it ends.
+    is_bound: bool,
 }
 
 /// Workers that are to be started, and the threads that do it.
@@ -160,7 +161,11 @@ impl Forks {
         let threads = self.threads.iter_mut().filter(|thread| thread.busy == Some(worker));
         threads.for_each(|thread| thread.busy = None);
         let at = self.starting.iter().position(|one| one.id == worker)?;
-        Some(self.starting.remove(at))
+        let starting = self.starting.remove(at);
+        if self.is_empty() {
+            self.threads.retain(|thread| thread.is_bound || thread.busy.is_some());
+        }
+        Some(starting)
     }
 
     /// Gives it to a thread, or does it here if there can be none.
@@ -187,10 +192,11 @@ impl Forks {
                 if spawned.is_err() {
                     return Some(start.run());
                 }
-                self.threads.push(Thread { starts, busy: None });
+                self.threads.push(Thread { starts, busy: None, is_bound: false });
                 self.threads.len() - 1
             }
         };
+        self.threads[idle].is_bound |= start.binds_thread();
         if let Err(unsent) = self.threads[idle].starts.send((worker, start)) {
             self.threads.remove(idle);
             return Some(unsent.0.1.run());
