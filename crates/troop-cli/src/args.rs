@@ -1,9 +1,11 @@
 //! The command line: verbs, options and their help.
 
+mod deferred;
 mod lifecycle;
 mod pm2;
 mod pm2_verbs;
 mod run;
+mod start;
 pub(crate) mod typed;
 
 use std::ffi::OsString;
@@ -13,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Time};
 use crate::names;
+pub(crate) use deferred::Deferred;
 pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Wait, WaitFor};
 pub(crate) use pm2_verbs::{
     Attach, EnvOf, Flush, Jlist, Kill, Pages, Pid, Ping, Prettylist, Reset, SendSignal, Serve,
@@ -20,6 +23,7 @@ pub(crate) use pm2_verbs::{
 };
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};
+pub(crate) use start::Start;
 
 /// One port, many processes, any language.
 #[derive(Debug, Parser)]
@@ -35,8 +39,19 @@ pub(crate) struct Troop {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(Foreground),
-    Start(Start),
+    /// Run a program as a cluster, in the foreground
+    ///
+    /// The program listens as it always does; its copies share the port. Workers that die are restarted.
+    /// SIGHUP replaces workers one by one without dropping connections. SIGTERM and SIGINT drain them;
+    /// another one (half a second later or more) or SIGQUIT kills them. SIGTTIN and SIGTTOU add and
+    /// remove a worker, SIGWINCH ends all workers and keeps the ports until SIGHUP, SIGUSR1 reopens log
+    /// files.
+    Run(Deferred<Foreground>),
+    /// Start apps in the background and wait until they are ready
+    ///
+    /// Exits with 0 when all workers are ready; otherwise it prints the reason and exits with 1. Output
+    /// of the workers goes to files, which `troop logs` shows.
+    Start(Deferred<Start>),
     /// List the apps that `troop run` and `troop start` have started
     ///
     /// A Rust program that is a cluster by itself (`troop::role`) is listed only if it runs under
@@ -251,90 +266,6 @@ pub(crate) struct Unstartup {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Start apps in the background and wait until they are ready
-///
-/// Exits with 0 when all workers are ready; otherwise it prints the reason and exits with 1. Output
-/// of the workers goes to files, which `troop logs` shows.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  troop start server.js -i max --name web
-  troop start server.js -- --port 8000   the program's own arguments follow `--`
-  troop start                          all apps of the troop.toml in this directory
-  troop start ecosystem.config.js --env production --only api
-  troop start web                      the app web of that file, or one that was stopped
-  troop start \"npm run dev\"            a whole command
-  troop start api.js jobs.js           several programs
-  troop start .                        the main file, or `npm start`, of the package.json here")]
-pub(crate) struct Start {
-    #[command(flatten)]
-    pub(crate) run: Run,
-
-    /// More programs or files; after a file with several apps, names of some
-    pub(crate) more: Vec<OsString>,
-
-    /// The program's arguments; after a file with several apps, names of some
-    #[arg(last = true)]
-    pub(crate) args: Vec<OsString>,
-
-    /// Do not wait until the app is ready
-    #[arg(long)]
-    pub(crate) no_wait: bool,
-
-    /// Run the app in the foreground, as `troop run` does
-    #[arg(long, visible_alias = "no-daemonize")]
-    pub(crate) no_daemon: bool,
-
-    /// Accepted because `run` has it: the others go on here
-    #[arg(long, hide = true)]
-    pub(crate) keep_going: bool,
-
-    /// Follow the output when the app is ready
-    #[arg(long, conflicts_with_all = ["no_wait", "no_daemon"])]
-    pub(crate) attach: bool,
-
-    /// Start an app that was stopped with the environment of this shell
-    #[arg(short = 'a', long)]
-    pub(crate) update_env: bool,
-
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    /// The arguments that mean the same, if those of this process do not.
-    #[arg(skip)]
-    pub(crate) typed: Option<Vec<OsString>>,
-}
-
-impl Start {
-    /// Returns the command line that starts these apps of a file.
-    pub(crate) fn of_file(
-        file: &str,
-        apps: &[String],
-        chosen: &OfFile,
-        json: bool,
-    ) -> Result<Start, clap::Error> {
-        let mut typed: Vec<OsString> = ["start", "--config", file].map(OsString::from).into();
-        if let Some(name) = &chosen.env {
-            typed.extend(["--env".into(), name.into()]);
-        }
-        typed.extend(json.then(|| "--json".into()));
-        typed.extend(["--only".into(), apps.join(",").into()]);
-        Start::parsed(typed)
-    }
-
-    /// Parses a command line that this process was not called with.
-    pub(crate) fn parsed(typed: Vec<OsString>) -> Result<Start, clap::Error> {
-        let all = std::iter::once("troop".into()).chain(typed.iter().cloned());
-        match Troop::try_parse_from(all)?.command {
-            Command::Start(mut start) => {
-                start.run.args = std::mem::take(&mut start.args);
-                Ok(Start { typed: Some(typed), ..start })
-            }
-            _ => Err(clap::Error::new(clap::error::ErrorKind::InvalidSubcommand)),
-        }
-    }
 }
 
 /// Show the output of an app's workers, and its events
@@ -570,8 +501,26 @@ mod tests {
     }
 
     #[test]
+    fn verbs_say_the_same_of_themselves_as_the_list_of_verbs_does() {
+        let listed = super::Troop::command();
+        let mut built = super::Troop::command();
+        built.build();
+        for verb in listed.get_subcommands() {
+            let name = verb.get_name();
+            let own = built.find_subcommand(name).unwrap();
+            assert_eq!(own.get_about().unwrap().to_string(), verb.get_about().unwrap().to_string());
+            assert_eq!(
+                own.get_long_about().map(ToString::to_string),
+                verb.get_long_about().map(ToString::to_string),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn every_verb_shows_how_it_is_used() {
-        let command = super::Troop::command();
+        let mut command = super::Troop::command().disable_help_subcommand(true);
+        command.build();
         let without = command.get_subcommands().filter(|verb| {
             verb.get_after_help().is_none_or(|help| !help.to_string().contains("Examples:"))
         });

@@ -42,7 +42,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser};
 
-use args::Command;
+use args::{Command, Deferred};
 use error::{CliError, RunError};
 use verbs::{
     attach, check, elsewhere, exec_activated, init, lifecycle, list, man, operate, pm2, probe,
@@ -76,7 +76,7 @@ pub fn main() -> ExitCode {
         _ => false,
     };
     let result = match command {
-        Command::Run(mut args) => {
+        Command::Run(Deferred(mut args)) => {
             if let Some(text) = args.refused() {
                 log::line(&format!("troop: {text}"));
                 return ExitCode::from(2);
@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
             return foreground(args.run, &more, args.keep_going);
         }
         // The primary that `troop start` has spawned in the background.
-        Command::Start(mut args) if std::env::var_os(start::VARIABLE).is_some() => {
+        Command::Start(Deferred(mut args)) if std::env::var_os(start::VARIABLE).is_some() => {
             // How it was called the first time does not say who waits now.
             let is_resumed = std::env::var_os(start::RESUMED_VARIABLE).is_some();
             args.run.unawaited = args.no_wait && !is_resumed;
@@ -94,7 +94,7 @@ pub fn main() -> ExitCode {
             start::choose(&mut args.run, &args.more, &start::chosen());
             return run(args.run);
         }
-        Command::Start(mut args) => {
+        Command::Start(Deferred(mut args)) => {
             start::words_of_start(&mut args);
             args.run.args = std::mem::take(&mut args.args);
             if args.no_daemon {

@@ -3,9 +3,9 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Maximum number of abandoned threads at a time.
 const MAX_ABANDONED: usize = 8;
@@ -38,7 +38,7 @@ pub fn is_under_way() -> bool {
     UNDER_WAY.load(Ordering::Relaxed) > 0
 }
 
-#[derive(PartialEq)]
+#[derive(Debug, PartialEq)]
 enum Work {
     Running,
     Left,
@@ -54,8 +54,18 @@ pub fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    let late = || io::Error::from_raw_os_error(libc::ETIMEDOUT);
-    let left = || LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    begin(limit, work)?.wait()
+}
+
+/// Begins work in a thread of its own, while the caller does something else. What it returns is to
+/// be waited for; without that the thread is abandoned.
+///
+/// # Errors
+/// `ETIMEDOUT` while too many threads are abandoned; those of starting a thread.
+pub fn begin<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<Begun<T>> {
     if *left() >= MAX_ABANDONED {
         return Err(late());
     }
@@ -76,22 +86,55 @@ pub fn within<T: Send + 'static>(
         // If the caller has stopped waiting, the result is dropped here.
         drop(sender.send(result));
     };
+    let deadline = Instant::now() + limit;
     std::thread::Builder::new().name("troop-files".into()).spawn(run)?;
-    match result.recv_timeout(limit) {
-        Ok(result) => return result,
-        Err(RecvTimeoutError::Disconnected) => {
-            return Err(io::Error::other("a thread that looks at files has panicked"));
+    Ok(Begun { result, state, deadline })
+}
+
+/// Work that has begun.
+#[derive(Debug)]
+pub struct Begun<T> {
+    result: Receiver<io::Result<T>>,
+    state: Arc<Mutex<Work>>,
+    deadline: Instant,
+}
+
+impl<T> Begun<T> {
+    /// Waits for the result until the limit has passed since the work began.
+    ///
+    /// # Errors
+    /// Those of the work; `ETIMEDOUT` after the limit.
+    pub fn wait(self) -> io::Result<T> {
+        let rest = self.deadline.saturating_duration_since(Instant::now());
+        match self.result.recv_timeout(rest) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("a thread that looks at files has panicked"));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
         }
-        Err(RecvTimeoutError::Timeout) => {}
-    }
-    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    if *state == Work::Done {
+        let is_done = *self.state.lock().unwrap_or_else(PoisonError::into_inner) == Work::Done;
         // The work may have ended just now.
-        return result.recv().unwrap_or_else(|_| Err(late()));
+        if is_done { self.result.recv().unwrap_or_else(|_| Err(late())) } else { Err(late()) }
     }
-    *state = Work::Left;
-    *left() += 1;
-    Err(late())
+}
+
+impl<T> Drop for Begun<T> {
+    fn drop(&mut self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == Work::Running {
+            *state = Work::Left;
+            *left() += 1;
+        }
+    }
+}
+
+fn left() -> MutexGuard<'static, usize> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn late() -> io::Error {
+    io::Error::from_raw_os_error(libc::ETIMEDOUT)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const PM2: &str = "As in PM2";
 const PROBES: [&str; 6] =
     ["no-automation", "trace", "disable-trace", "v8", "event-loop-inspector", "deep-monitoring"];
 
-/// PM2's options, with its names and units.
+// PM2's options, with its names and units.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pm2 {
     /// --workers; `max` and 0 are one per usable CPU, -1 is one less

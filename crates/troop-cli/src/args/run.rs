@@ -10,13 +10,6 @@ use troop::policy::{BadScheduling, Pattern};
 use super::pm2::Pm2;
 use crate::config::{self, Form, LogFormat, Ready, Size, Time, When, Workers};
 
-/// Run a program as a cluster, in the foreground
-///
-/// The program listens as it always does; its copies share the port. Workers that die are restarted.
-/// SIGHUP replaces workers one by one without dropping connections. SIGTERM and SIGINT drain them;
-/// another one (half a second later or more) or SIGQUIT kills them. SIGTTIN and SIGTTOU add and
-/// remove a worker, SIGWINCH ends all workers and keeps the ports until SIGHUP, SIGUSR1 reopens log
-/// files.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run server.js                  one worker, on the port that server.js listens on
@@ -81,7 +74,7 @@ impl Foreground {
     }
 }
 
-/// The program and how it is run.
+// The program and how it is run.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Run {
     /// Name of the app for `troop ls`, `reload` and the other verbs [default: the program's name,

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use clap::{Arg, CommandFactory as _};
+use clap::{Arg, Args as _};
 
-use super::Troop;
+use super::{Foreground, Start};
 
 /// Returns a command line in which `run` leaves all options behind a program that is found on the
 /// `PATH` to that program (`run sh -c '…'`), as `env` and `nice` do, unless a `--` separates them,
@@ -42,8 +42,11 @@ pub(crate) fn arranged(
 /// Returns the position of the program in a command line: the first word that is no option and no
 /// value of one.
 fn program(words: &[OsString], verb: &str) -> Option<usize> {
-    let command = Troop::command();
-    let command = command.find_subcommand(verb)?;
+    let command = clap::Command::new("");
+    let command = match verb {
+        "run" => Foreground::augment_args(command),
+        _ => Start::augment_args(command),
+    };
     let mut by_name = HashMap::new();
     for arg in command.get_arguments() {
         for long in arg.get_long_and_visible_aliases().unwrap_or_default() {

@@ -1,5 +1,6 @@
 //! The apps that a command is for: those that run, and those whose record is kept.
 
+use std::io;
 use std::time::Duration;
 
 use super::client::Client;
@@ -40,36 +41,69 @@ struct Known {
 
 /// Returns all apps that have a socket or a record, in the order in which `troop ls` shows them.
 fn known() -> Result<Vec<Known>, CliError> {
-    known_beside(listed())
+    Ok(known_beside(listed(), sockets()?))
 }
 
-/// Returns these apps, and those that have a socket only.
-fn known_beside(listed: Vec<Listed>) -> Result<Vec<Known>, CliError> {
-    let doing = |e| CliError::Io("look for apps".into(), e);
+/// Returns the apps that have a record, and those that have a socket only.
+fn known_beside(listed: Vec<Listed>, sockets: Vec<String>) -> Vec<Known> {
     let mut all: Vec<Known> = listed
         .into_iter()
         .map(|app| Known { name: app.record.name.clone(), listed: Some(app) })
         .collect();
-    for name in sockets::names().map_err(doing)? {
+    for name in sockets {
         if !all.iter().any(|known| known.name == name) {
             all.push(Known { name, listed: None });
         }
     }
-    Ok(all)
+    all
+}
+
+/// Returns the names of the apps that have a socket.
+fn sockets() -> Result<Vec<String>, CliError> {
+    sockets::names().map_err(|e| CliError::Io("look for apps".into(), e))
 }
 
 /// Returns the apps that have a record. A directory that cannot be trusted is reported, and does not
 /// keep apps that run from being found.
 fn listed() -> Vec<Listed> {
-    listed_and_unusable().0
+    or_none(listed::all_and_unusable()).0
 }
 
-/// The same, and why the records of some apps are not used.
-pub(crate) fn listed_and_unusable() -> (Vec<Listed>, Vec<String>) {
-    listed::all_and_unusable().unwrap_or_else(|e| {
+fn or_none(read: io::Result<(Vec<Listed>, Vec<String>)>) -> (Vec<Listed>, Vec<String>) {
+    read.unwrap_or_else(|e| {
         log::line(&format!("troop: {e}"));
         (Vec::new(), Vec::new())
     })
+}
+
+/// All apps.
+pub(crate) struct All<T> {
+    /// What those that run have answered.
+    pub(crate) answers: Vec<(String, T)>,
+    /// The others.
+    pub(crate) rest: Vec<Target>,
+    /// The apps that have a record.
+    pub(crate) listed: Vec<Listed>,
+    /// Why the records of some apps are not used.
+    pub(crate) unusable: Vec<String>,
+}
+
+/// Returns all apps. Those that have a socket are asked while the records are read.
+pub(crate) fn all_asking<T>(
+    ask: impl FnOnce(&mut [Client]) -> Vec<(String, T)>,
+) -> Result<All<T>, CliError> {
+    let reading = listed::begin_all();
+    let sockets = sockets()?;
+    // What cannot be connected to now is explained below.
+    let connected = sockets.iter().filter_map(|name| Client::connect(name).ok().flatten());
+    let answers = ask(&mut connected.collect::<Vec<_>>());
+    let (listed, unusable) = or_none(reading.and_then(listed::Reading::wait));
+    let rest = known_beside(listed.clone(), sockets)
+        .into_iter()
+        .filter(|known| !answers.iter().any(|(name, _)| *name == known.name))
+        .filter_map(|known| known.target().transpose())
+        .collect::<Result<_, _>>()?;
+    Ok(All { answers, rest, listed, unusable })
 }
 
 impl Known {
@@ -105,12 +139,7 @@ impl Known {
 
 /// Returns all apps: those that run and those that have ended.
 pub(crate) fn everything() -> Result<Vec<Target>, CliError> {
-    everything_beside(listed())
-}
-
-/// The same, where the apps that have a record are known.
-pub(crate) fn everything_beside(listed: Vec<Listed>) -> Result<Vec<Target>, CliError> {
-    known_beside(listed)?.into_iter().filter_map(|known| known.target().transpose()).collect()
+    known()?.into_iter().filter_map(|known| known.target().transpose()).collect()
 }
 
 /// Returns the apps that a word selects, running or not; none if it selects none.

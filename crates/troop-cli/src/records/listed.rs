@@ -4,7 +4,9 @@
 use std::io;
 use std::time::SystemTime;
 
-use super::store::{Store, bounded};
+use troop::program::within::Begun;
+
+use super::store::{self, Store, bounded};
 use super::{End, Life, Record, free_id};
 use crate::control::sockets;
 
@@ -23,11 +25,27 @@ pub(crate) fn all() -> io::Result<Vec<Listed>> {
 
 /// The same, and why the records of some apps are not used, for people.
 pub(crate) fn all_and_unusable() -> io::Result<(Vec<Listed>, Vec<String>)> {
-    bounded(|| {
+    begin_all()?.wait()
+}
+
+/// Begins to read all records, while the caller does something else.
+pub(crate) fn begin_all() -> io::Result<Reading> {
+    let read = store::begin(|| {
         let Some(store) = Store::find()? else { return Ok((Vec::new(), Vec::new())) };
         let (records, unusable) = store.all_and_unusable()?;
         Ok((records.into_iter().filter_map(|record| settle(&store, record)).collect(), unusable))
-    })
+    })?;
+    Ok(Reading(read))
+}
+
+/// All records are being read.
+pub(crate) struct Reading(Begun<(Vec<Listed>, Vec<String>)>);
+
+impl Reading {
+    /// Returns the apps, and why the records of some are not used.
+    pub(crate) fn wait(self) -> io::Result<(Vec<Listed>, Vec<String>)> {
+        self.0.wait().map_err(store::explained)
+    }
 }
 
 /// Returns numbers for this many apps that are started now.

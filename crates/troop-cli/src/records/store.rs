@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use troop::program::safe_path::{Directory, Safety};
+use troop::program::within::{self, Begun};
 
 use super::Record;
 use crate::names;
@@ -34,7 +35,19 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) fn bounded<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    troop::program::within::within(STATE_TIMEOUT, work).map_err(|e| match e.kind() {
+    begin(work)?.wait().map_err(explained)
+}
+
+/// Begins work on the directory of records, while the caller does something else.
+pub(super) fn begin<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<Begun<T>> {
+    within::begin(STATE_TIMEOUT, work).map_err(explained)
+}
+
+/// Says which directory does not answer.
+pub(super) fn explained(e: io::Error) -> io::Error {
+    match e.kind() {
         io::ErrorKind::TimedOut => io::Error::new(
             e.kind(),
             format!(
@@ -44,7 +57,7 @@ pub(crate) fn bounded<T: Send + 'static>(
             ),
         ),
         _ => e,
-    })
+    }
 }
 
 /// Returns the directory of records: `TROOP_STATE_DIR`, or a directory beside the control sockets

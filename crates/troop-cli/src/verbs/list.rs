@@ -29,6 +29,10 @@ enum Entry {
 }
 
 impl Entry {
+    fn answered((name, app): (String, Option<AppSnapshot>)) -> Entry {
+        app.map_or(Entry::Silent(name), |app| Entry::Running(Box::new(app)))
+    }
+
     fn name(&self) -> &str {
         match self {
             Entry::Running(app) => &app.name,
@@ -42,22 +46,26 @@ impl Entry {
 pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     let word = args.app.as_deref().filter(|word| *word != "all");
     let (mut known, mut unusable) = (Vec::new(), Vec::new());
+    let (mut clients, mut entries) = (Vec::new(), Vec::new());
     let found = match word {
         None => {
-            (known, unusable) = targets::listed_and_unusable();
-            targets::everything_beside(known.clone())?
+            let all = targets::all_asking(answers)?;
+            (known, unusable) = (all.listed, all.unusable);
+            entries.extend(all.answers.into_iter().map(Entry::answered));
+            all.rest
         }
         Some(word) => targets::targets(&[word.to_owned()])?.0,
     };
-    let (mut clients, mut entries) = (Vec::new(), Vec::new());
     for target in found {
         match target {
             Target::Running(client) => clients.push(client),
             Target::Ended(record, end) => entries.push(Entry::Ended(record, end)),
         }
     }
+    let is_running = |entry: &Entry| !matches!(entry, Entry::Ended(..));
+    let none_runs = clients.is_empty() && !entries.iter().any(is_running);
     let ended = entries.iter().find_map(|entry| match entry {
-        Entry::Ended(record, end) if args.app.is_some() && clients.is_empty() => {
+        Entry::Ended(record, end) if args.app.is_some() && none_runs => {
             Some(targets::not_running(record, end))
         }
         _ => None,
@@ -65,12 +73,9 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     // One that ends or restarts while it is asked is looked up again.
     let mut left: Vec<String> = clients.iter().map(|client| client.name().to_owned()).collect();
     for _ in 0..MAX_LOOKUPS {
-        entries.extend(answers(&mut clients).into_iter().map(|(name, app)| {
-            left.retain(|other| *other != name);
-            match app {
-                Some(app) => Entry::Running(Box::new(app)),
-                None => Entry::Silent(name),
-            }
+        let answered = answers(&mut clients).into_iter();
+        entries.extend(answered.map(Entry::answered).inspect(|entry| {
+            left.retain(|other| other != entry.name());
         }));
         clients.clear();
         for name in std::mem::take(&mut left) {
