@@ -155,14 +155,17 @@ pub(crate) struct Man {
 /// Check a configuration file without starting anything
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  troop check                          the troop.toml in this directory
+  troop check                          the troop.toml in this directory, or else a PM2 file or Procfile
   troop check ecosystem.config.js      which options of a PM2 file are used
   troop check --schema                 the JSON Schema of troop.toml, for editors")]
 pub(crate) struct Check {
     /// The file: a troop.toml, PM2's ecosystem.config.js|cjs|json|yml, or a Procfile. A .js file is
-    /// executed by node
-    #[arg(default_value = crate::config::DEFAULT_FILE)]
-    pub(crate) file: PathBuf,
+    /// executed by node [default: the one that `start` takes]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The file, as for other verbs
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Print the JSON Schema of troop.toml instead
     #[arg(long)]

@@ -184,7 +184,8 @@ fn run_as(
     let fds = resolved.app.fds.clone();
     let keeper = claim.as_ref().and_then(|_| keep(&name, &resolved, &source)).map(Arc::new);
     reporter.iter().for_each(|reporter| reporter.tell_listed(&name));
-    let lock = claim.as_ref().and_then(|claim| claim.lock_file().ok());
+    let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
+    let served = claim.as_ref().map(|claim| claim.0.clone());
     let last_end = Arc::new(Mutex::new(None));
     let parts = Parts {
         name: name.clone(),
@@ -194,10 +195,8 @@ fn run_as(
         restarting: restarting.clone(),
         reporter: reporter.clone(),
         keeper: keeper.clone(),
-        lock,
+        claim: served.clone(),
     };
-    let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
-    let served = claim.as_ref().map(|claim| claim.0.clone());
     let early = restarting.clone();
     let running = Arc::new(OnceLock::new());
     let started = running.clone();

@@ -71,13 +71,13 @@ const ECOSYSTEM: &str = r#"{
     "name": "api", "script": "./server.js", "args": "--one 'a b'", "node_args": "--no-warnings", "instances": 2, "exec_mode": "cluster",
     "env": { "GREETING": "dev", "PORT": 1 }, "env_production": { "GREETING": "live" }, "port": 4242, "wait_ready": true,
     "listen_timeout": 10000, "kill_timeout": 2000, "max_memory_restart": "500M", "out_file": "api-out.log", "error_file": "api-err.log",
-    "instance_var": "MY_INSTANCE", "merge_logs": true, "time": true, "pid_file": "api.pid"
+    "instance_var": "MY_INSTANCE", "merge_logs": true, "time": true, "pid_file": "api.pid", "color": "red"
   }]
 }"#;
 
 #[test]
 fn an_ecosystem_file_is_started_as_it_is_in_every_format() {
-    let yaml = "apps:\n  - name: api\n    script: ./server.js\n    args: [--one, a b]\n    node_args: --no-warnings\n    instances: 2\n    env:\n      GREETING: dev\n    env_production:\n      GREETING: live\n    port: 4242\n    out_file: api-out.log\n    instance_var: MY_INSTANCE\n    wait_ready: true\n    pid_file: api.pid\n";
+    let yaml = "apps:\n  - name: api\n    script: ./server.js\n    args: [--one, a b]\n    node_args: --no-warnings\n    instances: 2\n    env:\n      GREETING: dev\n    env_production:\n      GREETING: live\n    port: 4242\n    out_file: api-out.log\n    instance_var: MY_INSTANCE\n    wait_ready: true\n    merge_logs: true\n    pid_file: api.pid\n    color: red\n";
     let js = format!("console.log('loading'); module.exports = {ECOSYSTEM}");
     let module = format!("export default {ECOSYSTEM}");
     for (name, text) in [
@@ -92,7 +92,8 @@ fn an_ecosystem_file_is_started_as_it_is_in_every_format() {
         let _ends = Ends(path);
         let (code, out, err) = troop(path, &["start", name, "--env", "production"]);
         assert!(code == 0 && out.starts_with("api: 2 workers ready"), "{name}: {out}{err}");
-        assert!(err.contains("pid_file"), "{err}");
+        assert!(err.contains("`color` means nothing here"), "{err}");
+        wait_until("the pid files", || path.join("api-0.pid").exists());
         let told = told(path, "api");
         assert_eq!(
             (&told["args"], &told["node"]),
@@ -144,7 +145,7 @@ fn files_of_others_are_converted_and_then_mean_the_same() {
     let directory = with(&[("ecosystem.json", ECOSYSTEM), ("Procfile", "jobs: node server.js\n")]);
     let path = directory.path();
     let (code, out, err) = troop(path, &["init", "--from", "ecosystem.json"]);
-    assert!(code == 0 && out.contains("api") && err.contains("pid_file"), "{out}{err}");
+    assert!(code == 0 && out.contains("api") && err.contains("`color`"), "{out}{err}");
     let text = std::fs::read_to_string(path.join("troop.toml")).unwrap();
     for part in [
         "[app.api]",
@@ -191,7 +192,12 @@ fn invalid_files_are_reported_with_the_reason() {
     let (code, out, _) = troop(directory.path(), &["check", "ecosystem.json", "--json"]);
     let checked: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &checked["apps"]), (0, &serde_json::json!(["api"])));
-    assert!(checked["warnings"].to_string().contains("pid_file"));
+    assert!(checked["warnings"].to_string().contains("`color`"));
+    // Where there is no other file, and by the option that other verbs have.
+    for args in [&["check"][..], &["check", "-c", "ecosystem.json"]] {
+        let (code, out, err) = troop(directory.path(), args);
+        assert!(code == 0 && out.contains("ecosystem.json: api is fine"), "{out}{err}");
+    }
 }
 
 #[test]

@@ -145,3 +145,20 @@ fn the_primary_is_found_by_its_pid_file_until_it_ends() {
     let (code, _, err) = home.troop(&["start", "web", "--set", "pid_file=/proc/none/web.pid"]);
     assert!(code == 2 && err.contains("cannot write /proc/none/web.pid"), "{code} {err}");
 }
+
+/// As when a file system is mounted over it, and unmounted again.
+#[test]
+fn a_control_directory_that_was_replaced_and_comes_back_is_used_again() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    let pid = home.show("web")["pid"].clone();
+    let (own, aside) = (home.path().join("run"), home.path().join("aside"));
+    // Records are below it.
+    std::fs::rename(&own, &aside).unwrap();
+    wait_until("another socket", || own.join("web.sock").exists());
+    assert_eq!(home.show("web")["pid"], pid);
+    std::fs::remove_dir_all(&own).unwrap();
+    std::fs::rename(&aside, &own).unwrap();
+    wait_until("an answer", || home.troop(&["show", "web", "--quiet"]).0 == 0);
+    assert_eq!(home.show("web")["pid"], pid);
+}

@@ -26,7 +26,6 @@ pub(crate) use schedule::LastRun;
 pub(crate) use schedule::ScheduleSnapshot;
 pub(crate) use startup::Startup;
 
-use std::fs::File;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +35,7 @@ use tokio::time::{sleep, timeout};
 use troop::Cluster;
 
 use crate::control::protocol::Failure;
+use crate::control::sockets::Claim;
 use crate::logs::writer::LogQueue;
 use crate::records::keeper::{self, Keeper};
 use crate::resolve::{ResolvedApp, Source};
@@ -63,8 +63,8 @@ pub(crate) struct Parts {
     pub(crate) reporter: Option<Arc<StartupReporter>>,
     /// The record of the app.
     pub(crate) keeper: Option<Arc<Keeper>>,
-    /// The lock file of the app's name.
-    pub(crate) lock: Option<File>,
+    /// The app's name, whose lock file shows that this process is alive.
+    pub(crate) claim: Option<Arc<Mutex<Claim>>>,
 }
 
 /// A running app.
@@ -109,7 +109,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
     serve: impl FnOnce(Arc<RunningApp>) -> F + Send + 'static,
 ) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Parts { name, resolved, source, queue, restarting, reporter, keeper, lock } = parts;
+    let Parts { name, resolved, source, queue, restarting, reporter, keeper, claim } = parts;
     let app = Arc::new(RunningApp {
         startup: Startup::new(&cluster),
         cluster,
@@ -135,8 +135,8 @@ pub(crate) fn start<F: Future<Output = ()>>(
             if let Some(reporter) = reporter {
                 tokio::spawn(app.clone().report_startup(reporter));
             }
-            if let Some(lock) = lock {
-                tokio::spawn(keeper::show_life(lock));
+            if let Some(claim) = claim {
+                tokio::spawn(keeper::show_life(claim));
             }
             tokio::spawn(app.clone().release_unused_memory());
             if let Some(watched) = watched {

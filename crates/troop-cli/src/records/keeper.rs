@@ -1,7 +1,6 @@
 //! The primary's side of a record: it is written when the app starts, and says how the app has
 //! ended.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use super::process::Identity;
 use super::store::{Store, bounded};
 use super::{End, Ending, Record, StartCall, Text, free_id, millis, own_env};
-use crate::control::sockets;
+use crate::control::sockets::{self, Claim};
 use crate::resolve::{ResolvedApp, Source};
 use crate::start;
 
@@ -163,10 +162,12 @@ fn absolute(path: impl AsRef<std::path::Path>) -> PathBuf {
     path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Shows that this process is alive, by the time of change of its lock file, until the process ends.
-pub(crate) async fn show_life(lock: File) {
+/// Shows that this process is alive, by the time of change of its lock file, until the process ends. The
+/// file is another one, where that of the start was removed with its directory.
+pub(crate) async fn show_life(claim: Arc<Mutex<Claim>>) {
     loop {
-        let _ = lock.set_modified(SystemTime::now());
+        let lock = claim.lock().unwrap_or_else(PoisonError::into_inner).lock_file();
+        let _ = lock.and_then(|lock| lock.set_modified(SystemTime::now()));
         tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
     }
 }

@@ -61,7 +61,8 @@ pub(crate) fn check(args: &Check) -> Result<(), String> {
         let _ = writeln!(out, "{}", config::schema());
         return Ok(());
     }
-    let file = &args.file;
+    let named = args.file.clone().or_else(|| args.config.clone());
+    let file = &named.or_else(config::usual_file).unwrap_or_else(|| config::DEFAULT_FILE.into());
     let shown = file.clone();
     let Findings { names, warnings, notes, problems } =
         config::source::answered(move || inspect(&shown))?;
