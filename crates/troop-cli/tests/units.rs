@@ -50,7 +50,7 @@ fn a_hardened_unit_leaves_an_app_what_its_file_says_it_uses() {
     let home = Home::with(&[("server.js", "")]);
     let text = "[app.web]\nprogram = \"server.js\"\ncwd = \"data\"\nno_new_privileges = false\nnice = -5\n\
         may_listen = [\"/run/web/web.sock\", \"/srv/shared/web.sock\"]\n\
-        output = { to = \"files\", file = \"/srv/logs/web.log\" }\ncgroup = { memory = \"1G\" }\n";
+        output = { to = \"files\", file = \"/srv/logs/web.log\" }\npid_file = \"/srv/pids/web.pid\"\ncgroup = { memory = \"1G\" }\n";
     std::fs::write(home.path().join("troop.toml"), text).unwrap();
     let unit = home.fine(&["startup", "--hardened", "--print"]);
     assert!(!unit.contains("NoNewPrivileges"), "{unit}");
@@ -61,6 +61,7 @@ fn a_hardened_unit_leaves_an_app_what_its_file_says_it_uses() {
             " -/run/web",
             " -/srv/shared",
             " -/srv/logs",
+            " -/srv/pids",
             "CAP_SYS_NICE",
         ] {
             assert!(unit.contains(part), "{part}: {unit}");

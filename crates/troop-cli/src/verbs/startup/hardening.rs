@@ -128,7 +128,8 @@ fn written(app: &App, directory: &Path) -> Vec<PathBuf> {
         let address = address.strip_prefix("udp:").unwrap_or(address);
         address.contains('/').then(|| Path::new(address))
     });
-    let files = logs.map(PathBuf::as_path).chain(sockets);
+    let pids = [&app.pid_file, &app.worker_pid_file].into_iter().flatten();
+    let files = logs.chain(pids).map(PathBuf::as_path).chain(sockets);
     let above = files.filter_map(Path::parent).map(|path| directory.join(path));
     let free = app.sandbox.write.iter().flatten().map(|path| directory.join(path));
     let all = above.chain(free).map(without_dots);
