@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use troop_core::ListenerId;
 use troop_core::primary::Budget;
@@ -18,6 +18,10 @@ use crate::primary::listener::Socket;
 
 /// Interval between scans for foreign sockets in a group.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// Time of a turn after which no more of them are looked for.
+const CENSUS_TIME: Duration = Duration::from_millis(5);
+/// How many times as long nothing is looked for then.
+const CENSUS_PAUSE: u32 = 100;
 
 /// What was found of the sockets of a group.
 enum Found {
@@ -204,40 +208,45 @@ impl Driver {
     }
 
     /// Says so, once, when others have joined groups. Describes one of them at a time, which takes
-    /// a while.
+    /// a while. Where the system has very many sockets, which every user can make, each question takes
+    /// a while, too, and the rest is asked later.
     fn census(&mut self) {
-        let grouped: Vec<ListenerId> =
-            self.listeners.open.iter().filter(|(_, l)| l.grouped).map(|(id, _)| *id).collect();
-        let Ok(tcp) = diag::bound(None, false) else { return };
-        let has_udp = grouped.iter().any(|id| self.listeners.is_udp(*id));
-        let udp = if has_udp { diag::bound(None, true).unwrap_or_default() } else { Vec::new() };
-        let mut described = false;
-        for id in grouped {
-            self.steer_again(id);
-            let bound = if self.listeners.is_udp(id) { &udp } else { &tcp };
-            let strangers = self.listeners.strangers(id, bound, None);
-            let is_joined = !strangers.is_empty();
-            let is_auto = self.cluster.primary.joined_by_others(self.now, id, is_joined);
-            let Some(listener) = self.listeners.open.get_mut(&id) else { continue };
-            listener.intruders.retain(|inode| strangers.iter().any(|who| who.inode == *inode));
-            let Some(new) = strangers
-                .iter()
-                .find(|who| !listener.intruders.contains(&who.inode))
-                .filter(|_| !described)
-            else {
-                continue;
-            };
-            described = true;
-            let consequence = if is_auto {
-                "all connections are handed over in turn while it is there"
-            } else {
-                "it gets no connections, and no more sockets are opened while it is there"
-            };
-            let reason = format!("{}; {consequence}", self.listeners.describe(id, new));
-            if let Some(at) = self.cluster.primary.listener_address(id) {
-                self.events.push(Event::NotSteered { address: at, reason });
+        let begun = Instant::now();
+        while let Some(id) = self.listeners.uncounted.pop() {
+            if self.tell_of_strangers(id) || begun.elapsed() >= CENSUS_TIME {
+                self.listeners.count_at = self.now + begun.elapsed() * CENSUS_PAUSE;
+                return;
             }
         }
+    }
+
+    /// Returns whether it has described one.
+    fn tell_of_strangers(&mut self, id: ListenerId) -> bool {
+        if !self.listeners.open.get(&id).is_some_and(|listener| listener.grouped) {
+            return false;
+        }
+        let founder = self.listeners.founder(id);
+        let port = founder.and_then(|first| socket::local_address(&first.fd)).map(|at| at.port());
+        let Ok(bound) = diag::bound(port, self.listeners.is_udp(id)) else { return false };
+        let strangers = self.listeners.strangers(id, &bound, None);
+        let is_joined = !strangers.is_empty();
+        let is_auto = self.cluster.primary.joined_by_others(self.now, id, is_joined);
+        let Some(listener) = self.listeners.open.get_mut(&id) else { return false };
+        listener.intruders.retain(|inode| strangers.iter().any(|who| who.inode == *inode));
+        let Some(new) = strangers.iter().find(|who| !listener.intruders.contains(&who.inode))
+        else {
+            return false;
+        };
+        let consequence = if is_auto {
+            "all connections are handed over in turn while it is there"
+        } else {
+            "it gets no connections, and no more sockets are opened while it is there"
+        };
+        let reason = format!("{}; {consequence}", self.listeners.describe(id, new));
+        if let Some(at) = self.cluster.primary.listener_address(id) {
+            self.events.push(Event::NotSteered { address: at, reason });
+        }
+        true
     }
 
     pub(in crate::primary::driver) fn steer(&mut self, id: ListenerId, program: &[Instruction]) {
@@ -267,6 +276,14 @@ impl Driver {
         self.cluster.primary.sampled(self.now, id, &self.listeners.waiting);
         if self.listeners.census_at <= self.now {
             self.listeners.census_at = self.now + SCAN_INTERVAL;
+            let open = self.listeners.open.iter();
+            let grouped = open.filter(|(_, listener)| listener.grouped).map(|(id, _)| *id);
+            self.listeners.uncounted = grouped.collect();
+            for id in self.listeners.uncounted.clone() {
+                self.steer_again(id);
+            }
+        }
+        if !self.listeners.uncounted.is_empty() && self.listeners.count_at <= self.now {
             self.census();
         }
     }

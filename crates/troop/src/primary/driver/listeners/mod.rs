@@ -51,6 +51,10 @@ pub(super) struct Listeners {
     inherited: Vec<InheritedSocket>,
     /// The time of the next check for foreign sockets in our groups; at once before the first one.
     census_at: Time,
+    /// Listeners whose groups others may have joined since the last look.
+    uncounted: Vec<ListenerId>,
+    /// These wait until then.
+    count_at: Time,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
     /// Next check for waiting clients while no worker is ready.
