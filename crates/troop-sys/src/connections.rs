@@ -96,21 +96,23 @@ fn unix(path: &Path) -> io::Result<Connections> {
     }
 }
 
-/// Returns the stream and packet sockets that listen at a path: their inodes and the paths. Sees those
-/// of this process's network namespace. Abstract names are left out.
+/// Shows the stream and packet sockets that listen at a path, one after the other: their inodes and the
+/// paths. Sees those of this process's network namespace. Abstract names are left out.
 ///
 /// # Errors
-/// If the kernel does not show them.
-pub fn unix_listeners() -> io::Result<Vec<(u64, PathBuf)>> {
+/// If the kernel does not show them; `TimedOut` if there are more than can be shown until that time.
+pub fn each_unix_listener(until: Instant, mut see: impl FnMut(u64, &Path)) -> io::Result<()> {
     /// `__SO_ACCEPTCON` of the kernel's `flags`, the fourth field.
     const LISTENS: u32 = 1 << 16;
-    let mut found = Vec::new();
     let mut file = io::BufReader::new(std::fs::File::open("/proc/thread-self/net/unix")?);
     let mut line = Vec::new();
     loop {
         line.clear();
         if file.read_until(b'\n', &mut line)? == 0 {
-            return Ok(found);
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(io::ErrorKind::TimedOut.into());
         }
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         let mut fields = words(text);
@@ -122,7 +124,7 @@ pub fn unix_listeners() -> io::Result<Vec<(u64, PathBuf)>> {
         if let (Some(inode), Some(path), true) = (inode, path, flags & LISTENS != 0)
             && fields.next().is_some_and(|first| first.starts_with(b"/"))
         {
-            found.push((inode, PathBuf::from(std::ffi::OsStr::from_bytes(path))));
+            see(inode, Path::new(std::ffi::OsStr::from_bytes(path)));
         }
     }
 }
@@ -283,9 +285,12 @@ mod tests {
         let accepted = vec![diag::inode(&end).unwrap()];
         assert_eq!(at.connections().unwrap(), Connections { accepted, waiting: Some(1) });
         // Among those that listen there is it alone.
-        let at_path = |(inode, at): (u64, PathBuf)| (at == path).then_some(inode);
-        let listening: Vec<_> = unix_listeners().unwrap().into_iter().filter_map(at_path).collect();
+        let mut listening = Vec::new();
+        each_unix_listener(soon(), |inode, at| listening.extend((at == path).then_some(inode)))
+            .unwrap();
         assert_eq!(listening, [diag::inode(&listener).unwrap()]);
+        let late = each_unix_listener(Instant::now(), |_, _| ()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

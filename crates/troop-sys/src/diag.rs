@@ -91,10 +91,18 @@ const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
 /// If the kernel does not support `sock_diag` for this protocol, or forbids it.
 pub fn bound(port: Option<u16>, udp: bool) -> io::Result<Vec<Bound>> {
     let mut found = Vec::new();
-    let states = if udp { CLOSE } else { LISTEN };
-    ask(port, udp, states, 0, |message| found.extend(socket_of(message)))?;
-    found.retain(|bound| port.is_none_or(|port| bound.port == port));
+    let is_asked = |bound: &Bound| port.is_none_or(|port| bound.port == port);
+    each_bound(port, udp, |bound| found.extend(Some(bound).filter(is_asked)))?;
     Ok(found)
+}
+
+/// Shows all of these sockets, one after the other: there can be very many of them.
+///
+/// # Errors
+/// As [`bound`].
+pub fn each_bound(port: Option<u16>, udp: bool, mut see: impl FnMut(Bound)) -> io::Result<()> {
+    let states = if udp { CLOSE } else { LISTEN };
+    ask(port, udp, states, 0, |message| socket_of(message).into_iter().for_each(&mut see))
 }
 
 /// Returns the TCP connections of this port that a process has accepted and not closed: the local

@@ -166,15 +166,14 @@ impl Observer {
         if accepted.is_empty() && !had_some && !request.needs_hindrances {
             return inspection;
         }
-        let mut listening = request.needs_hindrances.then(|| listening(until));
+        let workers = request.workers.iter();
+        let opened: Vec<_> =
+            workers.map(|(worker, pid)| (*worker, connections::opened(*pid, until))).collect();
+        if let Some(hindrances) = &mut inspection.hindrances {
+            hinder(hindrances, &opened, until);
+        }
         let (mut all_open, mut is_complete) = (BTreeSet::<u64>::new(), true);
-        for (worker, pid) in &request.workers {
-            let opened = connections::opened(*pid, until);
-            if let (Some(hindrances), Some(listening)) =
-                (&mut inspection.hindrances, &mut listening)
-            {
-                hinder(hindrances, listening, *worker, &opened);
-            }
+        for (worker, opened) in &opened {
             all_open.extend(opened.sockets.intersection(&accepted));
             is_complete &= opened.is_complete;
             if !opened.is_complete {
@@ -209,29 +208,20 @@ fn waiting(socket: &ActivationSocket) -> SocketConnections {
     SocketConnections { accepted: 0, waiting: u32::try_from(waiting).unwrap_or(u32::MAX) }
 }
 
-/// Returns the TCP sockets that listen on the system and that this process does not have, by their
-/// inodes.
-fn listening(until: Instant) -> BTreeMap<u64, String> {
+/// Finds out whether workers have started processes, and which of them listens by itself: on a TCP
+/// socket that it has open and this process has not.
+fn hinder(hindrances: &mut Hindrances, workers: &[(WorkerId, Opened)], until: Instant) {
+    hindrances.has_children |= workers.iter().any(|(_, opened)| opened.children > 0);
     let own = connections::opened_by(std::process::id(), until);
-    let bound = diag::bound(None, false).unwrap_or_default().into_iter();
-    let others = bound.filter(|bound| !own.contains(&bound.inode));
-    others
-        .map(|bound| {
+    // What the kernel does not show is not seen to listen.
+    let _ = diag::each_bound(None, false, |bound| {
+        if hindrances.listens.is_some() || own.contains(&bound.inode) {
+            return;
+        }
+        let has_it = |(_, opened): &&(WorkerId, Opened)| opened.sockets.contains(&bound.inode);
+        if let Some((worker, _)) = workers.iter().find(has_it) {
             let at = std::net::SocketAddr::new(bound.address, bound.port);
-            (bound.inode, at.to_string())
-        })
-        .collect()
-}
-
-fn hinder(
-    hindrances: &mut Hindrances,
-    listening: &BTreeMap<u64, String>,
-    worker: WorkerId,
-    opened: &Opened,
-) {
-    hindrances.has_children |= opened.children > 0;
-    let found = opened.sockets.iter().find_map(|inode| listening.get(inode));
-    if let (None, Some(at)) = (&hindrances.listens, found) {
-        hindrances.listens = Some((worker, at.clone()));
-    }
+            hindrances.listens = Some((*worker, at.to_string()));
+        }
+    });
 }

@@ -1,13 +1,14 @@
 //! Where workers listen by themselves: what the thread of [`super::accepted`] inspects, too.
 
-use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use troop_core::WorkerId;
 use troop_core::event::{Address, AddressType};
 use troop_core::supervise::{MAX_OWN_ADDRESSES, OwnAddress, OwnInspection, Seen, WorkerSeen};
-use troop_sys::{connections, diag};
+use troop_sys::connections::{self, Opened};
+use troop_sys::diag;
 
 use crate::primary::driver::Driver;
 
@@ -34,21 +35,21 @@ impl Driver {
 /// Inspects these workers and their processes.
 pub(super) fn inspect(workers: &[(WorkerId, u32)]) -> OwnInspection {
     let until = Instant::now() + MAX_TIME;
-    let listening = listening(until);
-    let see = |(worker, pid): &(WorkerId, u32)| {
-        let opened = connections::opened(*pid, until);
-        let seen = match (opened.is_complete, opened.is_hidden) {
+    let opened = workers.iter().map(|(_, pid)| connections::opened(*pid, until));
+    let mut inspected: Vec<_> = opened.map(|opened| (opened, Vec::new())).collect();
+    // Of the sockets of the system, which others can make very many, only theirs are kept.
+    let is_seen = add_listening(&mut inspected, until).is_ok();
+    let see = |(worker, (opened, found)): (WorkerId, (Opened, Vec<OwnAddress>))| {
+        let seen = match (opened.is_complete && is_seen, opened.is_hidden) {
             (_, true) => Seen::Hidden,
             (false, false) => Seen::Unfinished,
-            (true, false) => {
-                let found = opened.sockets.iter().filter_map(|inode| listening.get(inode));
-                let found: Vec<_> = found.take(MAX_OWN_ADDRESSES + 1).cloned().collect();
-                if found.len() > MAX_OWN_ADDRESSES { Seen::Hidden } else { Seen::Listens(found) }
-            }
+            (true, false) if found.len() > MAX_OWN_ADDRESSES => Seen::Hidden,
+            (true, false) => Seen::Listens(found),
         };
-        WorkerSeen { worker: *worker, seen, words: None }
+        WorkerSeen { worker, seen, words: None }
     };
-    OwnInspection { workers: workers.iter().map(see).collect(), took: Duration::ZERO }
+    let workers = workers.iter().map(|(worker, _)| *worker).zip(inspected);
+    OwnInspection { workers: workers.map(see).collect(), took: Duration::ZERO }
 }
 
 /// An inspection that shows nothing.
@@ -61,34 +62,48 @@ pub(super) fn nothing_seen(workers: &[(WorkerId, u32)]) -> OwnInspection {
     OwnInspection { workers: workers.iter().map(hidden).collect(), took: Duration::ZERO }
 }
 
-/// Returns the listening sockets of the system that this process does not have, by their inodes. Those
-/// of UDP count if they have a port that was not chosen by the kernel: clients have such ports, too.
-fn listening(until: Instant) -> BTreeMap<u64, OwnAddress> {
+/// Adds to each worker where it listens: with the sockets that it has open, except those that this
+/// process has, too. Those of UDP count if they have a port that was not chosen by the kernel:
+/// clients have such ports, too.
+///
+/// # Errors
+/// `TimedOut` if the system has so many sockets that they were not all seen.
+fn add_listening(inspected: &mut [(Opened, Vec<OwnAddress>)], until: Instant) -> io::Result<()> {
     let own = connections::opened_by(std::process::id(), until);
     let chosen = diag::chosen_ports();
-    let mut found = BTreeMap::new();
-    for is_udp in [false, true] {
-        for bound in diag::bound(None, is_udp).unwrap_or_default() {
-            let may_be_chosen = chosen.contains(&bound.port);
-            let is_served = bound.port != 0 && !(is_udp && may_be_chosen);
-            if is_served && !own.contains(&bound.inode) {
-                let at = address(SocketAddr::new(bound.address.to_canonical(), bound.port), is_udp);
-                found.insert(bound.inode, OwnAddress { at, may_be_chosen });
-            }
+    let mut add = |inode: u64, address: &dyn Fn() -> OwnAddress| {
+        if own.contains(&inode) {
+            return;
         }
+        let theirs = inspected.iter_mut().filter(|(opened, found)| {
+            found.len() <= MAX_OWN_ADDRESSES && opened.sockets.contains(&inode)
+        });
+        theirs.for_each(|(_, found)| found.push(address()));
+    };
+    for is_udp in [false, true] {
+        // What the kernel does not show is not seen to listen.
+        let _ = diag::each_bound(None, is_udp, |bound| {
+            let may_be_chosen = chosen.contains(&bound.port);
+            if bound.port != 0 && !(is_udp && may_be_chosen) {
+                add(bound.inode, &|| {
+                    let at = SocketAddr::new(bound.address.to_canonical(), bound.port);
+                    OwnAddress { at: address(at, is_udp), may_be_chosen }
+                });
+            }
+        });
     }
-    for (inode, path) in connections::unix_listeners().unwrap_or_default() {
-        if !own.contains(&inode) {
+    let seen = connections::each_unix_listener(until, |inode, path| {
+        add(inode, &|| {
             let at = Address {
                 address: Some(path.to_string_lossy().into_owned()),
                 port: Some(-1),
                 address_type: AddressType::Unix,
                 fd: None,
             };
-            found.insert(inode, OwnAddress { at, may_be_chosen: true });
-        }
-    }
-    found
+            OwnAddress { at, may_be_chosen: true }
+        });
+    });
+    seen.or_else(|e| if e.kind() == io::ErrorKind::TimedOut { Err(e) } else { Ok(()) })
 }
 
 fn address(at: SocketAddr, is_udp: bool) -> Address {
