@@ -9,7 +9,7 @@ use troop_core::Time;
 use crate::closer::{self, Closer, Closing};
 
 /// Time in which closes usually end.
-const PATIENCE: Duration = Duration::from_millis(20);
+const BUSY_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Closes descriptors aside, as soon as there was a worker of another user.
 #[derive(Default)]
@@ -56,7 +56,7 @@ impl CloseAside {
     pub(super) fn is_busy(&self) -> bool {
         let Some(closing) = &self.closing else { return false };
         let closer = closing.closer();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + BUSY_TIMEOUT;
         while closer.is_busy() {
             if Instant::now() >= until {
                 return true;
