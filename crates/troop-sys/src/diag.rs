@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
@@ -266,17 +266,20 @@ fn keys_of(message: &[u8]) -> Vec<Md5Key> {
     Vec::new()
 }
 
-/// Returns a process that has this socket open, if this one may see that.
+/// Returns a process that has this socket open, if this one may see that and finds it until a time:
+/// every user can have very many descriptors.
 #[must_use]
-pub fn process_with(inode: u64) -> Option<u32> {
+pub fn process_with(inode: u64, until: Instant) -> Option<u32> {
     let wanted = format!("socket:[{inode}]");
     std::fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
-        let mut open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
-        open.any(|fd| {
-            std::fs::read_link(fd.path()).is_ok_and(|target| target.as_os_str() == wanted.as_str())
-        })
-        .then_some(pid)
+        let open = std::fs::read_dir(process.path().join("fd")).ok()?.flatten();
+        open.take_while(|_| Instant::now() < until)
+            .any(|fd| {
+                std::fs::read_link(fd.path())
+                    .is_ok_and(|target| target.as_os_str() == wanted.as_str())
+            })
+            .then_some(pid)
     })
 }
 
@@ -308,7 +311,10 @@ mod tests {
         assert_eq!(found[0].address, IpAddr::from(Ipv4Addr::LOCALHOST));
         assert_eq!(found[0].inode, inode(&tcp).unwrap());
         assert!(chosen_ports().contains(&port), "{port} is not in {:?}", chosen_ports());
-        assert_eq!(process_with(found[0].inode), Some(std::process::id()));
+        let inode = found[0].inode;
+        let soon = Instant::now() + Duration::from_secs(20);
+        assert_eq!(process_with(inode, soon), Some(std::process::id()));
+        assert_eq!(process_with(inode, Instant::now()), None, "the time is over");
         drop((tcp, six));
         assert_eq!(bound(Some(port), false).unwrap(), []);
     }

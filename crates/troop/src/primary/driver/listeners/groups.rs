@@ -18,6 +18,8 @@ use crate::primary::listener::Socket;
 
 /// Interval between scans for foreign sockets in a group.
 const SCAN_INTERVAL: Duration = Duration::from_secs(5);
+/// Time in which the process that has a socket is looked for.
+const SEARCH_TIMEOUT: Duration = Duration::from_millis(200);
 /// Time of a turn after which no more of them are looked for.
 const CENSUS_TIME: Duration = Duration::from_millis(5);
 /// How many times as long nothing is looked for then.
@@ -116,7 +118,8 @@ impl Listeners {
         {
             listener.intruders.push(who.inode);
         }
-        let process = diag::process_with(who.inode).map_or("another process".into(), |pid| {
+        let found = diag::process_with(who.inode, Instant::now() + SEARCH_TIMEOUT);
+        let process = found.map_or("another process".into(), |pid| {
             let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             format!("process {pid} ({})", name.trim())
         });
