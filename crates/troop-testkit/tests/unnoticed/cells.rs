@@ -70,11 +70,18 @@ pub(crate) fn rounds() -> Option<u32> {
     std::env::var("TROOP_ROUNDS").ok().map(|text| text.parse().unwrap())
 }
 
+/// Whether a scheduling was asked for, among others or because none was.
+fn is_asked_for(scheduling: &str) -> bool {
+    std::env::var("TROOP_SCHEDULINGS")
+        .map_or(true, |names| names.split(' ').any(|n| n == scheduling))
+}
+
 /// Checks a kind of server under the schedulings of the table.
 pub(crate) async fn check(kind: &Kind, table: &[(&str, [Cell; 4])]) {
     let is_short = rounds().is_none();
     for (scheduling, cells) in table {
-        if is_short && !kind.short.is_empty() && !kind.short.contains(scheduling) {
+        let is_left_out = is_short && !kind.short.is_empty() && !kind.short.contains(scheduling);
+        if is_left_out || !is_asked_for(scheduling) {
             continue;
         }
         let mut scene = Scene::new(kind, scheduling, |builder| builder).await;

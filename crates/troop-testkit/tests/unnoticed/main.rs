@@ -1,8 +1,8 @@
 //! The proof that clients which keep their connections open notice nothing of what happens to the
 //! workers: kinds of servers, by schedulings, by operations. What is expected of each is a table.
 //!
-//! `TROOP_ROUNDS=100` checks all of it for longer; otherwise the slower servers are checked under
-//! some schedulings only.
+//! `TROOP_ROUNDS=100` checks all of it for longer, and with `TROOP_SCHEDULINGS="auto shared"` only
+//! some schedulings; otherwise the slower servers are checked under some schedulings only.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests fail as tests do")]
 
 mod behind_nginx;

@@ -189,7 +189,7 @@ where
     tokio::select! {
         biased;
         _ = &mut connection => return None,
-        () = inner.wait_for_turn(turn, false) => Pin::new(&mut connection).graceful_shutdown(),
+        () = inner.wait_for_close(turn) => Pin::new(&mut connection).graceful_shutdown(),
     }
     let _ = connection.await;
     None

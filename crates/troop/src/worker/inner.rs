@@ -125,9 +125,14 @@ impl Turn {
     /// Returns the time from the beginning. A client that sends a request between the two moments
     /// gets an answer that announces the close.
     fn moment(self, over: Duration, early: bool) -> Duration {
-        let between = (over / 4).min(Duration::from_secs(1));
+        let between = Turn::between(over);
         let first = (over - between).mul_f64(self.0);
         if early { first } else { first + between }
+    }
+
+    /// Returns the time between the two moments.
+    fn between(over: Duration) -> Duration {
+        (over / 4).min(Duration::from_secs(1))
     }
 }
 
@@ -353,18 +358,36 @@ impl Inner {
     /// Waits until a connection with this turn is to be closed, or, `early`, until its next answer
     /// should be the last one.
     pub(crate) async fn wait_for_turn(&self, turn: Turn, early: bool) {
+        self.wait_until(|over, since| since + turn.moment(over, early)).await;
+    }
+
+    /// Waits until a connection is to be closed whose next answer, from now on, is the last one. A
+    /// process that got no processor meanwhile does not close it before it could have said so.
+    #[cfg(feature = "_serve")]
+    pub(crate) async fn wait_for_close(&self, turn: Turn) {
+        let from = Instant::now();
+        self.wait_until(|over, since| {
+            (since + turn.moment(over, false)).max(from + Turn::between(over))
+        })
+        .await;
+    }
+
+    /// Waits until a moment that follows from the time over which connections are closed and the
+    /// beginning of draining.
+    async fn wait_until(&self, moment: impl Fn(Duration, Instant) -> Instant) {
         let (mut closing, mut ended) = (self.drain_spread.subscribe(), self.ended.subscribe());
         loop {
             let (over, since) = *closing.borrow_and_update();
-            let left = since.map(|since| turn.moment(over, early).saturating_sub(since.elapsed()));
-            let moment = async {
+            let left =
+                since.map(|since| moment(over, since).saturating_duration_since(Instant::now()));
+            let reached = async {
                 match left {
                     Some(left) => tokio::time::sleep(left).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                () = moment => return,
+                () = reached => return,
                 // Draining begins, or the time changes. An error means that the worker has ended.
                 changed = closing.changed() => if changed.is_err() { return },
                 // Without a primary the time is short.
@@ -477,4 +500,28 @@ impl Inner {
 #[expect(clippy::exit, reason = "a worker must not outlive its primary; Node's does the same")]
 fn exit_orphan() {
     std::process::exit(0)
+}
+
+#[cfg(all(test, feature = "_serve"))]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_to_be_closed_long_ago_is_not_closed_before_it_could_be_said() {
+        let (inner, _events) = Inner::new(Some(WorkerId(1)));
+        let begun = Instant::now().checked_sub(Duration::from_secs(60));
+        inner.drain_spread.send_replace((Duration::from_secs(40), begun));
+        let turn = inner.next_turn();
+        for early in [true, false] {
+            inner.wait_for_turn(turn, early).await;
+        }
+        let mut close = pin!(inner.wait_for_close(turn));
+        assert!(close.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        // Without a primary the time is short.
+        inner.ended.send_replace(true);
+        close.await;
+    }
 }
