@@ -151,12 +151,14 @@ fn run_as(
                 watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
             }
         });
-    let watched = begun.map_err(|text| {
+    let is_restarted = named_by(restart::VARIABLE).is_some();
+    let begun = begun.and_then(|watched| Ok((watched, PidFiles::begin(&resolved, is_restarted)?)));
+    let (watched, pid_files) = begun.map_err(|text| {
         files.iter_mut().for_each(LogFile::take_back);
         RunError::Usage(text)
     })?;
+    let pid_files = pid_files.map(Arc::new);
     let queue = queue(&resolved, &name, files, paths)?;
-    let pid_files = PidFiles::begin(&resolved).map_err(RunError::Usage)?.map(Arc::new);
     if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
     }
@@ -165,6 +167,7 @@ fn run_as(
         log::send_lines_to(queue);
         moves::say_in_logs();
     }
+    pid_files.iter().for_each(|files| files.go_on());
     let mut log = match queue.clone().filter(|_| resolved.background) {
         Some(queue) => Log::to_logs(queue, format),
         None => Log::foreground(format),

@@ -146,6 +146,61 @@ fn the_primary_is_found_by_its_pid_file_until_it_ends() {
     assert!(code == 2 && err.contains("cannot write /proc/none/web.pid"), "{code} {err}");
 }
 
+#[test]
+fn a_pid_file_that_is_another_file_or_that_of_another_app_is_left_alone() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\npid_file = \"web.pid\"\n";
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
+    std::os::unix::fs::symlink("/dev/null", home.path().join("link")).unwrap();
+    for (path, why) in [
+        ("server.js", "something else than a process number"),
+        (".", "it is a directory"),
+        ("link", "it is a symbolic link"),
+    ] {
+        let set = format!("pid_file={path}");
+        let (code, out, err) = home.troop(&["start", "web", "--set", &set]);
+        assert!(code == 2 && err.contains(why), "{path}: {code} {out}{err}");
+    }
+    assert_eq!(std::fs::read_to_string(home.path().join("server.js")).unwrap(), SERVER);
+    assert!(!home.path().join("logs/web.log").exists());
+    let other = home.path().join("other.toml");
+    std::fs::write(&other, file.replace("web.pid", "server.js")).unwrap();
+    let (code, _, err) = home.troop(&["check", "other.toml"]);
+    assert!(code != 0 && err.contains("app.web: pid_file: cannot write"), "{err}");
+    home.fine(&["start", "web"]);
+    let (code, _, err) = home.troop(&["start", "web", "-n", "other"]);
+    let pid = home.show("web")["pid"].to_string();
+    assert!(code == 2 && err.contains(&format!("process {pid}, which is running")), "{code} {err}");
+    let read = || std::fs::read_to_string(home.path().join("web.pid")).unwrap_or_default();
+    assert_eq!(read(), pid);
+    // It leaves the file behind.
+    let primary = Pid::from_raw(pid.parse().unwrap()).unwrap();
+    kill_process(primary, Signal::KILL).unwrap();
+    wait_until("its end", || home.troop(&["ls", "web", "--quiet"]).0 != 0);
+    assert_eq!(read(), pid);
+    home.fine(&["start", "web"]);
+    assert_eq!(read(), home.show("web")["pid"].to_string());
+}
+
+#[test]
+fn a_restart_goes_on_without_a_pid_file_that_cannot_be_written_until_it_can() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 1\npid_file = \"sub/web.pid\"\n";
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
+    home.fine(&["start"]);
+    let sub = home.path().join("sub");
+    let in_the_way = sub.join(format!(".troop.{}.pid", home.show("web")["pid"]));
+    std::fs::create_dir(&in_the_way).unwrap();
+    home.fine(&["restart", "web"]);
+    wait_until("the reason", || home.log("web.log").contains("cannot write the pid file "));
+    assert!(!sub.join("web.pid").exists());
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let pid = home.show("web")["pid"].to_string();
+    wait_until("the file", || {
+        std::fs::read_to_string(sub.join("web.pid")).unwrap_or_default() == pid
+    });
+    home.fine(&["stop", "web"]);
+    assert!(!sub.join("web.pid").exists());
+}
+
 /// As when a file system is mounted over it, and unmounted again.
 #[test]
 fn a_control_directory_that_was_replaced_and_comes_back_is_used_again() {

@@ -1,7 +1,10 @@
-//! Options that are in each other's way: addresses of one app or of several, and weights.
+//! Options that are in each other's way: addresses and pid files of one app or of several, and weights.
+
+use std::path::{Path, PathBuf};
 
 use super::app::App;
 use super::{Apps, Workers};
+use crate::pid_files;
 
 /// An address to listen on.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,6 +57,48 @@ pub(super) fn within(app: &App) -> Vec<String> {
     found
 }
 
+/// Returns why the primary and a worker cannot have the files that an app names.
+pub(super) fn of_pid_files(app: &App) -> Option<String> {
+    let primary = located(app, app.pid_file.as_ref()?);
+    let workers = located(app, app.worker_pid_file.as_ref()?);
+    is_of_a_worker(&primary, &workers)
+        .then(|| format!("{} is the file of a worker, too, by worker_pid_file", primary.display()))
+}
+
+/// Returns the path of a pid file, to compare it with others of the same configuration file.
+fn located(app: &App, path: &Path) -> PathBuf {
+    let directory = app.cwd.as_deref().unwrap_or(Path::new("."));
+    directory.join(path).components().collect()
+}
+
+/// Whether a path is that of some worker's file.
+fn is_of_a_worker(path: &Path, workers: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".pid"));
+    let slot = name.and_then(|name| name.rsplit_once('-')?.1.parse().ok());
+    pid_files::of_slot(workers, slot.unwrap_or(0)) == path
+}
+
+/// Returns the pid file of an app that another app has, too.
+fn shared_pid_file(app: &App, other: &App) -> Option<String> {
+    let mine = located(app, app.pid_file.as_ref()?);
+    let is_primary = other.pid_file.as_ref().is_some_and(|path| located(other, path) == mine);
+    let is_worker = || {
+        let workers = other.worker_pid_file.as_ref();
+        workers.is_some_and(|path| is_of_a_worker(&mine, &located(other, path)))
+    };
+    (is_primary || is_worker()).then(|| mine.display().to_string())
+}
+
+/// Whether workers of two apps have the same files, as in PM2, where numbers of workers go on from one
+/// app to the next, they would not.
+fn share_worker_pid_files(app: &App, other: &App) -> bool {
+    let first = |app: &App| {
+        let path = located(app, app.worker_pid_file.as_ref()?);
+        Some(pid_files::of_slot(&path, 0))
+    };
+    first(app).is_some_and(|mine| first(other) == Some(mine))
+}
+
 /// Returns what is in the way of several apps: the later one, the option, and the reason.
 pub(crate) fn among(apps: &Apps) -> Vec<(String, &'static str, String)> {
     let mut found = Vec::new();
@@ -70,12 +115,19 @@ pub(crate) fn among(apps: &Apps) -> Vec<(String, &'static str, String)> {
                     found.push(((*name).clone(), "bind", text));
                 }
             }
+            if let Some(file) = shared_pid_file(app, other) {
+                let text = format!("{file} is a pid file of app.{other_name}, too");
+                found.push(((*name).clone(), "pid_file", text));
+            } else if let Some(file) = shared_pid_file(other, app) {
+                let text = format!("{file} is a pid file of app.{other_name}, too");
+                found.push(((*name).clone(), "worker_pid_file", text));
+            }
         }
     }
     found
 }
 
-/// Returns what probably is in the way: ports in the environment, and weights.
+/// Returns what probably is in the way: ports in the environment, files of workers, and weights.
 pub(crate) fn suspicious(apps: &Apps) -> Vec<(String, &'static str, String)> {
     let mut found = Vec::new();
     let port = |app: &App| app.env.get("PORT").filter(|port| *port != "0").cloned();
@@ -88,6 +140,14 @@ pub(crate) fn suspicious(apps: &Apps) -> Vec<(String, &'static str, String)> {
             let text =
                 format!("PORT is {mine}, as in app.{other}: two apps cannot listen on one port");
             found.push(((*name).clone(), "env", text));
+        }
+        if let Some((other, _)) =
+            all[..at].iter().find(|(_, other)| share_worker_pid_files(app, other))
+        {
+            let text = format!(
+                "worker_pid_file is that of app.{other}, too: slots begin with 0 in each app, so both write the same files"
+            );
+            found.push(((*name).clone(), "worker_pid_file", text));
         }
         if let Some(Workers::Number(workers)) = app.workers
             && app.weights.len() > workers
@@ -140,5 +200,41 @@ mod tests {
         let options: Vec<_> =
             found.iter().map(|(name, option, _)| (name.as_str(), *option)).collect();
         assert_eq!(options, [("a", "weights"), ("b", "env"), ("b", "weights")]);
+    }
+
+    #[test]
+    fn a_pid_file_is_that_of_one_process() {
+        let with = |cwd: &str, primary: &str, workers: &str| {
+            let path =
+                |text: &str| Some(PathBuf::from(text)).filter(|path| !path.as_os_str().is_empty());
+            let (pid_file, worker_pid_file) = (path(primary), path(workers));
+            App { cwd: path(cwd), pid_file, worker_pid_file, ..App::new("x") }
+        };
+        for (primary, workers, clashes) in [
+            ("web.pid", "web.pid", false),
+            ("web-1.pid", "./web.pid", true),
+            ("web-x.pid", "web.pid", false),
+            ("pids", "./pids", true),
+            ("a/web-1.pid", "web.pid", false),
+        ] {
+            let app = with("", primary, workers);
+            assert_eq!(of_pid_files(&app).is_some(), clashes, "{primary} {workers}");
+        }
+        for (one, other, option) in [
+            (with("", "web.pid", ""), with("", "./web.pid", ""), Some("pid_file")),
+            (with("/srv", "web.pid", ""), with("", "/srv/web.pid", ""), Some("pid_file")),
+            (with("/srv", "web.pid", ""), with("", "web.pid", ""), None),
+            (with("", "", "web.pid"), with("", "web-3.pid", ""), Some("pid_file")),
+            (with("", "web-3.pid", ""), with("", "", "web.pid"), Some("worker_pid_file")),
+        ] {
+            let apps = Apps::from([("a".into(), one), ("b".into(), other)]);
+            let found = among(&apps);
+            assert_eq!(found.first().map(|(_, option, _)| *option), option, "{found:?}");
+        }
+        let apps = Apps::from([
+            ("a".into(), with("", "", "web.pid")),
+            ("b".into(), with("", "", "web-7.pid")),
+        ]);
+        assert_eq!(suspicious(&apps)[0].1, "worker_pid_file");
     }
 }

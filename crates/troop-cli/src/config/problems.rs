@@ -81,6 +81,10 @@ impl App {
         for text in clashes::within(self) {
             add("bind", text);
         }
+        let in_the_way = crate::pid_files::problem(self, &directory);
+        for text in clashes::of_pid_files(self).into_iter().chain(in_the_way) {
+            add("pid_file", text);
+        }
         problems
     }
 }

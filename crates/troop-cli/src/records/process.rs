@@ -63,6 +63,16 @@ fn start_time(pid: u32) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then_some(start)
 }
 
+/// Returns when a process started, by the clock of files. `None` if it has ended.
+pub(crate) fn started(pid: u32) -> Option<SystemTime> {
+    let ticks = start_time(pid)?;
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let after_boot = Duration::from_millis(ticks.saturating_mul(1000) / per_second);
+    let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let up = Duration::from_secs(up.tv_sec.try_into().ok()?);
+    SystemTime::now().checked_sub(up.saturating_sub(after_boot))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
