@@ -201,6 +201,20 @@ fn a_restart_goes_on_without_a_pid_file_that_cannot_be_written_until_it_can() {
     assert!(!sub.join("web.pid").exists());
 }
 
+#[test]
+fn a_worker_whose_log_file_cannot_be_opened_says_why() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 2\noutput = { file = \"./out.log\", per_worker = true }\n";
+    let server = format!("console.log('hello');\n{SERVER}");
+    let home = Home::with(&[("server.js", &server), ("troop.toml", file)]);
+    std::fs::create_dir(home.path().join("out-1.log")).unwrap();
+    home.fine(&["start"]);
+    let read = |name: &str| std::fs::read_to_string(home.path().join(name)).unwrap_or_default();
+    wait_until("the other's", || read("out-0.log").starts_with("20"));
+    wait_until("the reason", || home.log("web.log").contains("out-1.log\": "));
+    let log = home.log("web.log");
+    assert!(log.contains("it is a directory, not a regular file; its lines are lost"), "{log}");
+}
+
 /// As when a file system is mounted over it, and unmounted again.
 #[test]
 fn a_control_directory_that_was_replaced_and_comes_back_is_used_again() {

@@ -40,8 +40,8 @@ pub(crate) struct LogFile {
     path_checked: Instant,
     /// The last rotation has failed, and the next one waits.
     rotation_failed: bool,
-    /// The path is no longer safe, which has been reported.
-    reported_unsafe: bool,
+    /// Why the path cannot be opened has been reported.
+    has_told: bool,
 }
 
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl LogFile {
             open: None,
             path_checked,
             rotation_failed: false,
-            reported_unsafe: false,
+            has_told: false,
         }
     }
 
@@ -163,6 +163,11 @@ impl LogFile {
         while !rest.is_empty() {
             let size = self.rotation.size;
             let rotation_failed = self.rotation_failed;
+            if let Err(e) = self.opened() {
+                // Others than those of slots have been opened at the start.
+                self.tell(&e, "its lines are lost");
+                return Err(e);
+            }
             let open = self.opened()?;
             let room = if size == 0 || !open.regular || rotation_failed {
                 u64::MAX
@@ -205,6 +210,7 @@ impl LogFile {
         if self.open.is_none() {
             let directory = Directory::create(&self.parent, self.safety, DIRECTORY_MODE)?;
             self.open = Some(OpenFile::new(directory, &self.name)?);
+            self.has_told = false;
         }
         self.open.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -213,19 +219,18 @@ impl LogFile {
     /// use, because it is the one that was checked.
     fn reopen_path(&mut self) {
         let before = self.open.take();
-        match self.opened() {
-            Ok(_) => self.reported_unsafe = false,
-            Err(e) => {
-                self.open = before;
-                if UnsafePath::is_cause_of(&e)
-                    && !std::mem::replace(&mut self.reported_unsafe, true)
-                {
-                    crate::log::line(&format!(
-                        "troop: {}; lines go on into the file that was open before",
-                        self.cannot(&e)
-                    ));
-                }
+        if let Err(e) = self.opened().map(drop) {
+            self.open = before;
+            if UnsafePath::is_cause_of(&e) {
+                self.tell(&e, "lines go on into the file that was open before");
             }
+        }
+    }
+
+    /// Says once why the path cannot be opened.
+    fn tell(&mut self, e: &io::Error, what_follows: &str) {
+        if !std::mem::replace(&mut self.has_told, true) {
+            crate::log::line(&format!("troop: {}; {what_follows}", self.cannot(e)));
         }
     }
 

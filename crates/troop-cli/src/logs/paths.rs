@@ -147,11 +147,18 @@ impl LogPaths {
 /// Returns the log files of an app. The first one has its standard output.
 pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> LogPaths {
     let directory = directory();
+    // Files of slots have the names that logs of other apps may have: web-2.log.
+    let below = |path: PathBuf| match path.file_name() {
+        Some(file) if output.per_worker && of_slots(&path).is_some() => {
+            directory.join(format!("{name}.d")).join(file)
+        }
+        _ => path,
+    };
     // As in PM2, a path with a slash is relative to the app's working directory.
     let of = |file: &PathBuf| match file.strip_prefix("~/") {
         Ok(rest) => std::env::home_dir().unwrap_or_default().join(rest),
         Err(_) if file.components().count() > 1 => cwd.join(file).components().collect(),
-        Err(_) => directory.join(file),
+        Err(_) => below(directory.join(file)),
     };
     let each = |path: PathBuf| match output.per_worker {
         true => of_slots(&path).unwrap_or(path),
@@ -159,7 +166,8 @@ pub(crate) fn files(name: &str, output: &Output, cwd: &Path) -> LogPaths {
     };
     let of = |file: &PathBuf| each(of(file));
     let mut paths = LogPaths::default();
-    let out = paths.number(output.file.as_ref().map_or_else(|| each(default_path(name)), of));
+    let out =
+        paths.number(output.file.as_ref().map_or_else(|| each(below(default_path(name))), of));
     let err = output.error_file.as_ref().map_or(out, |file| paths.number(of(file)));
     let is_apart = output.events_apart || paths.files.get(out).is_some_and(|out| is_of_slots(out));
     let events = if is_apart { paths.number(default_path(name)) } else { out };
@@ -257,6 +265,24 @@ mod tests {
         assert_eq!(output("./a", "./b", "c/d", true), (4, vec![0, 3], vec![1, 3], vec![2], 3));
         assert_eq!(output("./a", "./b", "./a", true), (3, vec![0], vec![1, 0], vec![2], 3));
         assert_eq!(output("./a", "", "", true), (2, vec![0], vec![0], vec![1], 2));
+    }
+
+    #[test]
+    fn files_of_slots_are_those_of_no_other_app() {
+        let output = |file: Option<&str>| Output {
+            file: file.map(PathBuf::from),
+            per_worker: true,
+            ..Output::default()
+        };
+        let second = files("web-2", &Output::default(), Path::new("/srv"));
+        for file in [None, Some("web.log")] {
+            let paths = files("web", &output(file), Path::new("/srv"));
+            let of_slot = of_slot(&paths.files[0], 2).unwrap();
+            assert!(!second.files.contains(&of_slot), "{of_slot:?}");
+            assert_eq!(of_slot.file_name(), Some("web-2.log".as_ref()));
+        }
+        let paths = files("web", &output(Some("./logs/out.log")), Path::new("/srv"));
+        assert_eq!(paths.files[0], Path::new("/srv/logs/out-*.log"));
     }
 
     #[test]
