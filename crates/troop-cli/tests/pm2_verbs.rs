@@ -287,6 +287,13 @@ fn a_directory_is_served_and_nothing_outside_it() {
     assert!(known.starts_with("HTTP/1.1 304") && known.ends_with("\r\n\r\n"), "{known}");
     let head = ask(&address, "HEAD / HTTP/1.1");
     assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
+    let length = |answer: &str| {
+        let line = answer.lines().find_map(|line| line.strip_prefix("content-length: "));
+        line.map(str::to_owned)
+    };
+    assert!(length(&head).is_some() && length(&head) == length(&page), "{head}");
+    let known = ask(&address, "GET / HTTP/1.1\r\nIf-None-Match: *");
+    assert!(known.starts_with("HTTP/1.1 304"), "{known}");
     assert!(ask(&address, "POST / HTTP/1.1").starts_with("HTTP/1.1 405"));
     home.fine(&["delete", "docs"]);
     home.fine(&["serve", "dist", "127.0.0.1:0", "--spa", "-n", "page"]);

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderValue,
+    IF_NONE_MATCH, LOCATION, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -89,11 +89,20 @@ fn is_same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
 
+/// Whether a request has the wanted `Authorization`. Names of schemes have no case.
+fn is_authorized(given: &[u8], wanted: &str) -> bool {
+    let (scheme, secret) = wanted.split_once(' ').unwrap_or(("", wanted));
+    let Some((theirs, given)) = given.split_at_checked(scheme.len()) else { return false };
+    theirs.eq_ignore_ascii_case(scheme.as_bytes())
+        && given.starts_with(b" ")
+        && is_same(given.trim_ascii(), secret.as_bytes())
+}
+
 impl Files {
     fn answer(&self, request: &Request<Incoming>) -> Response<Answer> {
         if let Some(wanted) = &self.authorization {
             let given = request.headers().get(AUTHORIZATION).map_or(&[][..], HeaderValue::as_bytes);
-            if !is_same(given, wanted.as_bytes()) {
+            if !is_authorized(given, wanted) {
                 let mut answer = text(StatusCode::UNAUTHORIZED, "unauthorized\n");
                 let scheme = HeaderValue::from_static("Basic realm=\"files\", charset=\"UTF-8\"");
                 answer.headers_mut().insert(WWW_AUTHENTICATE, scheme);
@@ -113,6 +122,10 @@ impl Files {
             None => text(StatusCode::NOT_FOUND, "not found\n"),
         };
         if is_head {
+            let length = answer.body().size_hint().exact().unwrap_or_default();
+            if answer.status() != StatusCode::NOT_MODIFIED {
+                answer.headers_mut().insert(CONTENT_LENGTH, length.into());
+            }
             *answer.body_mut() = Answer::Text(None);
         }
         answer
@@ -224,7 +237,8 @@ fn text(status: StatusCode, text: &'static str) -> Response<Answer> {
 fn sent(path: &Path, file: File, found: &Metadata, known: Option<&str>) -> Response<Answer> {
     let tag = format!("\"{:x}-{:x}-{:x}\"", found.mtime(), found.mtime_nsec(), found.len());
     let is_known = known.is_some_and(|known| {
-        known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag)
+        known.trim() == "*"
+            || known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag)
     });
     let mut answer = match is_known {
         true => Response::new(Answer::Text(None)),
@@ -242,4 +256,30 @@ fn sent(path: &Path, file: File, found: &Metadata, known: Option<&str>) -> Respo
         headers.insert(ETAG, tag);
     }
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_asked_for_by_any_spelling_of_the_scheme_and_by_no_other_scheme() {
+        let wanted = format!("Basic {}", BASE64_STANDARD.encode("u:p"));
+        for (given, is_right) in [
+            ("Basic dTpw", true),
+            ("basic dTpw", true),
+            ("BASIC  dTpw ", true),
+            ("Basic dTpx", false),
+            ("Basic dTpwcA==", false),
+            ("Basic dTp", false),
+            ("Basic", false),
+            ("Basic ", false),
+            ("BasicdTpw", false),
+            ("Bearer dTpw", false),
+            ("dTpw", false),
+            ("", false),
+        ] {
+            assert_eq!(is_authorized(given.as_bytes(), &wanted), is_right, "{given:?}");
+        }
+    }
 }

@@ -48,15 +48,26 @@ pub(super) fn apply(app: &mut App, args: &[String]) -> Vec<String> {
         homepage: variable("HOMEPAGE"),
         basic_auth: is_on("BASIC_AUTH"),
     };
-    let lists = is_on("FTP");
+    let mut warnings = Vec::new();
+    if is_on("FTP") {
+        warnings.push(
+            "PM2_SERVE_FTP has no effect: directories without an index.html are not listed".into(),
+        );
+    }
+    // Whoever has written that does not expect everybody to read the files.
+    if let Some(value) = variable("BASIC_AUTH").filter(|value| value != "true" && value != "false")
+    {
+        warnings.push(format!(
+            "PM2_SERVE_BASIC_AUTH is {value:?}, so no password is asked for, as in PM2: that needs \"true\""
+        ));
+    }
     app.program = restart::program().display().to_string();
     app.args = ["serve-files".to_owned()].into_iter().chain(pages.args()).collect();
     app.args.extend([directory, address]);
     app.node_args.clear();
     // It is a worker of troop's, in PM2's fork mode, too.
     app.alone = None;
-    let warning = "PM2_SERVE_FTP has no effect: directories without an index.html are not listed";
-    lists.then(|| warning.to_owned()).into_iter().collect()
+    warnings
 }
 
 /// Returns the apps of the list `static`.

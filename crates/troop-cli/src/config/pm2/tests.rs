@@ -260,6 +260,8 @@ fn a_script_called_serve_is_a_server_of_files() {
         served("serve-files --basic-auth dist [::1]:3000")
     );
     assert_eq!(run(r#""env": {"PM2_SERVE_FTP": "true"}"#).2, 1);
+    // Without a password, which is not meant.
+    assert_eq!(run(r#""env": {"PM2_SERVE_BASIC_AUTH": "yes"}"#).2, 1);
     // Options for npm's program beside it.
     assert_eq!(
         run(r#""args": "-s dist -l 3000", "env": {"PM2_SERVE_PATH": "./dist"}"#),
