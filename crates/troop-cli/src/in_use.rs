@@ -66,9 +66,17 @@ impl Bound {
         tells_of_used_address(words) && self.explain(words).is_some()
     }
 
-    /// Whether they name one.
+    /// Whether they name one where they say that it is in use: programs name their port elsewhere, too.
     pub(crate) fn is_named(&self, words: &str) -> bool {
-        self.named(words).is_some()
+        words.lines().any(|line| tells_of_used_address(line) && self.named(line).is_some())
+    }
+
+    /// The same as [`is_meant`](Bound::is_meant) of a worker that runs: one that names no address and
+    /// says more after that, goes on without it.
+    pub(crate) fn is_waited_for(&self, words: &str) -> bool {
+        let is_own = |line: &&str| !line.is_empty() && !line.starts_with([' ', '\t', '}']);
+        let is_last = || words.lines().rfind(is_own).is_some_and(tells_of_used_address);
+        self.is_meant(words) && (self.is_named(words) || is_last())
     }
 
     fn named(&self, words: &str) -> Option<usize> {
@@ -175,7 +183,13 @@ mod tests {
             let told = bound.explain(words).unwrap_or_default();
             assert!(told.starts_with("if that is the address of -b: 127.0.0.1:8405 is"), "{told}");
             assert!(bound.is_meant(words) && !Bound::default().is_meant(words));
+            assert!(bound.is_waited_for(words) && !bound.is_named(words));
         }
+        // Another port than that of the app, which goes on without it.
+        let metrics = "listens on 8405 soon\nmetrics: Address already in use";
+        assert!(bound.is_meant(metrics) && !bound.is_named(metrics));
+        assert!(bound.is_waited_for(&format!("{metrics}\n    at listen (server.js:1)\n")));
+        assert!(!bound.is_waited_for(&format!("{metrics}\nloads the model")));
         for words in [
             "Address already in use: ('127.0.0.1', 9000)",
             "Port 9000 is in use",

@@ -270,8 +270,10 @@ impl StartupReporter {
             tokio::time::sleep(CLASH_CHECK_INTERVAL).await;
             let workers = cluster.workers();
             let mut said = workers.iter().filter_map(|worker| worker.last_stderr(Duration::ZERO));
-            let words = said.find(|words| bound.is_meant(words));
-            let words = words.or_else(|| self.last_lines().filter(|words| bound.is_meant(words)));
+            let words = said.find(|words| bound.is_waited_for(words));
+            // Without patience, as others wait for this thread.
+            let of_ended = || self.failed()?.last_stderr(Duration::ZERO);
+            let words = words.or_else(|| of_ended().filter(|words| bound.is_meant(words)));
             let (Some(words), Ok(snapshot)) = (words, cluster.snapshot().await) else {
                 times_seen = 0;
                 continue;
@@ -309,8 +311,11 @@ impl StartupReporter {
 
     /// Returns the last lines of the worker that has failed last.
     fn last_lines(&self) -> Option<String> {
-        let last_failed = self.last_failed.lock().ok().and_then(|last_failed| last_failed.clone());
-        last_failed?.last_stderr(LAST_LINES_TIMEOUT)
+        self.failed()?.last_stderr(LAST_LINES_TIMEOUT)
+    }
+
+    fn failed(&self) -> Option<WorkerHandle> {
+        self.last_failed.lock().ok()?.clone()
     }
 
     fn report_ready(
