@@ -90,6 +90,18 @@ fn other_apps(program: &Path) -> String {
     format!("; {} has {apps} {}{meant}", file.display(), names.join(", "))
 }
 
+/// Says that no program gets a variable of this length, with its name, `=` and a NUL byte.
+pub(crate) fn too_long(name: &str, len: usize) -> Option<String> {
+    (len > MAX_STRING).then(|| {
+        format!(
+            "the variable {} has {} bytes with its name, and Linux passes {} at most; put the value into a file",
+            escaped(name),
+            len - 1,
+            MAX_STRING - 1
+        )
+    })
+}
+
 /// Checks what `execve(2)` would answer with `E2BIG`, which does not name the culprit.
 ///
 /// # Errors
@@ -109,13 +121,8 @@ pub(crate) fn check_length(app: &ResolvedApp) -> Result<(), String> {
         return Ok(());
     };
     let largest = largest.to_string_lossy();
-    if *most > MAX_STRING {
-        return Err(format!(
-            "the variable {} has {} bytes with its name, and Linux passes {} at most; put the value into a file",
-            escaped(&largest),
-            most - 1,
-            MAX_STRING - 1
-        ));
+    if let Some(text) = too_long(&largest, *most) {
+        return Err(text);
     }
     if app.app.limits.contains_key(&Limited::Stack) {
         // The limit depends on the stack that the workers get, not on this process's.

@@ -331,6 +331,17 @@ fn check_says_who_else_can_change_the_program() {
 }
 
 #[test]
+fn check_says_that_a_variable_is_longer_than_a_program_can_get() {
+    let directory = with_app();
+    let (code, err) =
+        checked(directory.path(), &format!("env = {{ A = {:?} }}", "x".repeat(200_000)));
+    assert!(code != 0 && err.contains("the variable A has 200002 bytes"), "{code} {err:.200}");
+    let (code, err) =
+        checked(directory.path(), &format!("env = {{ A = {:?} }}", "x".repeat(100_000)));
+    assert_eq!(code, 0, "{err:.200}");
+}
+
+#[test]
 fn check_says_that_a_health_command_is_missing() {
     let directory = with_app();
     let path = directory.path();

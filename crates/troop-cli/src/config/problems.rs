@@ -30,6 +30,11 @@ impl App {
         {
             add("env_file", e);
         }
+        for (name, value) in &self.env {
+            if let Some(text) = crate::preflight::too_long(name, name.len() + value.len() + 2) {
+                add("env", text);
+            }
+        }
         if program.components().count() == 1 && !is_on_path(&program) {
             add("program", format!("there is no program {} on the PATH", program.display()));
         }
