@@ -407,6 +407,24 @@ fn check_says_what_times_do_not_go_together_and_what_a_sandbox_leaves_out() {
 }
 
 #[test]
+fn check_names_files_of_troop_in_directories_that_sandboxed_workers_may_exchange() {
+    let directory = with_app();
+    std::fs::create_dir_all(directory.path().join("data/logs")).unwrap();
+    let of = |more: &str| {
+        let sandbox = "[app.web.sandbox]\nwrite = [\"data\"]\nbest_effort = true\n";
+        checked(directory.path(), &format!("{more}\n{sandbox}"))
+    };
+    let (code, said) =
+        of("pid_file = \"data/logs/web.pid\"\noutput = { file = \"./data/logs/web.log\" }");
+    assert_eq!(code, 0, "{said}");
+    for option in ["pid_file", "output.file"] {
+        assert!(said.contains(&format!("{option}: ")) && said.contains("put a link"), "{said}");
+    }
+    let (code, said) = of("pid_file = \"data/web.pid\"\noutput = { file = \"web.log\" }");
+    assert!(code == 0 && !said.contains("put a link"), "{said}");
+}
+
+#[test]
 fn check_compares_the_paths_of_a_sandbox_by_where_they_lead() {
     use std::os::unix::fs::symlink;
     let directory = with_app();

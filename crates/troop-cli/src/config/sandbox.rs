@@ -44,6 +44,42 @@ impl App {
         read.chain(write).collect()
     }
 
+    /// Says which files that troop writes are in directories that workers may exchange.
+    fn files_in_sandbox<'a>(
+        &self,
+        directory: &Path,
+        write: impl Iterator<Item = &'a Path> + Clone,
+    ) -> Vec<String> {
+        let output = &self.output;
+        let files = [
+            ("output.file", &output.file),
+            ("output.error_file", &output.error_file),
+            ("output.all_file", &output.all_file),
+            ("pid_file", &self.pid_file),
+            ("worker_pid_file", &self.worker_pid_file),
+        ];
+        let mut warnings = Vec::new();
+        for (option, file) in files {
+            let Some(file) = file else { continue };
+            if option.starts_with("output") && file.components().count() == 1 {
+                // It is in troop's own directory.
+                continue;
+            }
+            let file: PathBuf = directory.join(file).components().collect();
+            let Some(parent) = file.parent() else { continue };
+            let above = write.clone().find(|path| parent.starts_with(path) && parent != *path);
+            if let Some(above) = above {
+                warnings.push(format!(
+                    "{option}: {} is below {} of sandbox.write, so workers could put a link in place of its directory, and troop would write where that leads; name a file directly in {}, or elsewhere",
+                    file.display(),
+                    above.display(),
+                    above.display()
+                ));
+            }
+        }
+        warnings
+    }
+
     /// Finds out whether workers can read and execute their program, and what is not as it looks.
     pub(super) fn inspect_sandbox(
         &self,
@@ -71,6 +107,9 @@ impl App {
                 ));
             }
         }
+        found
+            .warnings
+            .extend(self.files_in_sandbox(directory, write.iter().map(|(path, _)| &**path)));
         if self.sandbox.read.is_none() {
             return;
         }
