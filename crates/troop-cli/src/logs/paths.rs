@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use troop::program::safe_path::{Directory, Safety, who_can_change};
@@ -220,8 +221,12 @@ fn try_record(name: &str, files: &[PathBuf]) -> io::Result<()> {
 pub(crate) fn recorded(name: &str) -> Vec<(PathBuf, Option<u32>)> {
     let files = read_record(name).unwrap_or_else(|| vec![default_path(name)]);
     let files = files.into_iter().flat_map(|file| expanded(file, 0));
-    // What goes to `/dev/null` cannot be shown.
-    files.filter(|(file, _)| file.is_file()).collect()
+    files.filter(|(file, _)| file.exists() && !is_device(file)).collect()
+}
+
+/// Whether a file is a device, as `/dev/null` is: what goes there cannot be shown.
+pub(crate) fn is_device(file: &Path) -> bool {
+    file.metadata().is_ok_and(|found| found.file_type().is_char_device())
 }
 
 /// Reads the record, unless another user could have written it.

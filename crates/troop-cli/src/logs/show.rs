@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
@@ -104,10 +104,7 @@ fn files(args: &Logs) -> Result<Files, CliError> {
             .iter()
             .filter_map(|key| answer[*key].as_str())
             .flat_map(|path| paths::expanded(path.into(), slots))
-            // What goes to `/dev/null` cannot be shown.
-            .filter(|(path, _)| {
-                !path.metadata().is_ok_and(|found| found.file_type().is_char_device())
-            })
+            .filter(|(path, _)| !paths::is_device(path))
             .collect();
         if paths.is_empty() {
             let to = answer["to"].as_str().unwrap_or("terminal");
