@@ -246,10 +246,21 @@ if (cluster.isPrimary) {
     throw new Error('a bad version');
   }
   if (version === 'exits') process.exit(3);
-  if (version === 'shaky' && cluster.worker.id % 2 === 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
+  const gone = `${process.env.VERSION}.gone`;
+  if (version === 'shaky' && cluster.worker.id % 2 === 0) {
+    const wait = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+    for (const from = Date.now(); !fs.existsSync(gone) && Date.now() - from < 20_000;) wait(10);
+    // Until the primary knows.
+    wait(500);
+  }
   if (version !== 'silent') {
     net.createServer((socket) => socket.end(`worker ${cluster.worker.id}${process.env.MARK ?? ''}`)).listen(0, '127.0.0.1', () => {
-      if (version === 'shaky') setTimeout(() => process.exit(9), cluster.worker.id % 2 ? 50 : 5000);
+      if (version !== 'shaky') return;
+      if (cluster.worker.id % 2 === 0) return void setTimeout(() => process.exit(9), 5000);
+      setTimeout(() => {
+        fs.writeFileSync(gone, '');
+        process.exit(9);
+      }, 50);
     });
   }
 }
