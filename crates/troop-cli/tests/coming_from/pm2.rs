@@ -138,7 +138,7 @@ const FIELDS: [Setting; 63] = [
     setting("out_file: \"out.log\", instances: 2", "output = { per_worker = true }", "as there, `out-0.log` and `out-1.log`, unless `merge_logs: true`; here by the slot, so that each app begins with 0"),
     setting("pid_file: \"app.pid\"", "worker_pid_file = \"./app.pid\"", "also `pid`: `app-0.pid`, by the slot, too; `pid_file` has the primary's number"),
     setting("script: \"serve\", env: { PM2_SERVE_PATH: \"dist\" }", "args = [\"serve-files\", \"dist\", \"8080\"]", "`troop serve` does it: `PM2_SERVE_PATH`, `_PORT`, `_HOST`, `_SPA`, `_HOMEPAGE` and `_BASIC_AUTH` as there, without `_FTP`; the list `static`, too"),
-    setting("env: { A: null, B: [1] }", "env = { A = \"null\", B = \"[1]\" }", "what is no text is passed on as JSON"),
+    setting("env: { A: null, B: [1] }", "env = { A = \"null\", B = \"[1]\" }", "other values than text are passed on as JSON"),
     setting("uid: \"root\"", "user = \"root\"", "also `user`"),
     setting("gid: \"root\"", "group = \"root\"", "also `group`"),
     setting("watch: true", "watch = {}", ""),

@@ -554,7 +554,7 @@ fn is_on(value: &Value) -> bool {
     matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
 }
 
-/// Returns variables as PM2 passes them on: what is no text as JSON, and so `null` too.
+/// Returns variables as PM2 passes them on: other values than text as JSON, also `null`.
 fn variables(all: &Map<String, Value>) -> BTreeMap<String, String> {
     all.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
 }

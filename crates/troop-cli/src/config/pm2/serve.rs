@@ -34,7 +34,7 @@ pub(super) fn apply(app: &mut App, args: &[String]) -> Vec<String> {
     let args = if has_options(args) { &[] } else { args };
     let or_arg = |name: &str, at: usize| variable(name).or_else(|| args.get(at).cloned());
     let directory = or_arg("PATH", 0).unwrap_or_else(|| ".".into());
-    // As in PM2, what is no number means the usual port.
+    // As in PM2, anything but a number means the usual port.
     let port = or_arg("PORT", 1).filter(|port| port.parse::<u16>().is_ok());
     let port = port.unwrap_or_else(|| PORT.into());
     let address = match or_arg("HOST", 2) {
