@@ -87,8 +87,8 @@ impl Numbers {
     }
 
     /// Waits for changes, and returns the files with their numbers; those of `failed`, too, for which
-    /// it waits no longer than `retry`. `None` at the end. Where a slot has two workers, in a reload, the file has the newer one,
-    /// and the older one again if that has failed.
+    /// it waits no longer than `retry`. `None` at the end. Where a slot has two workers, in a reload,
+    /// the file has the newer one, and the older one again if that has failed.
     fn next(
         &self,
         failed: &mut BTreeSet<PathBuf>,
@@ -160,7 +160,7 @@ impl PidFiles {
         Ok(Some(PidFiles { numbers, workers: workers.as_ref().map(at), unwritten, done }))
     }
 
-    /// Says why the primary's file could not be written, and tries again.
+    /// Tries again to write the primary's file, if it could not be written, and says why it cannot be.
     pub(crate) fn go_on(&self) {
         self.unwritten
             .iter()
