@@ -5,8 +5,8 @@
 mod simulation;
 
 use proptest::prelude::*;
+use simulation::steps::*;
 use simulation::{Input, Simulation, config, input};
-use troop_core::WorkerId;
 use troop_core::event::{Address, AddressType};
 use troop_core::primary::{Config, Successors};
 use troop_core::supervise::Claim;
@@ -77,53 +77,6 @@ proptest! {
     }
 }
 
-/// A worker that listens on these ports.
-fn listening(simulation: &mut Simulation, ports: &[u16]) -> WorkerId {
-    let worker = starting(simulation);
-    listen(simulation, worker, ports);
-    worker
-}
-
-fn starting(simulation: &mut Simulation) -> WorkerId {
-    simulation.happen(Input::Fork { troop: false }).unwrap();
-    *simulation.workers.keys().last().unwrap()
-}
-
-fn listen(simulation: &mut Simulation, worker: WorkerId, ports: &[u16]) {
-    for port in ports {
-        simulation.of_worker(worker, Input::Query { worker: 0, port: *port, fails: false });
-        simulation.act().unwrap();
-        simulation.of_worker(worker, Input::Listening { worker: 0, port: *port });
-        simulation.act().unwrap();
-    }
-}
-
-fn dies(simulation: &mut Simulation, worker: WorkerId) {
-    simulation.of_worker(worker, Input::Exit { worker: 0 });
-    simulation.act().unwrap();
-}
-
-fn leaves(simulation: &mut Simulation, worker: WorkerId) {
-    simulation.of_worker(worker, Input::Disconnect { worker: 0, keep: true });
-    simulation.act().unwrap();
-}
-
-fn pass(simulation: &mut Simulation, ms: u64) {
-    simulation.happen(Input::Pass { ms }).unwrap();
-}
-
-/// The workers of these tests say nothing for a long time.
-fn patient() -> Config {
-    Config { hang_timeout: None, ..Config::default() }
-}
-
-fn supervised() -> Simulation {
-    let mut simulation = Simulation::new(patient());
-    simulation.primary.set_supervised(true);
-    simulation.successors = Successors::Nobody;
-    simulation
-}
-
 #[test]
 fn a_listener_that_only_the_last_slot_had_closes_at_once_when_that_goes() {
     let mut simulation = supervised();
@@ -169,15 +122,6 @@ fn a_successor_that_asks_late_for_its_second_listener_finds_it_and_its_clients()
     listen(&mut simulation, second, &[2]);
     assert!(simulation.closed.is_empty() && simulation.waiting.is_empty());
     assert_eq!(simulation.listeners.len(), 2);
-}
-
-fn dies_and_returns(simulation: &mut Simulation, worker: WorkerId, ports: &[u16]) -> WorkerId {
-    simulation.successors = Successors::Awaited;
-    dies(simulation, worker);
-    let next = listening(simulation, ports);
-    simulation.successors = Successors::Nobody;
-    simulation.act().unwrap();
-    next
 }
 
 #[test]
@@ -286,18 +230,6 @@ fn a_fixed_address_that_a_successor_does_not_take_over_is_missed_and_one_that_wa
     assert_eq!((simulation.listeners.len(), simulation.missed.len()), (2, 1));
 }
 
-fn leaves_for_good(simulation: &mut Simulation, worker: WorkerId) {
-    simulation.primary.disconnect(worker, true, None);
-    simulation.primary.excuse(worker);
-    simulation.act().unwrap();
-}
-
-/// As Node's `cluster.worker.disconnect()` begins, and `server.close()`.
-fn closes(simulation: &mut Simulation, worker: WorkerId, which: usize) {
-    simulation.of_worker(worker, Input::Close { worker: 0, listener: which });
-    simulation.act().unwrap();
-}
-
 #[test]
 fn a_worker_that_leaves_by_itself_keeps_its_listener_for_its_successor() {
     let mut simulation = supervised();
@@ -365,18 +297,6 @@ fn a_worker_may_accept_on_each_listener_that_it_has_not_closed_since_it_was_told
 
 // ---- what successors have to take over ----
 
-fn claims(simulation: &Simulation, only: bool) -> Vec<(Option<i64>, usize, bool)> {
-    simulation
-        .primary
-        .claims(only)
-        .iter()
-        .map(|claim| (claim.at.port, claim.holders.len(), claim.is_shared))
-        .collect()
-}
-
-const SHARED: bool = true;
-const OWN: bool = false;
-
 #[test]
 fn addresses_of_workers_are_claimed_and_those_of_several_slots_are_shared() {
     let mut simulation = supervised();
@@ -404,12 +324,8 @@ fn addresses_of_workers_are_claimed_and_those_of_several_slots_are_shared() {
 #[test]
 fn a_worker_and_its_successor_share_nothing() {
     let mut simulation = supervised();
-    listening(&mut simulation, &[1]);
-    let next = simulation.primary.fork();
-    simulation.primary.spawned(next, 4711, Some(0), 100);
-    simulation
-        .workers
-        .insert(next, simulation::Worker { connected: true, ..simulation::Worker::default() });
+    let worker = listening(&mut simulation, &[1]);
+    let next = replacing(&mut simulation, worker);
     listen(&mut simulation, next, &[1]);
     assert_eq!(claims(&simulation, false), [(Some(1), 2, OWN)]);
 }
@@ -493,108 +409,4 @@ fn ports_chosen_by_the_kernel_and_paths_with_a_pid_are_not_claimed() {
     listening(&mut simulation, &[0]);
     listening(&mut simulation, &[0]);
     assert!(claims(&simulation, false).is_empty() && claims(&simulation, true).is_empty());
-}
-
-// ---- what was not left open for successors ----
-
-/// Without listeners that wait for workers.
-fn impatient() -> Simulation {
-    let mut simulation = Simulation::new(Config { keep_listeners: false, ..patient() });
-    simulation.primary.set_supervised(true);
-    simulation.successors = Successors::Nobody;
-    simulation
-}
-
-#[test]
-fn a_port_that_closed_with_its_worker_is_missed_when_the_successor_listens_elsewhere_and_not_before()
- {
-    let mut simulation = impatient();
-    listening(&mut simulation, &[9]);
-    let worker = listening(&mut simulation, &[1]);
-    let next = dies_and_returns(&mut simulation, worker, &[1]);
-    pass(&mut simulation, 60_000);
-    assert_eq!(simulation.missed, [], "its successor has it");
-    simulation.successors = Successors::Awaited;
-    dies(&mut simulation, next);
-    assert_eq!(simulation.listeners.len(), 1, "it has closed");
-    pass(&mut simulation, 600_000);
-    assert_eq!(claims(&simulation, false), [(Some(9), 1, OWN), (Some(1), 0, OWN)]);
-    let next = starting(&mut simulation);
-    simulation.successors = Successors::Nobody;
-    pass(&mut simulation, 29_000);
-    listen(&mut simulation, next, &[2]);
-    pass(&mut simulation, 2_900);
-    assert_eq!(simulation.missed, [], "it may ask for more");
-    pass(&mut simulation, 200);
-    assert_eq!(simulation.missed, [Some(1)]);
-    assert_eq!(claims(&simulation, false), [(Some(9), 1, OWN), (Some(2), 1, OWN)]);
-}
-
-#[test]
-fn a_port_that_closed_is_not_missed_where_nobody_is_to_open_it_again() {
-    // The worker has closed it by itself and goes on.
-    let mut simulation = impatient();
-    let worker = listening(&mut simulation, &[1, 2]);
-    closes(&mut simulation, worker, 0);
-    assert_eq!(simulation.listeners.len(), 1);
-    pass(&mut simulation, 60_000);
-    assert_eq!(simulation.missed, []);
-    // It is one too many.
-    let worker = listening(&mut simulation, &[3]);
-    simulation.primary.disconnect(worker, false, None);
-    simulation.primary.excuse(worker);
-    simulation.act().unwrap();
-    // A new generation does without it.
-    let worker = listening(&mut simulation, &[4]);
-    simulation.successors = Successors::Awaited;
-    dies(&mut simulation, worker);
-    listening(&mut simulation, &[5]);
-    simulation.primary.forget_shared();
-    simulation.successors = Successors::Nobody;
-    pass(&mut simulation, 60_000);
-    // The kernel had chosen it.
-    let worker = listening(&mut simulation, &[0]);
-    dies_and_returns(&mut simulation, worker, &[6]);
-    pass(&mut simulation, 60_000);
-    // Nobody is to come at all.
-    let worker = listening(&mut simulation, &[7]);
-    simulation.primary.close_unused_listeners();
-    dies(&mut simulation, worker);
-    pass(&mut simulation, 60_000);
-    assert_eq!(simulation.missed, []);
-}
-
-#[test]
-fn a_port_that_closed_before_a_reload_that_failed_is_still_missed_and_what_the_reload_opened_is_not()
- {
-    let mut simulation = impatient();
-    listening(&mut simulation, &[9]);
-    let worker = listening(&mut simulation, &[1]);
-    simulation.successors = Successors::Awaited;
-    dies(&mut simulation, worker);
-    let before = simulation.primary.listeners_to_keep();
-    let new = listening(&mut simulation, &[2]);
-    dies(&mut simulation, new);
-    simulation.primary.close_unused_but(&before);
-    listening(&mut simulation, &[9]);
-    simulation.successors = Successors::Nobody;
-    pass(&mut simulation, 60_000);
-    assert_eq!(simulation.missed, [Some(1)]);
-}
-
-#[test]
-fn listeners_that_are_not_to_wait_any_more_close_and_are_missed_all_the_same() {
-    let mut simulation = supervised();
-    listening(&mut simulation, &[9]);
-    let worker = listening(&mut simulation, &[1]);
-    simulation.successors = Successors::Awaited;
-    dies(&mut simulation, worker);
-    assert_eq!(simulation.listeners.len(), 2);
-    simulation.primary.set_keep_listeners(false);
-    simulation.act().unwrap();
-    assert_eq!(simulation.listeners.len(), 1);
-    listening(&mut simulation, &[2]);
-    simulation.successors = Successors::Nobody;
-    pass(&mut simulation, 60_000);
-    assert_eq!(simulation.missed, [Some(1)]);
 }

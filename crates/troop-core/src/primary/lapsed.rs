@@ -36,7 +36,7 @@ impl Primary {
         let Some(listener) = self.listeners.get(&id) else { return };
         let has_served = listener.is_fixed && listener.listened != Listened::Nobody;
         let Some(at) = self.bound_address(id).filter(|_| has_served) else { return };
-        if !self.supervised || self.is_ending {
+        if !self.supervised || self.is_ending || !unused.is_due {
             return;
         }
         let (asked, is_shared) = (listener.asked_for(), listener.is_shared);

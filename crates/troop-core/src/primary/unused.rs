@@ -37,7 +37,7 @@ pub(super) struct Unused {
     /// Whether that worker closed it by itself.
     closed: bool,
     /// Whether a successor should take it over; if none does, it is reported as missed.
-    is_due: bool,
+    pub(super) is_due: bool,
 }
 
 impl Primary {
@@ -48,7 +48,17 @@ impl Primary {
 
     pub(super) fn unused_since_now(&self, last: WorkerId, closed: bool) -> Unused {
         let (newest, since) = (WorkerId(self.last_worker), self.last_time);
-        Unused { newest, since, last, closed, is_due: true }
+        let is_due = !self.has_failed_to_replace(last);
+        Unused { newest, since, last, closed, is_due }
+    }
+
+    /// Whether a worker leaves whose predecessor serves on: nobody is to take over what only a
+    /// replacement that has failed had opened.
+    fn has_failed_to_replace(&self, worker: WorkerId) -> bool {
+        let Some(slot) = self.workers.get(&worker).map(|state| state.slot) else { return false };
+        self.workers
+            .iter()
+            .any(|(id, state)| *id < worker && state.slot == slot && state.is_there())
     }
 
     /// Excuses a worker's successors from taking over its listeners.

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 mod inputs;
+pub mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 
