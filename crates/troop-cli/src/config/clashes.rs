@@ -1,9 +1,11 @@
-//! Options that are in each other's way: addresses and pid files of one app or of several, and weights.
+//! Options that are in each other's way: addresses, pid files and log files of one app or of several, and
+//! weights.
 
 use std::path::{Path, PathBuf};
 
 use super::app::App;
 use super::{Apps, Workers};
+use crate::logs::paths as logs;
 use crate::pid_files;
 
 /// An address to listen on.
@@ -99,6 +101,17 @@ fn share_worker_pid_files(app: &App, other: &App) -> bool {
     first(app).is_some_and(|mine| first(other) == Some(mine))
 }
 
+/// Returns a log file of two apps.
+fn shared_log_file(name: &str, app: &App, other_name: &str, other: &App) -> Option<String> {
+    let of = |name: &str, app: &App| {
+        logs::files(name, &app.output, app.cwd.as_deref().unwrap_or(Path::new("."))).files
+    };
+    let theirs = of(other_name, other);
+    let shared =
+        of(name, app).into_iter().find(|file| theirs.contains(file) && !logs::is_device(file))?;
+    Some(shared.display().to_string())
+}
+
 /// Returns what is in the way of several apps: the later one, the option, and the reason.
 pub(crate) fn among(apps: &Apps) -> Vec<(String, &'static str, String)> {
     let mut found = Vec::new();
@@ -149,6 +162,15 @@ pub(crate) fn suspicious(apps: &Apps) -> Vec<(String, &'static str, String)> {
             );
             found.push(((*name).clone(), "worker_pid_file", text));
         }
+        let shared = all[..at].iter().find_map(|(other_name, other)| {
+            Some((other_name, shared_log_file(name, app, other_name, other)?))
+        });
+        if let Some((other, file)) = shared {
+            let text = format!(
+                "{file} is a log file of app.{other}, too: troop logs shows the lines of both, and each app rotates it by its own options"
+            );
+            found.push(((*name).clone(), "output", text));
+        }
         if let Some(Workers::Number(workers)) = app.workers
             && app.weights.len() > workers
         {
@@ -162,6 +184,7 @@ pub(crate) fn suspicious(apps: &Apps) -> Vec<(String, &'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tables::Output;
 
     fn app(bind: &[&str]) -> App {
         let bind = bind.iter().map(|text| (*text).to_owned()).collect();
@@ -200,6 +223,33 @@ mod tests {
         let options: Vec<_> =
             found.iter().map(|(name, option, _)| (name.as_str(), *option)).collect();
         assert_eq!(options, [("a", "weights"), ("b", "env"), ("b", "weights")]);
+    }
+
+    #[test]
+    fn a_log_file_of_two_apps_is_suspicious_if_both_write_the_same_one() {
+        let with = |cwd: &str, file: &str, per_worker: bool| {
+            let file = (!file.is_empty()).then(|| PathBuf::from(file));
+            let output = Output { file, per_worker, ..Output::default() };
+            App { cwd: Some(cwd.into()), output, ..App::new("x") }
+        };
+        for (one, other, is_shared) in [
+            (with("/srv", "", false), with("/srv", "", false), false),
+            (with("/srv", "all.log", false), with("/opt", "all.log", false), true),
+            (with("/srv", "logs/all.log", false), with("/opt", "logs/all.log", false), false),
+            (with("/srv", "logs/all.log", false), with("/srv", "logs/all.log", true), false),
+            (with("/srv", "/l/all.log", true), with("/opt", "/l/all.log", true), true),
+            // Files of slots are in the directory of the app.
+            (with("/srv", "all.log", true), with("/srv", "all.log", true), false),
+            (with("/srv", "b.log", false), with("/srv", "", false), true),
+            (with("/srv", "/dev/null", false), with("/srv", "/dev/null", false), false),
+        ] {
+            let apps = Apps::from([("a".into(), one), ("b".into(), other)]);
+            let found = suspicious(&apps);
+            let options: Vec<_> =
+                found.iter().map(|(name, option, _)| (name.as_str(), *option)).collect();
+            let expected: &[_] = if is_shared { &[("b", "output")] } else { &[] };
+            assert_eq!(options, expected, "{apps:?}");
+        }
     }
 
     #[test]
