@@ -7,11 +7,12 @@ mod pm2_verbs;
 mod run;
 mod start;
 pub(crate) mod typed;
+mod verbs;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser};
 
 use crate::config::{self, Time};
 use crate::names;
@@ -24,6 +25,7 @@ pub(crate) use pm2_verbs::{
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};
 pub(crate) use start::Start;
+pub(crate) use verbs::Command;
 
 /// One port, many processes, any language.
 #[derive(Debug, Parser)]
@@ -37,88 +39,6 @@ pub(crate) struct Troop {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Run a program as a cluster, in the foreground
-    ///
-    /// The program listens as it always does; its copies share the port. Workers that die are restarted.
-    /// SIGHUP replaces workers one by one without dropping connections. SIGTERM and SIGINT drain them;
-    /// another one (half a second later or more) or SIGQUIT kills them. SIGTTIN and SIGTTOU add and
-    /// remove a worker, SIGWINCH ends all workers and keeps the ports until SIGHUP, SIGUSR1 reopens log
-    /// files.
-    Run(Deferred<Foreground>),
-    /// Start apps in the background and wait until they are ready
-    ///
-    /// Exits with 0 when all workers are ready; otherwise it prints the reason and exits with 1. Output
-    /// of the workers goes to files, which `troop logs` shows.
-    Start(Deferred<Start>),
-    /// List the apps that `troop run` and `troop start` have started
-    ///
-    /// A Rust program that is a cluster by itself (`troop::role`) is listed only if it runs under
-    /// them: `troop run ./server`. CPU and MEMORY are sums over the primary and all workers, `total`
-    /// with --json. MEMORY is resident memory (RSS), in which shared pages count for each process.
-    #[command(visible_aliases = ["list", "status", "ps", "l"])]
-    #[command(after_help = "Examples:
-  troop ls
-  troop ls --json | jq '.[] | {name, pid, total}'
-  troop ls web --quiet                 a probe: nothing is printed
-
-Exit codes: 0 if the app runs, 1 if it does not answer (with --quiet), 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready; of several apps the worst counts, and those that were stopped or have finished do only if none runs.")]
-    Ls(Show),
-    /// Show an app: its workers, what they listen on, what they use
-    #[command(visible_aliases = ["describe", "info"], alias = "desc")]
-    #[command(after_help = "Examples:
-  troop show web                       all of it
-  troop show web:3                     one worker, by its number
-  troop show web --quiet               a probe: nothing is printed
-
-Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready, or not that one.")]
-    Show(Show),
-    /// Print events of an app as they happen
-    Events(Events),
-    Logs(Logs),
-    Reload(Reload),
-    Restart(Restart),
-    Wait(Wait),
-    Scale(Scale),
-    Stop(Stop),
-    Delete(Delete),
-    Save(Save),
-    Resurrect(Resurrect),
-    Policy(Policy),
-    Signal(Signal),
-    Send(Send),
-    Check(Check),
-    Init(Init),
-    Startup(Startup),
-    Unstartup(Unstartup),
-    Jlist(Jlist),
-    Prettylist(Prettylist),
-    Pid(Pid),
-    Env(EnvOf),
-    Flush(Flush),
-    Reset(Reset),
-    Ping(Ping),
-    Kill(Kill),
-    #[command(name = "sendSignal")]
-    SendSignal(SendSignal),
-    Attach(Attach),
-    Serve(Serve),
-    #[command(hide = true)]
-    ServeFiles(ServeFiles),
-    ExecActivated(ExecActivated),
-    Completions(Completions),
-    /// Write manual pages into a directory, one for each command
-    Man(Man),
-}
-
-/// Execute a program that takes its sockets by activation, behind a shell or npm
-///
-/// With `bind` (-b), troop passes sockets as systemd does, and LISTEN_PID says for which process. What
-/// a shell or npm starts is another process, and many programs then ignore the sockets. This verb
-/// checks that LISTEN_FDS and the sockets have arrived, sets LISTEN_PID to its own process and
-/// executes the program in its place. Sockets that were closed on the way, as by npm, are fetched
-/// from the process that has them.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run -b 8000 -- sh -c '. ./env.sh && troop exec-activated -- gunicorn app:app'
@@ -135,7 +55,6 @@ pub(crate) struct ExecActivated {
     pub(crate) program: Vec<OsString>,
 }
 
-/// Write a shell's completions to standard output
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop completions bash > /etc/bash_completion.d/troop
@@ -152,7 +71,6 @@ pub(crate) struct Man {
     pub(crate) directory: PathBuf,
 }
 
-/// Check a configuration file without starting anything
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop check                          the troop.toml in this directory, or else a PM2 file or Procfile
@@ -176,9 +94,7 @@ pub(crate) struct Check {
     pub(crate) json: bool,
 }
 
-/// Write a first troop.toml
 #[derive(Debug, Args)]
-#[command(alias = "ecosystem")]
 #[command(after_help = "Examples:
   troop init                           for the program found in this directory
   troop init server.js
@@ -206,10 +122,6 @@ pub(crate) struct Init {
     pub(crate) json: bool,
 }
 
-/// Write systemd units, so that apps start at boot
-///
-/// Each app of a file becomes a service that systemd starts, reloads, watches and stops. Without a
-/// file, one service starts the apps that `troop save` has saved.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop startup                        all apps of troop.toml; system units for root, else user units
@@ -246,9 +158,6 @@ pub(crate) struct Startup {
     pub(crate) json: bool,
 }
 
-/// Remove the systemd units that `troop startup` has written
-///
-/// Apps that run go on running.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop unstartup                      of all apps of troop.toml; without one, of saved apps
@@ -271,9 +180,7 @@ pub(crate) struct Unstartup {
     pub(crate) json: bool,
 }
 
-/// Show the output of an app's workers, and its events
 #[derive(Debug, Args)]
-#[command(visible_alias = "tail", alias = "log")]
 #[command(after_help = "Examples:
   troop logs                           all apps, and new lines as they are written
   troop logs web --nostream            the last lines
@@ -316,7 +223,7 @@ pub(crate) struct Logs {
     pub(crate) json: bool,
 }
 
-/// Arguments of the verbs that show apps.
+// Arguments of the verbs that show apps.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// The app's name [default: all apps]
@@ -348,12 +255,6 @@ pub(crate) struct Events {
     pub(crate) follow: bool,
 }
 
-/// Change the number of workers
-///
-/// Waits until the new workers are ready, and those that are too many have drained. If a new worker
-/// does not become ready, prints the reason; the app keeps the number and goes on trying. The number
-/// lasts over `troop restart`, and over `save` and `resurrect`, until the app is stopped or its file
-/// has another one.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true, allow_negative_numbers = true)]
 #[command(after_help = "Examples:
@@ -387,11 +288,6 @@ pub(crate) enum To {
     By(i64),
 }
 
-/// Change the scheduling of a running app, until it ends
-///
-/// The app's name comes first, then the policy: with ADDR= for the listeners of one port, address or
-/// path, alone for all others. An open listener cannot change to or from `shared` and `steered`; it
-/// changes when it is opened the next time, which the output says.
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 #[command(after_help = "Examples:
@@ -412,12 +308,6 @@ pub(crate) struct Policy {
     pub(crate) json: bool,
 }
 
-/// Send a message to an app's workers
-///
-/// Node workers receive it by `process.on('message')`, Rust workers by `Worker::next_event`. A
-/// message that is not JSON is sent as text. With --ask, each worker replies: Rust workers answer a
-/// `Request`; a Node worker receives `{ troop: 'request', id, body }` and answers by
-/// `process.send({ troop: 'reply', id, body })`.
 #[derive(Debug, Args)]
 #[command(override_usage = "troop send [OPTIONS] [APP] <MESSAGE>")]
 #[command(after_help = "Examples:
@@ -455,7 +345,6 @@ impl Send {
     }
 }
 
-/// Send a signal to an app's workers
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 #[command(after_help = "Examples:
@@ -501,6 +390,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         super::Troop::command().debug_assert();
+    }
+
+    #[test]
+    fn options_are_built_only_for_the_verb_that_was_typed() {
+        for verb in super::Troop::command().get_subcommands() {
+            assert_eq!(verb.get_arguments().count(), 0, "{}", verb.get_name());
+        }
     }
 
     #[test]

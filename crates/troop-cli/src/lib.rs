@@ -143,8 +143,8 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Kill(_) => lifecycle::kill(),
-        Command::SendSignal(args) => operate::signal(&args.into()),
-        Command::Attach(args) => attach::attach(args.app, args.separator.as_deref(), 0),
+        Command::SendSignal(Deferred(args)) => operate::signal(&args.into()),
+        Command::Attach(Deferred(args)) => attach::attach(args.app, args.separator.as_deref(), 0),
         Command::Serve(args) => lifecycle::serve(&args),
         Command::ServeFiles(args) => {
             return match files::run(&args) {

@@ -1,11 +1,23 @@
-//! Verbs with so many options that building them would take most of the time of every other verb.
+//! Verbs whose options are built only when they were typed: building those of all verbs would take
+//! most of the time of a verb.
+
+use std::ops::Deref;
 
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches};
 
 /// Arguments that are built only when their verb was typed. What is said of the verb in the list of
-/// verbs stands at its variant of [`super::Command`].
+/// verbs, and its aliases, stand at its variant of [`super::Command`]. The struct, and those that are
+/// flattened into it, have no doc comments, because those would override what is said there.
 #[derive(Debug)]
 pub(crate) struct Deferred<A>(pub(crate) A);
+
+impl<A> Deref for Deferred<A> {
+    type Target = A;
+
+    fn deref(&self) -> &A {
+        &self.0
+    }
+}
 
 impl<A: Args> Args for Deferred<A> {
     fn augment_args(command: Command) -> Command {

@@ -4,10 +4,6 @@ use clap::{Args, ValueEnum};
 
 use crate::config::{self, Time};
 
-/// Stop apps; their workers finish the requests in progress
-///
-/// Apps that `troop start` has started stay listed, and `troop start NAME` starts them again as they
-/// were started before.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop stop web                       drain, at most for the grace period
@@ -37,9 +33,7 @@ pub(crate) struct Stop {
     pub(crate) json: bool,
 }
 
-/// Stop apps and forget how they were started
 #[derive(Debug, Args)]
-#[command(visible_alias = "del")]
 #[command(after_help = "Examples:
   troop delete web                     also one that is stopped
   troop delete all --quick             kill the workers")]
@@ -48,12 +42,7 @@ pub(crate) struct Delete {
     pub(crate) stop: Stop,
 }
 
-/// Stop an app and start it again, re-reading its configuration
-///
-/// Applies the options that a reload cannot change. Clients are refused or wait until the app is
-/// back; `troop reload` loses no connection.
 #[derive(Debug, Args)]
-#[command(alias = "startOrRestart")]
 #[command(after_help = "Examples:
   troop restart web                    apply all changes of its configuration
   troop restart web jobs 3             several, by name or by the number in `troop ls`
@@ -77,14 +66,7 @@ pub(crate) struct Restart {
     pub(crate) json: bool,
 }
 
-/// Replace an app's workers without dropping connections
-///
-/// Re-reads the configuration, then replaces workers one by one: an old worker drains only after its
-/// successor is ready. If a new worker does not become ready, or does not listen on an address that
-/// the old ones share, the old workers stay and the reason is printed. Waits until the reload is
-/// done.
 #[derive(Debug, Args)]
-#[command(aliases = ["startOrReload", "startOrGracefulReload", "gracefulReload"])]
 #[command(after_help = "Examples:
   troop reload web                     all workers
   troop reload ecosystem.config.js     its apps; those that do not run are started
@@ -114,7 +96,7 @@ pub(crate) struct Reload {
     pub(crate) json: bool,
 }
 
-/// Options of verbs that can be given a file with apps.
+// Options of verbs that can be given a file with apps.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OfFile {
     /// Of a file with several apps, only these; may be repeated
@@ -126,12 +108,7 @@ pub(crate) struct OfFile {
     pub(crate) env: Option<String>,
 }
 
-/// Save the list of apps that run, for `troop resurrect`
-///
-/// Only apps that `troop start` has started are saved, with the environment that they were started
-/// in.
 #[derive(Debug, Args)]
-#[command(visible_alias = "dump")]
 #[command(after_help = "Examples:
   troop save
   troop save --force                   also if no app runs")]
@@ -145,9 +122,6 @@ pub(crate) struct Save {
     pub(crate) json: bool,
 }
 
-/// Start the apps that `troop save` has saved
-///
-/// Apps of the list that run already are left alone.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop resurrect                      at boot, by the unit of `troop startup`")]
@@ -161,10 +135,6 @@ pub(crate) struct Resurrect {
     pub(crate) json: bool,
 }
 
-/// Wait until apps are ready, or do not run any more
-///
-/// An app is ready when as many workers are as it should have. The wait ends early where that cannot
-/// come: the app does not run, or its workers keep ending and none is ready.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop wait web                       until all of its workers are ready

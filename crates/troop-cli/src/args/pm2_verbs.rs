@@ -8,23 +8,16 @@ use clap::Args;
 use crate::config::{self, Workers};
 use crate::names;
 
-/// Print all workers as PM2's `jlist` does
-///
-/// One object per worker, or per app that does not run: `name`, `pid`, `pm_id` (the app's number),
-/// `monit` (`cpu` in percent since the worker's start, `memory`) and `pm2_env` with `status`,
-/// `restart_time`, `pm_uptime`. `troop ls --json` has more.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop jlist | jq -r '.[] | select(.pm2_env.status != \"online\") | .name'")]
 pub(crate) struct Jlist {}
 
-/// Print the same on several lines
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop prettylist")]
 pub(crate) struct Prettylist {}
 
-/// Print the process numbers of workers
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop pid web                        one line per worker
@@ -34,9 +27,6 @@ pub(crate) struct Pid {
     pub(crate) app: Option<String>,
 }
 
-/// Print the environment of an app's workers, with secrets masked
-///
-/// Values of variables whose name says that they are secret, and passwords in URLs and options (`password=…`), and private keys are masked.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop env web")]
@@ -45,7 +35,6 @@ pub(crate) struct EnvOf {
     pub(crate) app: Option<String>,
 }
 
-/// Empty the log files of apps
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop flush web
@@ -56,7 +45,6 @@ pub(crate) struct Flush {
     pub(crate) apps: Vec<String>,
 }
 
-/// Set the number of restarts of apps to 0
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop reset web
@@ -67,19 +55,16 @@ pub(crate) struct Reset {
     pub(crate) apps: Vec<String>,
 }
 
-/// Print `pong`: there is no daemon that could fail to
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop ping")]
 pub(crate) struct Ping {}
 
-/// Stop all apps
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop kill                           the same as troop stop all")]
 pub(crate) struct Kill {}
 
-/// Send a signal to an app's workers: `troop signal` with its arguments the other way round
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop sendSignal SIGUSR2 web")]
@@ -92,11 +77,6 @@ pub(crate) struct SendSignal {
     pub(crate) app: Option<String>,
 }
 
-/// Follow the output of an app, and pass lines of input on to a worker
-///
-/// Each line is written to the worker's standard input. Ctrl-C ends it, Ctrl-D too; the app goes on. With
-/// a pipe or file as its input it ends after that, with what the worker answers at once.
-/// Only apps in the background have input, except jobs and those of other users (`user`).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop attach web                     input is for its only worker
@@ -111,12 +91,7 @@ pub(crate) struct Attach {
     pub(crate) separator: Option<String>,
 }
 
-/// Serve the files of a directory in the background
-///
-/// `index.html` stands for its directory, `404.html` for files that there are not. Hidden files are
-/// not served, except below `.well-known`, nor is what links outside the directory lead to.
 #[derive(Debug, Args)]
-#[command(alias = "expose")]
 #[command(after_help = "Examples:
   troop serve dist                     on port 8080
   troop serve dist 80 --spa            index.html for each page that there is not
@@ -155,7 +130,6 @@ pub(crate) struct Serve {
     pub(crate) json: bool,
 }
 
-/// The worker of `troop serve`
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop run -w 4 troop serve-files dist 8080   what troop serve starts, in the foreground")]
@@ -170,7 +144,7 @@ pub(crate) struct ServeFiles {
     pub(crate) pages: Pages,
 }
 
-/// What is answered, and to whom.
+// What is answered, and to whom.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pages {
     /// Answer requests for missing files with the homepage, for a single-page app
