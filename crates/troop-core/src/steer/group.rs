@@ -385,8 +385,8 @@ impl ShardGroup {
         let mut most = MIN_SHARE;
         for number in &serving {
             let shard = &mut self.shards[*number];
-            let difference =
-                ((mean + ABSOLUTE_TOLERANCE) / (load(shard) + ABSOLUTE_TOLERANCE)).ln();
+            let ratio = (mean + ABSOLUTE_TOLERANCE) / (load(shard) + ABSOLUTE_TOLERANCE);
+            let difference = libm::log(ratio);
             let beyond = difference.signum() * (difference.abs() - RELATIVE_TOLERANCE).max(0.0);
             shard.apart = match shard.apart {
                 apart if beyond > 0.0 => apart.min(0) - 1,
@@ -394,7 +394,7 @@ impl ShardGroup {
                 _ => 0,
             };
             if shard.apart.abs() > MIN_DIVERGENT_CHECKS {
-                shard.level *= (GAIN * beyond).exp();
+                shard.level *= libm::exp(GAIN * beyond);
             }
             if beyond >= 0.0 {
                 // Shares that were lost to noise recover.
