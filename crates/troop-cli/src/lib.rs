@@ -51,6 +51,8 @@ use verbs::{
 
 /// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
+    // In a primary the driver's thread allocates, and in verbs hardly anything does.
+    troop::program::own_code::use_one_arena();
     let typed = args::typed::arranged(std::env::args_os().collect(), start::is_command);
     let args::Troop { command, .. } = args::Troop::try_parse_from(typed).unwrap_or_else(|mut e| {
         if let Some(answer) = elsewhere::answer(&mut e) {

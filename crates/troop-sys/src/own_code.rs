@@ -1,5 +1,5 @@
 //! Releases memory that holds this program's own code and constants, and memory that the allocator
-//! keeps.
+//! keeps, of which one arena has less than one for each thread.
 
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -51,6 +51,18 @@ pub fn release_free_memory() {
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Has threads allocate from one arena (`M_ARENA_MAX`, `mallopt(3)`), instead of one for each thread
+/// that allocates, with pages of its own. For programs of which one thread does the work. Called
+/// before there are other threads: they keep the arenas that they have. Does nothing where the C
+/// library has no such option.
+pub fn use_one_arena() {
+    // SAFETY: the function takes two numbers, and locks the allocator while it sets one.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
