@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use troop::program::within::Begun;
 
+use super::process::Fate;
 use super::store::{self, Store, bounded};
 use super::{End, Life, Record, free_id};
 use crate::control::sockets;
@@ -82,7 +83,7 @@ pub(crate) fn forget(name: &str) -> io::Result<()> {
         let Some(store) = Store::find()? else { return Ok(()) };
         let _lock = store.lock()?;
         match store.read(&name) {
-            Some(record) if record.primary.fate() == super::process::Fate::Running => Ok(()),
+            Some(record) if record.primary.fate() == Fate::Running => Ok(()),
             _ => store.remove(&name),
         }
     })
@@ -91,8 +92,11 @@ pub(crate) fn forget(name: &str) -> io::Result<()> {
 /// Determines the state of an app. Notes a crash, removes what it has left behind, and removes a
 /// record that has nothing to tell.
 fn settle(store: &Store, record: Record) -> Option<Listed> {
-    let last_seen = sockets::last_seen(&record.runtime, &record.name);
-    let life = record.life(record.primary.fate(), last_seen, SystemTime::now());
+    let fate = record.primary.fate();
+    // Only a crash is dated by it.
+    let is_crash = fate == Fate::Gone && record.end.is_none();
+    let seen = || sockets::last_seen(&record.runtime, &record.name);
+    let life = record.life(fate, is_crash.then(seen).flatten(), SystemTime::now());
     if life == Life::Running || (record.end.is_some() && life != Life::Forgotten) {
         let end = if let Life::Ended(end) = life { Some(end) } else { None };
         return Some(Listed { record, end });

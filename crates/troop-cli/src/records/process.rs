@@ -1,5 +1,7 @@
 //! Identifies a process beyond the reuse of its number.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -42,19 +44,26 @@ impl Identity {
 }
 
 fn boot() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot = proc_file("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     boot.trim().to_owned()
 }
 
+/// Reads a small file of `/proc`, whose size is not known before, in one piece.
+fn proc_file(path: &str) -> Option<String> {
+    let mut text = String::with_capacity(1024);
+    File::open(path).ok()?.read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
 fn booted() -> Option<SystemTime> {
-    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime = proc_file("/proc/uptime")?;
     let seconds: f64 = uptime.split_whitespace().next()?.parse().ok()?;
     SystemTime::now().checked_sub(Duration::try_from_secs_f64(seconds).ok()?)
 }
 
 /// Returns when a process started. `None` if it has ended, even if its parent has not been told.
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = proc_file(&format!("/proc/{pid}/stat"))?;
     // The name of the program, which may contain anything, ends at the last parenthesis.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();

@@ -205,7 +205,8 @@ impl Store {
             );
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
-        let mut text = String::new();
+        let size = usize::try_from(found.len().min(MAX_FILE)).unwrap_or_default();
+        let mut text = String::with_capacity(size + 1);
         file.take(MAX_FILE).read_to_string(&mut text)?;
         let value = serde_json::from_str(&text).map_err(|e| {
             let text = format!(
