@@ -17,7 +17,9 @@ use clap::{Args, Parser};
 use crate::config::{self, Time};
 use crate::names;
 pub(crate) use deferred::Deferred;
-pub(crate) use lifecycle::{Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Wait, WaitFor};
+pub(crate) use lifecycle::{
+    Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Upgrade, Wait, WaitFor,
+};
 pub(crate) use pm2_verbs::{
     Attach, EnvOf, Flush, Jlist, Kill, Pages, Pid, Ping, Prettylist, Reset, SendSignal, Serve,
     ServeFiles,

@@ -43,13 +43,14 @@ const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
 const PM2_ID: &str = "pm_id";
 
 /// Variables of the primary that workers do not inherit.
-pub(crate) const OWN_VARIABLES: [&str; 11] = [
+pub(crate) const OWN_VARIABLES: [&str; 12] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
     crate::start::VARIABLE,
     crate::start::RESUMED_VARIABLE,
     crate::together::VARIABLE,
+    crate::kept::CHOSEN_VARIABLE,
     ID_VARIABLE,
     crate::records::scaled::VARIABLE,
     crate::restart::VARIABLE,

@@ -86,6 +86,8 @@ pub(crate) enum RunError {
     Failed(Error),
     /// All workers have ended and are not restarted, one of them with this exit code.
     Ended(u8, Error),
+    /// This engine cannot go on with the app, and the other one says why.
+    Refused,
 }
 
 impl From<Error> for RunError {
@@ -104,6 +106,7 @@ impl std::fmt::Display for RunError {
                     "an app {name:?} runs already: `troop reload {name}` replaces its workers; another --name starts a second one"
                 )
             }
+            RunError::Refused => f.write_str("the former engine goes on"),
             RunError::Failed(e) | RunError::Ended(_, e) => f.write_str(&e.chain()),
         }
     }

@@ -13,6 +13,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzz;
 mod in_use;
+mod kept;
 mod launcher;
 mod log;
 mod logs;
@@ -41,6 +42,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser};
+use troop::keeper::Place;
 
 use args::{Command, Deferred};
 use error::{CliError, RunError};
@@ -51,6 +53,15 @@ use verbs::{
 
 /// Parses the command line, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
+    // Before anything else: a keeper needs nothing of all this.
+    match troop::keeper::enter() {
+        Ok(None) => {}
+        Ok(Some(code)) => return code,
+        Err(e) => {
+            log::line(&format!("troop: cannot start (--no-keeper does without): {e}"));
+            return ExitCode::FAILURE;
+        }
+    }
     // In a primary the driver's thread allocates, and in verbs hardly anything does.
     troop::program::own_code::use_one_arena();
     let typed = args::typed::arranged(std::env::args_os().collect(), start::is_command);
@@ -93,7 +104,9 @@ pub fn main() -> ExitCode {
             args.run.unawaited = args.no_wait && !is_resumed;
             start::words_of_start(&mut args);
             args.run.args = std::mem::take(&mut args.args);
-            start::choose(&mut args.run, &args.more, &start::chosen());
+            let choice = start::chosen();
+            start::choose(&mut args.run, &args.more, &choice);
+            kept::be_kept(&args.run, &choice, Place::Background);
             return run(args.run);
         }
         Command::Start(Deferred(mut args)) => {
@@ -128,6 +141,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => show::show(&args),
         Command::Wait(args) => wait::wait(&args),
         Command::Events(args) => show::events(&args),
+        Command::Upgrade(args) => lifecycle::upgrade(&args),
         Command::Reload(args) => lifecycle::reload(&args),
         Command::Scale(args) => operate::scale(&args),
         Command::Stop(args) => lifecycle::stop(&args),
@@ -174,19 +188,26 @@ pub fn main() -> ExitCode {
 
 /// Runs an app, or several.
 fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitCode {
-    if let Ok(chosen) = std::env::var(together::VARIABLE) {
-        start::choose(&mut what, more, &start::Choice::decode(&chosen));
+    let chosen = [together::VARIABLE, kept::CHOSEN_VARIABLE].map(std::env::var);
+    if let Some(chosen) = chosen.into_iter().find_map(Result::ok) {
+        let choice = start::Choice::decode(&chosen);
+        start::choose(&mut what, more, &choice);
+        kept::be_kept(&what, &choice, Place::Foreground);
         return run(what);
     }
     match start::plan(&what, more, start::Verb::Run) {
         Ok(apps) if apps.len() > 1 => together::run(&apps, keep_going),
-        Ok(mut apps) => run(apps.pop().map_or(what, |only| {
-            let mut what = only.run;
-            if !only.choice.app.is_empty() {
-                what.only = vec![only.choice.app];
-            }
-            what
-        })),
+        Ok(mut apps) => {
+            let (what, choice) = apps.pop().map_or((what, start::Choice::default()), |only| {
+                let (mut what, choice) = (only.run, only.choice);
+                if !choice.app.is_empty() {
+                    what.only = vec![choice.app.clone()];
+                }
+                (what, choice)
+            });
+            kept::be_kept(&what, &choice, Place::Foreground);
+            run(what)
+        }
         Err(text) => {
             log::line(&in_use::with_tip(format!("troop: {text}")));
             // As for an app whose options are invalid.
@@ -198,6 +219,7 @@ fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitC
 fn run(what: args::Run) -> ExitCode {
     let code = match run::run(what) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Refused) => ExitCode::FAILURE,
         Err(e) => {
             log::line(&in_use::with_tip(format!("troop: {e}")));
             ExitCode::from(match e {

@@ -74,18 +74,20 @@ fn start(
 
 fn send(state: &[NotifyState<'_>]) {
     // A failure is ignored: systemd does not listen any more.
-    let _ = deliver(state);
+    let text: String = state.iter().map(|part| format!("{part}\n")).collect();
+    if !troop::keeper::notify(&text) {
+        let _ = deliver(&text);
+    }
 }
 
 /// Sends a notification to a path, or to an abstract address (`@name`), which `sd_notify::notify`
 /// takes for a path.
-fn deliver(state: &[NotifyState<'_>]) -> io::Result<()> {
+fn deliver(text: &str) -> io::Result<()> {
     let Some(at) = std::env::var_os(VARIABLE) else { return Ok(()) };
     let address = match at.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(&at)?,
     };
-    let text: String = state.iter().map(|part| format!("{part}\n")).collect();
     UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 

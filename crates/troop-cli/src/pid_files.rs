@@ -227,7 +227,7 @@ struct Files {
 impl Files {
     fn begin(&self) -> io::Result<()> {
         let Some(path) = &self.primary else { return Ok(()) };
-        let own = std::process::id();
+        let own = troop::keeper::app_pid();
         let (directory, name) = self.reach(path)?;
         let before = number_in(&directory, &name)?;
         if let Some(pid) = before.filter(|pid| *pid != own)
@@ -245,7 +245,7 @@ impl Files {
 
     fn end(&self) -> io::Result<()> {
         let Some(path) = &self.primary else { return Ok(()) };
-        self.remove(path, std::process::id())
+        self.remove(path, troop::keeper::app_pid())
     }
 
     /// Keeps the files of workers.

@@ -9,12 +9,14 @@ use std::time::Duration;
 use serde_json::Value;
 use troop::Scheduling;
 
+use serde::{Deserialize, Serialize};
+
 use crate::args::{Chosen, Env, LogOption, Run};
 use crate::config::{self, Alone, App, Form, Health, LogPath, Rebalance, To, Watch, Workers};
 use crate::{command, names, restart, suggest};
 
 /// An app whose options are all resolved.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ResolvedApp {
     /// Its name, if one was given.
     pub(crate) name: Option<String>,
@@ -25,9 +27,11 @@ pub(crate) struct ResolvedApp {
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
     /// Environment variables of the workers beyond those that they inherit.
+    #[serde(with = "crate::records::pairs")]
     pub(crate) env: BTreeMap<OsString, OsString>,
     pub(crate) cwd: Option<PathBuf>,
-    /// What the workers inherit instead of the primary's environment.
+    /// What the workers inherit instead of the primary's environment. Written down by itself.
+    #[serde(skip)]
     pub(crate) inherited: Option<Arc<Inherited>>,
     /// Whether it runs in the background.
     pub(crate) background: bool,
@@ -38,7 +42,7 @@ pub(crate) struct ResolvedApp {
 }
 
 /// How PM2 runs an app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Pm2Mode {
     Fork,
     Cluster,
@@ -167,6 +171,16 @@ pub(crate) fn is_app(program: &OsStr) -> Result<bool, String> {
 }
 
 impl Source {
+    /// Returns that of an app which another engine has resolved.
+    pub(crate) fn resume(typed: Run, file: Option<(PathBuf, String)>, background: bool) -> Source {
+        Source { typed, file, background }
+    }
+
+    /// Returns the file that the app comes from, and its name there.
+    pub(crate) fn origin(&self) -> Option<&(PathBuf, String)> {
+        self.file.as_ref()
+    }
+
     /// Returns the configuration file, if the app comes from one.
     pub(crate) fn file(&self) -> Option<&Path> {
         self.file.as_ref().map(|(file, _)| file.as_path())

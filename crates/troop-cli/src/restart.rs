@@ -22,10 +22,12 @@ pub(crate) const VARIABLE: &str = "TROOP_RESTARTED_AS";
 pub(crate) const ALONE_VARIABLE: &str = "TROOP_ALONE";
 
 /// Variables of a primary that a restart with another environment does not change.
-const KEPT_VARIABLES: [&str; 14] = [
+const KEPT_VARIABLES: [&str; 16] = [
     ID_VARIABLE,
     ALONE_VARIABLE,
     crate::together::VARIABLE,
+    crate::kept::CHOSEN_VARIABLE,
+    troop::keeper::VARIABLE,
     start::VARIABLE,
     start::RESUMED_VARIABLE,
     "TROOP_RUNTIME_DIR",
@@ -173,6 +175,7 @@ pub(crate) fn exec_again(name: &str, fds: &[i32], request: &RestartRequest) -> s
         None => command.env_remove(scaled::VARIABLE),
     };
     command.arg0("troop").args(std::env::args_os().skip(1)).env(known_by, name);
+    troop::keeper::leave_to(&mut command);
     // The release that a link leads to by now.
     if let Some(directory) = crate::directory::by_links().filter(|path| path.is_dir()) {
         command.current_dir(directory);

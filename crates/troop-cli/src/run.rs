@@ -1,16 +1,17 @@
 //! `troop run`: starts the primary of one app and runs until it ends.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use troop::event::ExitHow;
+use troop::keeper::{self, Resumption};
 use troop::supervise::Progress;
 use troop::{Error, Event, text};
 
-use crate::app::{self, Parts};
+use crate::app::{self, Left, LeftApp, Parts, RunningApp};
 use crate::args::Run;
 use crate::config::{Form, LogFormat, To};
 use crate::control::server;
@@ -39,10 +40,19 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
         together::stop_with_parent();
     }
     let started_as = std::env::var_os(start::VARIABLE).map(|_| start::chosen().app);
-    // After `troop restart` no process waits for the report.
-    let is_awaited = started_as.is_some() && std::env::var_os(restart::VARIABLE).is_none();
+    let resumption = Resumption::find().map_err(RunError::Failed)?;
+    // After `troop restart`, and when this engine goes on with what another one has left, no process
+    // waits for the report.
+    let is_awaited = started_as.is_some()
+        && std::env::var_os(restart::VARIABLE).is_none()
+        && resumption.is_none();
     let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
-    let result = run_as(args, started_as.as_deref(), reporter.clone());
+    let result = run_as(args, started_as.as_deref(), reporter.clone(), resumption);
+    if let Err(error) = &result
+        && keeper::refuse(&error.to_string())
+    {
+        return Err(RunError::Refused);
+    }
     match (&result, reporter) {
         (Err(error), Some(reporter)) => {
             reporter.send(&StartupReport::Failed {
@@ -74,9 +84,22 @@ fn run_as(
     args: Run,
     started_as: Option<&str>,
     reporter: Option<Arc<StartupReporter>>,
+    resumption: Option<Resumption>,
 ) -> Result<(), RunError> {
-    let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
-    if !resolved.background {
+    let mut left = resumption.as_ref().map(|resumption| left_app(resumption.note())).transpose()?;
+    let is_resumed = left.is_some();
+    let (resolved, source, current) = match &left {
+        // What the app is, and not what its file says by now: a reload applies that.
+        Some(LeftApp { started, resolved, file, .. }) => {
+            let source = Source::resume(args, file.clone(), started_as.is_some());
+            (started.take(), source, Some(resolved.take()))
+        }
+        None => {
+            let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
+            (resolved, source, None)
+        }
+    };
+    if !resolved.background && !is_resumed {
         // `troop start` has printed them already.
         let warnings = source.warnings(&resolved).into_iter().chain(launcher::hint(&resolved));
         warnings.for_each(|warning| log::line(&format!("troop: {warning}")));
@@ -94,12 +117,22 @@ fn run_as(
     }
     let signals = signals::Signals::catch()
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
+    if is_resumed && resolved.background {
+        // Whoever started the app has gone.
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    }
     let named_by = |variable| std::env::var(variable).ok().filter(|name| names::is_app(name));
     let wanted = named_by(restart::VARIABLE)
         .or_else(|| named_by(start::RESUMED_VARIABLE))
         .or_else(|| resolved.name.clone());
-    let claim = match claim(wanted.as_deref(), &resolved.default_name) {
-        Ok(claim) => Some(claim),
+    let claimed = match is_resumed {
+        true => Ok(None),
+        false => claim(wanted.as_deref(), &resolved.default_name).map(Some),
+    };
+    let claim = match claimed {
+        Ok(claim) => claim,
         Err(ClaimError::Taken) => return Err(RunError::Taken(wanted.unwrap_or_default())),
         Err(ClaimError::Io(e)) if resolved.background => {
             // No verb could find an app in the background without it.
@@ -117,24 +150,26 @@ fn run_as(
     };
     let format = resolved.app.log.unwrap_or(LogFormat::Human);
     let is_human = matches!(format, LogFormat::Human);
-    let (claim, listener) = claim.unzip();
-    if let Some(claim) = &claim {
-        moves::begin(&claim.name);
+    let (mut claim, mut listener) = claim.unzip();
+    let known_as = claim.as_ref().map(|claim| claim.name.clone());
+    let known_as = known_as.or_else(|| left.as_ref().map(|left| left.name.clone()));
+    if let Some(name) = &known_as {
+        moves::begin(name);
     }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
-    let (builder, bound) = resolved.builder()?;
+    let (builder, bound) = current.as_ref().unwrap_or(&resolved).builder()?;
     let mut builder = builder.leave_signals(signals::LEFT).reap_orphans(true);
     if let Some(reporter) = &reporter {
         reporter.note_bound(bound.clone());
     }
-    let name = claim
-        .as_ref()
-        .map_or_else(|| resolved.default_name.clone(), |claim: &Claim| claim.name.clone());
-    if wanted.is_none() && name != resolved.default_name && !resolved.background {
+    let name = known_as.unwrap_or_else(|| resolved.default_name.clone());
+    if !is_resumed && wanted.is_none() && name != resolved.default_name && !resolved.background {
         log::line(&format!("troop: {}", also_runs(&resolved.default_name, &name)));
     }
-    if let Some(hint) = resolved.workers_hint().filter(|_| !resolved.background && is_human) {
+    if let Some(hint) =
+        resolved.workers_hint().filter(|_| !resolved.background && is_human && !is_resumed)
+    {
         log::line(&format!("troop: 1 worker; {hint}"));
     }
     // Everything that can fail comes before the first file is created.
@@ -183,10 +218,40 @@ fn run_as(
         log::line(&format!("troop: {why}"));
         reporter.iter().for_each(|reporter| reporter.note_hint(why.clone()));
     }
+    let (mut client, mut killed_by) = (None, None);
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());
     let fds = resolved.app.fds.clone();
-    let keeper = claim.as_ref().and_then(|_| keep(&name, &resolved, &source)).map(Arc::new);
+    // Everything that can fail comes before.
+    if let Some(resumption) = resumption {
+        let mut state = resumption.commit().map_err(RunError::Failed)?;
+        let last = left_app(state.note())?;
+        if let Some((lock, socket)) = last.claim {
+            let (lock, socket) = (state.descriptor(lock), state.descriptor(socket));
+            let (lock, socket) =
+                (lock.map_err(RunError::Failed)?, socket.map_err(RunError::Failed)?);
+            match Claim::resume(name.clone(), lock, socket) {
+                Ok((resumed, socket)) => (claim, listener) = (Some(resumed), Some(socket)),
+                Err(e) => log::line(&format!("troop: running on without a control socket: {e}")),
+            }
+        }
+        client = last.client.and_then(|client| state.descriptor(client).ok());
+        killed_by = state.killed_by().map(str::to_owned);
+        left = Some(last);
+        builder = builder.restore(state);
+    }
+    let keeper = match (&claim, is_resumed) {
+        (None, _) => None,
+        (Some(_), true) => Keeper::resume(&name).ok().map(Arc::new),
+        (Some(_), false) => keep(&name, &resolved, &source).map(Arc::new),
+    };
     reporter.iter().for_each(|reporter| reporter.tell_listed(&name));
+    let left = left.map(|left| Left {
+        version: left.version,
+        resolved: left.resolved.take(),
+        uncounted_restarts: left.uncounted_restarts,
+        client: client.map(UnixStream::from),
+        killed_by,
+    });
     let claim = claim.map(|claim| SharedClaim(Arc::new(Mutex::new(claim))));
     let served = claim.as_ref().map(|claim| claim.0.clone());
     let last_end = Arc::new(Mutex::new(None));
@@ -199,10 +264,14 @@ fn run_as(
         reporter: reporter.clone(),
         keeper: keeper.clone(),
         claim: served.clone(),
+        left,
     };
     let early = restarting.clone();
     let running = Arc::new(OnceLock::new());
     let started = running.clone();
+    let app = Arc::new(OnceLock::<Arc<RunningApp>>::new());
+    let kept = app.clone();
+    builder = builder.keep_state(move |to| Some(kept.get()?.leave(None, to)));
     builder = builder.on_start(move |cluster| {
         let _ = started.set(cluster.clone());
         // Signals are caught by now.
@@ -212,8 +281,9 @@ fn run_as(
                 server::serve(app, listener, claim).await;
             }
         };
-        if let Err(e) = app::start(cluster, parts, signals, watched, serve) {
-            log::line(&format!("troop: cannot serve the control socket, so `troop ls` and other verbs do not find this app: {e}"));
+        match app::start(cluster, parts, signals, watched, serve) {
+            Ok(running) => drop(app.set(running)),
+            Err(e) => log::line(&format!("troop: cannot serve the control socket, so `troop ls` and other verbs do not find this app: {e}")),
         }
     });
     let mut last_failed = None;
@@ -301,6 +371,9 @@ fn run_as(
         queue.finish();
     }
     drop(pid_files);
+    // An app whose keeper was killed is listed as crashed.
+    let has_crashed = keeper::has_ended();
+    let keeper = keeper.filter(|_| !has_crashed);
     if let Some(keeper) = keeper.filter(|_| result.is_err() || !restarting.is_requested()) {
         let last_end = last_end.lock().ok().and_then(|mut last| last.take());
         let awaited = reporter.as_ref().filter(|reporter| reporter.is_awaited());
@@ -332,6 +405,15 @@ fn run_as(
         return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())
+}
+
+/// Reads what another engine has left of the app.
+fn left_app(note: &[u8]) -> Result<LeftApp, RunError> {
+    serde_json::from_slice(note).map_err(|e| {
+        RunError::Failed(Error::Settings(format!(
+            "cannot read what the former engine has left: {e}"
+        )))
+    })
 }
 
 /// A claimed name, which the thread that serves its socket has too. It is released on drop.

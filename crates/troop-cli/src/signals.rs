@@ -1,6 +1,6 @@
 //! Signals that the program handles instead of the engine: reload with the configuration (HUP),
-//! reopening of log files (USR1), one worker less (TTOU), which says when it is the last one, and
-//! USR2, which asks other programs to replace themselves and must not end this one.
+//! reopening of log files (USR1), one worker less (TTOU), which says when it is the last one, and an
+//! upgrade (USR2).
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ pub(crate) struct Signals {
     pub(crate) reload: UnixStream,
     pub(crate) reopen: UnixStream,
     pub(crate) fewer: UnixStream,
-    pub(crate) unknown: UnixStream,
+    pub(crate) upgrade: UnixStream,
 }
 
 impl Signals {
@@ -25,7 +25,7 @@ impl Signals {
             reload: caught(SIGHUP)?,
             reopen: caught(SIGUSR1)?,
             fewer: caught(SIGTTOU)?,
-            unknown: caught(SIGUSR2)?,
+            upgrade: caught(SIGUSR2)?,
         })
     }
 }

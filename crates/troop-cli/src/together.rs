@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, pidfd_open,
-    wait,
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, pidfd_open, wait,
 };
 use troop::snapshot::Phase;
 use troop::text;
@@ -147,7 +146,8 @@ fn try_run(apps: &[Planned], keep_going: bool) -> io::Result<ExitCode> {
 /// Has this primary stop when the process that runs it together with others has ended, however that
 /// was: nobody else would stop it.
 pub(crate) fn stop_with_parent() {
-    let parent = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    let parent = troop::keeper::starter().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let parent = parent.and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
     let Some(parent) = parent else { return };
     let watch = move || {
         while poll(&mut [PollFd::new(&parent, PollFlags::IN)], None) == Err(Errno::INTR) {}

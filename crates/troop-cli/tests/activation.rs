@@ -106,8 +106,8 @@ fn workers_that_are_starting_as_another_user_end_with_a_primary_that_is_killed()
             commands
                 .filter(|command| command.windows(time.len()).any(|part| part == time.as_bytes()))
         };
-        // Itself and the first of its workers, which has not become another user yet.
-        wait_until("a worker", || running().nth(1 + round % 4).is_some());
+        // Itself, its engine and the first of its workers, which has not become another user yet.
+        wait_until("a worker", || running().nth(2 + round % 4).is_some());
         troop.signal(Signal::KILL);
         wait_until("the end of all workers", || running().next().is_none());
     }

@@ -520,7 +520,8 @@ fn one_primary_that_does_not_answer_keeps_none_of_the_others() {
     for name in ["a", "b"] {
         home.fine(&["start", "server.js", "-n", name, "-i", "1"]);
     }
-    let stopped = Pid::from_raw(pid(&home.show("a")).cast_signed()).unwrap();
+    let stopped = troop_testkit::engine(pid(&home.show("a"))).unwrap();
+    let stopped = Pid::from_raw(stopped.cast_signed()).unwrap();
     kill_process(stopped, Signal::STOP).unwrap();
     let (code, out, err) = home.troop(&["stop", "all"]);
     kill_process(stopped, Signal::CONT).unwrap();

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{Home, Running, node, run, start_in};
 use troop_testkit::{TEST_TIMEOUT, is_running, talk, wait_until};
@@ -44,12 +45,12 @@ fn served_by(port: u16) -> String {
 /// Clients wait in the queue of a stopped process, and the next one would wait for room in it.
 #[test]
 fn an_app_that_does_not_answer_is_listed_and_delays_no_other() {
-    use rustix::process::{Pid, Signal, kill_process};
     let mut stopped = app(&["-w", "1", "--name", "stopped"], "hello.js");
     stopped.listening(1);
     let mut other = beside(&stopped, &["-w", "1", "--name", "other"], "hello.js");
     other.listening(1);
-    let pid = Pid::from_child(&stopped.child);
+    let pid = troop_testkit::engine(stopped.child.id()).unwrap();
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let listed = || {
         let (code, out, err) = other.troop(["ls"]);
@@ -388,8 +389,11 @@ fn a_name_must_be_valid_and_unused() {
         (3, "troop: there is no app \"wbe\"; did you mean web? running: web\n")
     );
     // A primary that was killed leaves a socket, and no name.
+    let engine = troop_testkit::engine(troop.child.id()).unwrap();
     troop.child.kill().unwrap();
     troop.child.wait().unwrap();
+    kill_process(Pid::from_raw(engine.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    wait_until("the end of its engine", || !is_running(engine));
     assert_eq!(troop.troop(["show", "web"]).0, 3);
     let mut next = beside(&troop, &["-w", "1", "--name", "web"], "hello.js");
     next.listening(1);

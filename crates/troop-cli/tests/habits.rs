@@ -89,7 +89,8 @@ fn an_app_whose_control_socket_is_gone_is_still_listed_and_not_started_a_second_
     let (code, out) = troop(&["start", "server.js", "-n", "web"]);
     assert_eq!(code, Some(0), "{out}");
     let pid = home.show("web")["pid"].as_i64().unwrap();
-    let primary = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let engine = troop_testkit::engine(u32::try_from(pid).unwrap()).unwrap();
+    let primary = Pid::from_raw(engine.cast_signed()).unwrap();
     // It does not make it again before that was seen.
     kill_process(primary, Signal::STOP).unwrap();
     std::fs::remove_dir_all(home.path().join("run")).unwrap();
@@ -115,14 +116,23 @@ fn paths_are_shown_without_parts_that_mean_nothing() {
 }
 
 #[test]
-fn a_signal_that_replaces_other_programs_ends_no_app() {
+fn a_signal_that_replaces_other_programs_replaces_the_engine_or_says_why_not() {
     let home = Home::with(&[("server.js", SERVER)]);
     home.fine(&["start", "server.js", "-n", "app"]);
-    let pid = home.show("app")["pid"].as_i64().unwrap();
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-    kill_process(pid, Signal::USR2).unwrap();
-    wait_until("a word about it", || home.log("app.log").contains("`troop restart app`"));
-    assert!(home.fine(&["ls", "app"]).contains("running"));
+    home.fine(&["start", "server.js", "-n", "alone", "--no-keeper"]);
+    let pid = |name: &str| {
+        let pid = home.show(name)["pid"].as_i64().unwrap();
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    };
+    kill_process(pid("alone"), Signal::USR2).unwrap();
+    wait_until("a word about it", || home.log("alone.log").contains("it has no keeper"));
+    let engine = home.show("app")["engine"].clone();
+    kill_process(pid("app"), Signal::USR2).unwrap();
+    wait_until("a word about it", || home.log("app.log").contains("goes on with the app"));
+    assert_ne!(home.show("app")["engine"], engine);
+    for name in ["app", "alone"] {
+        assert!(home.fine(&["ls", name]).contains("running"));
+    }
 }
 
 /// gunicorn's `--pid`: `kill -HUP $(cat web.pid)`.

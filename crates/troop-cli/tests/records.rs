@@ -41,9 +41,13 @@ fn text(home: &Home, name: &str) -> String {
 }
 
 fn kill(home: &Home, name: &str) {
-    let pid = home.show(name)["pid"].as_u64().unwrap();
-    kill_process(Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(), Signal::KILL).unwrap();
-    wait_until("the end of the primary", || !Path::new(&format!("/proc/{pid}")).exists());
+    let shown = home.show(name);
+    let pids = ["pid", "engine"].map(|field| shown[field].as_u64().unwrap());
+    let pid = Pid::from_raw(i32::try_from(pids[0]).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let is_there = |pid: &u64| Path::new(&format!("/proc/{pid}")).exists();
+    // The engine ends its workers, and then itself.
+    wait_until("the end of the primary", || !pids.iter().any(is_there));
 }
 
 #[test]
@@ -179,8 +183,10 @@ fn an_app_in_the_foreground_is_listed_only_after_a_crash() {
         let mut child = home.command(&["run", "-n", name, "server.js"]).spawn().unwrap();
         wait_until("the app runs", || home.troop(&["show", name]).0 == 0);
         move |signal| {
+            let engine = troop_testkit::engine(child.id()).unwrap();
             kill_process(Pid::from_child(&child), signal).unwrap();
             child.wait().unwrap();
+            wait_until("the end of its engine", || !troop_testkit::is_running(engine));
         }
     };
     let mut end = run("web");

@@ -5,10 +5,8 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
@@ -378,70 +376,11 @@ fn it_runs_as_pid_1() {
             .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
         children.map(|children| children.split_whitespace().count()).sum::<usize>()
     };
-    wait_until("the orphan is reaped and only the worker is left", || orphans() == 1);
+    // The other one is the engine.
+    wait_until("the orphan is reaped and only the worker is left", || orphans() == 2);
     let pid = rustix::process::Pid::from_raw(init.cast_signed()).unwrap();
     rustix::process::kill_process(pid, Signal::TERM).unwrap();
     assert_eq!(troop.event("exit")["code"], 0);
-    assert_eq!(troop.end().0, Some(0));
-}
-
-/// Signals that a process catches, a bit for each (`proc_pid_status(5)`).
-fn caught_signals(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-    u64::from_str_radix(line.trim(), 16).unwrap()
-}
-
-/// It waits for the lock of the records before the engine handles signals.
-#[test]
-fn a_stop_that_comes_during_the_start_is_not_lost() {
-    let home = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(home.path(), Permissions::from_mode(0o700)).unwrap();
-    let lock = std::fs::File::create(home.path().join(".lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
-    command.args(["run", "--log", "json"]).arg(node("hello.js"));
-    command.env("TROOP_STATE_DIR", home.path());
-    let mut troop = start(command);
-    let (pid, term) = (troop.child.id(), 1 << (Signal::TERM.as_raw() - 1));
-    wait_until("it catches SIGTERM", || caught_signals(pid) & term != 0);
-    troop.signal(Signal::TERM);
-    drop(lock);
-    assert_eq!(troop.end().0, Some(0));
-}
-
-/// Starts processes that are not its own children, but the primary's, and end.
-const ADOPTED: &str = "
-import ctypes, os, time
-for _ in range(3):
-    if ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0) == 0:
-        os._exit(0)
-os.write(2, b'started\\n')
-time.sleep(1000)";
-
-#[test]
-#[cfg(target_arch = "x86_64")]
-fn processes_that_a_worker_makes_children_of_the_primary_are_reaped() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
-    command.args(["run", "--log", "json", "-w", "1", "-b", "127.0.0.1:0"]);
-    command.args(["--set", "restart.min_uptime=0", "python3", "--", "-c", ADOPTED]);
-    let mut troop = start(command);
-    wait_until("its processes", || troop.event_line().is_some_and(|line| line == "started"));
-    let threads = format!("/proc/{}/task", troop.child.id());
-    let is_zombie = |pid: &str| {
-        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
-    };
-    let zombies = || {
-        let lists = std::fs::read_dir(&threads).unwrap().flatten();
-        let lists =
-            lists.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-        lists
-            .map(|list| list.split_whitespace().filter(|pid| is_zombie(pid)).count())
-            .sum::<usize>()
-    };
-    wait_until("their end", || zombies() == 3);
-    wait_until("their reaping", || zombies() == 0);
-    troop.signal(Signal::TERM);
     assert_eq!(troop.end().0, Some(0));
 }
 
@@ -517,7 +456,7 @@ fn cpu_nanos(pid: u32) -> u64 {
 fn clients_of_a_blocked_worker_wait_in_the_kernel_and_cost_nothing() {
     let mut troop = run(arguments(&["-w", "1"], "blocks.js"));
     let port = troop.listening(1);
-    let primary = troop.child.id();
+    let primary = troop_testkit::engine(troop.child.id()).unwrap();
     let mut clients: Vec<TcpStream> =
         (0..400).map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap()).collect();
     let descriptors = || std::fs::read_dir(format!("/proc/{primary}/fd")).unwrap().count();
@@ -586,7 +525,7 @@ fn a_fork_that_may_succeed_later_is_tried_again_and_says_why() {
         "prlimit",
         "--nproc=1",
     ]);
-    command.arg(program).args(["run", "--log", "json", "-w", "1", "/bin/true"]);
+    command.arg(program).args(["run", "--no-keeper", "--log", "json", "-w", "1", "/bin/true"]);
     let mut troop = start(command);
     for _ in 0..2 {
         let again = troop.event("restarting");

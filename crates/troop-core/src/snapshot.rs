@@ -12,7 +12,7 @@ use crate::cluster::Cluster;
 
 /// The version of the format that [`write()`] writes, and the only one that [`read`] accepts. Every
 /// change of the state's fields increments it.
-pub const VERSION: u32 = 15;
+pub const VERSION: u32 = 16;
 
 /// The reason why a snapshot could not be written or read.
 #[derive(Debug)]

@@ -147,3 +147,31 @@ fn time_in_which_the_primary_was_stopped_is_not_counted_against_workers() {
     pass(&mut simulation, 3_200);
     assert!(simulation.primary.is_cut_off(worker));
 }
+
+/// What the shell that was killed had sent is not known: a worker may acknowledge any of it.
+#[test]
+fn after_a_recovery_what_a_worker_was_sent_before_is_no_violation_until_it_has_answered_a_probe() {
+    let (mut simulation, worker) = listening(Config { hang_timeout: None, ..Config::default() });
+    listens(&mut simulation);
+    simulation.primary.recovered(simulation.now);
+    simulation.act().unwrap();
+    let [seq] = asked(&simulation)[..] else { panic!("it is asked once") };
+    assert!(seq >= 1 << 32, "numbers are not used again: {seq}");
+    for old in [0, 7, 4711] {
+        simulation.says(worker, ACK);
+        simulation.says(
+            worker,
+            &format!(r#"{{"cmd":"NODE_CLUSTER","ack":{old},"accepted":true,"seq":5}}"#),
+        );
+        simulation.says(worker, &refusal(old));
+    }
+    simulation.says(worker, NACK);
+    assert_eq!(simulation.violations(worker), 0);
+    simulation.says(worker, &refusal(seq));
+    assert_eq!(simulation.violations(worker), 0);
+    // From now on all that it acknowledges is known.
+    simulation.says(worker, ACK);
+    assert_eq!(simulation.violations(worker), 1);
+    simulation.says(worker, &refusal(seq + 1));
+    assert_eq!(simulation.violations(worker), 2);
+}

@@ -96,6 +96,16 @@ pub fn is_inheritable_socket(number: RawFd) -> bool {
     })
 }
 
+/// Returns the process that has made the connection for messages (`SOCK_SEQPACKET`) which this number
+/// is one end of.
+#[must_use]
+pub fn maker_of_messages(number: RawFd) -> Option<u32> {
+    let fd = at(number).ok()?;
+    let kind = rustix::net::sockopt::socket_type(fd).ok()?;
+    let (_, maker) = crate::fdpass::peer(fd).ok()?;
+    (kind == rustix::net::SocketType::SEQPACKET).then_some(maker)
+}
+
 /// Copies descriptors of another process, from [`FIRST_ANNOUNCED`] on, to the same numbers in this
 /// one, where the program that it executes inherits them for as long as they are kept.
 ///

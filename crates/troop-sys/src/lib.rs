@@ -16,6 +16,7 @@ pub mod group;
 pub mod identity;
 pub mod inherited;
 pub mod interrupt;
+pub mod keeping;
 pub mod listen;
 pub mod notify;
 pub mod options;

@@ -18,6 +18,16 @@ pub enum Exit {
     Unknown,
 }
 
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exit code {code}"),
+            Exit::Signal(signal) => write!(f, "signal {signal}"),
+            Exit::Unknown => f.write_str("nobody knows how"),
+        }
+    }
+}
+
 fn exit_of(status: &WaitIdStatus) -> Exit {
     if let Some(code) = status.exit_status() {
         Exit::Code(code)
@@ -61,16 +71,34 @@ pub fn try_peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     }
 }
 
-/// Waits for the child behind a pidfd to end, and reaps it.
+/// Waits for the process behind a pidfd to end, and reaps it if it is a child.
 ///
 /// # Errors
 /// Those of [`try_reap`].
 pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Exit> {
     match rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {
         Ok(status) => Ok(status.map_or(Exit::Unknown, |status| exit_of(&status))),
-        Err(rustix::io::Errno::CHILD) => Ok(Exit::Unknown),
+        Err(rustix::io::Errno::CHILD) => {
+            use rustix::event::{PollFd, PollFlags, poll};
+            while poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None)
+                == Err(rustix::io::Errno::INTR)
+            {}
+            Ok(Exit::Unknown)
+        }
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether the process behind a pidfd is stopped, as far as `/proc` shows it.
+#[must_use]
+pub fn is_stopped(pidfd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    let info = info.unwrap_or_default();
+    let Some(pid) = info.lines().find_map(|line| line.strip_prefix("Pid:")) else { return false };
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+    // The name of the program, which may contain anything, ends at the last parenthesis.
+    stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with(['T', 't']))
 }
 
 /// Sends a signal to the process behind a pidfd.
@@ -330,4 +358,10 @@ pub fn lowest_free_descriptor(any: BorrowedFd<'_>) -> io::Result<i32> {
     use std::os::fd::AsRawFd;
     let copy: OwnedFd = rustix::io::fcntl_dupfd_cloexec(any, 0)?;
     Ok(copy.as_raw_fd())
+}
+
+/// Ends this process without running anything more of it.
+pub fn exit_at_once() -> ! {
+    // SAFETY: the call does not return, and needs nothing.
+    unsafe { libc::_exit(0) }
 }

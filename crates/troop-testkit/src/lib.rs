@@ -307,6 +307,14 @@ pub fn children(pid: u32) -> Vec<u32> {
     texts.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
+/// The process that does the work of a program that another one keeps: its child with the same program.
+#[must_use]
+pub fn engine(keeper: u32) -> Option<u32> {
+    let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let own = program(keeper)?;
+    children(keeper).into_iter().find(|child| program(*child).as_ref() == Some(&own))
+}
+
 /// How many children this process has that ended and were not reaped.
 #[must_use]
 pub fn zombies() -> usize {

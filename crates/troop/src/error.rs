@@ -134,6 +134,11 @@ pub enum Error {
     /// The primary's program image was not [replaced](crate::Cluster::replace), for this reason.
     #[error("cannot replace the program of the primary: {0}")]
     NotReplaced(String),
+    /// The keeper of this engine has ended, which is the process with this number.
+    #[error(
+        "the keeper, process {0}, has ended, so the app stops: it is the process that is known, and nobody else could stop it"
+    )]
+    KeeperEnded(u32),
     /// A reload did not replace all workers.
     #[error("cannot reload: {0}")]
     Reload(Box<ReloadFailed>),

@@ -99,6 +99,7 @@ mod embed {
 mod error;
 pub mod event;
 mod inherited;
+pub mod keeper;
 pub mod message;
 mod nesting;
 pub mod policy;

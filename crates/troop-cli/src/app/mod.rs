@@ -10,6 +10,7 @@
 //! | `send.rs` | messages to workers |
 //! | `startup.rs` | what happened while the app started |
 //! | `triggers.rs` | reloads by signals and changes of files |
+//! | `upgrade.rs` | another engine that goes on with the app |
 
 mod input;
 mod inspect;
@@ -20,12 +21,15 @@ mod schedule;
 mod send;
 mod startup;
 mod triggers;
+mod upgrade;
 
 #[cfg(test)]
 pub(crate) use schedule::LastRun;
 pub(crate) use schedule::ScheduleSnapshot;
 pub(crate) use startup::Startup;
+pub(crate) use upgrade::LeftApp;
 
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,8 +38,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use troop::Cluster;
 
-use crate::control::protocol::Failure;
+use crate::control::connection::Connection;
+use crate::control::protocol::{Answer, Failure};
 use crate::control::sockets::Claim;
+use crate::log;
 use crate::logs::writer::LogQueue;
 use crate::records::keeper::{self, Keeper};
 use crate::resolve::{ResolvedApp, Source};
@@ -63,8 +69,23 @@ pub(crate) struct Parts {
     pub(crate) reporter: Option<Arc<StartupReporter>>,
     /// The record of the app.
     pub(crate) keeper: Option<Arc<Keeper>>,
-    /// The app's name, whose lock file shows that this process is alive.
+    /// The app's name, and its lock file.
     pub(crate) claim: Option<Arc<Mutex<Claim>>>,
+    /// What another engine has left, if this one goes on with its app.
+    pub(crate) left: Option<Left>,
+}
+
+/// What another engine has left to this one.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) version: String,
+    /// The app as of the last reload.
+    pub(crate) resolved: ResolvedApp,
+    pub(crate) uncounted_restarts: u64,
+    /// The client that has asked for this engine.
+    pub(crate) client: Option<UnixStream>,
+    /// How the other engine has ended, if it was killed.
+    pub(crate) killed_by: Option<String>,
 }
 
 /// A running app.
@@ -80,6 +101,7 @@ pub(crate) struct RunningApp {
     queue: Option<Arc<LogQueue>>,
     restarting: Arc<RestartRequest>,
     keeper: Option<Arc<Keeper>>,
+    claim: Option<Arc<Mutex<Claim>>>,
     /// The number of restarts that are not counted any more.
     uncounted_restarts: AtomicU64,
     /// Held by the one reload that waits for the current one.
@@ -107,27 +129,33 @@ pub(crate) fn start<F: Future<Output = ()>>(
     signals: Signals,
     watched: Option<Watched>,
     serve: impl FnOnce(Arc<RunningApp>) -> F + Send + 'static,
-) -> std::io::Result<()> {
+) -> std::io::Result<Arc<RunningApp>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Parts { name, resolved, source, queue, restarting, reporter, keeper, claim } = parts;
+    let Parts { name, resolved, source, queue, restarting, reporter, keeper, claim, left } = parts;
+    let (uncounted, current) = match &left {
+        Some(left) => (left.uncounted_restarts, left.resolved.clone()),
+        None => (0, resolved.clone()),
+    };
     let app = Arc::new(RunningApp {
         startup: Startup::new(&cluster),
         cluster,
         name,
         source,
-        started: resolved.clone(),
-        resolved: Mutex::new(resolved),
+        started: resolved,
+        resolved: Mutex::new(current),
         queue,
         pending: Mutex::default(),
         inputs: input::Inputs::default(),
         restarting,
         keeper,
-        uncounted_restarts: AtomicU64::new(0),
+        claim: claim.clone(),
+        uncounted_restarts: AtomicU64::new(uncounted),
         waiting: Semaphore::new(1),
         reloading: tokio::sync::Mutex::default(),
         schedule: Mutex::default(),
         used: Notify::new(),
     });
+    let started = app.clone();
     let run = move || {
         runtime.block_on(async {
             let starting = app.clone();
@@ -144,12 +172,15 @@ pub(crate) fn start<F: Future<Output = ()>>(
             }
             tokio::spawn(app.clone().handle_signals(signals));
             tokio::spawn(app.clone().follow_schedule());
+            if let Some(left) = left {
+                tokio::spawn(app.clone().tell_of_upgrade(left));
+            }
             serve(app).await;
             std::future::pending::<()>().await;
         });
     };
     std::thread::Builder::new().name("troop-control".into()).spawn(run)?;
-    Ok(())
+    Ok(started)
 }
 
 impl RunningApp {
@@ -161,6 +192,29 @@ impl RunningApp {
     async fn report_startup(self: Arc<RunningApp>, reporter: Arc<StartupReporter>) {
         let timeout = start_timeout(&self.started);
         reporter.watch(&self.cluster, &self.name, timeout, &self.startup).await;
+    }
+
+    /// Says that this engine goes on, in the log and to the client that has asked for it.
+    async fn tell_of_upgrade(self: Arc<RunningApp>, left: Left) {
+        if let Some(how) = &left.killed_by {
+            let process = std::process::id();
+            log::line(&format!(
+                "troop: the engine has ended: {how}; process {process} goes on with the app"
+            ));
+            return;
+        }
+        log::line(&format!(
+            "troop: upgraded from version {} to {}: process {} goes on with the app",
+            left.version,
+            env!("CARGO_PKG_VERSION"),
+            std::process::id()
+        ));
+        let client = left.client.map(tokio::net::UnixStream::from_std);
+        if let Some(Ok(client)) = client {
+            let answer = Answer::Done(self.upgraded(&left.version));
+            // One that has left does not need it.
+            let _ = Connection::new(client).send(&answer).await;
+        }
     }
 
     /// A request has been handled.

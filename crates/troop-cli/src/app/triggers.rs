@@ -13,9 +13,9 @@ use crate::watch::Watched;
 impl RunningApp {
     /// Handles SIGHUP, SIGUSR1, SIGTTOU and SIGUSR2.
     pub(super) async fn handle_signals(self: Arc<RunningApp>, signals: Signals) {
-        let Signals { reload, reopen, fewer, unknown } = signals;
-        let [Ok(mut reload), Ok(mut reopen), Ok(mut fewer), Ok(mut unknown)] =
-            [reload, reopen, fewer, unknown].map(UnixStream::from_std)
+        let Signals { reload, reopen, fewer, upgrade } = signals;
+        let [Ok(mut reload), Ok(mut reopen), Ok(mut fewer), Ok(mut upgrade)] =
+            [reload, reopen, fewer, upgrade].map(UnixStream::from_std)
         else {
             return;
         };
@@ -34,11 +34,11 @@ impl RunningApp {
                     Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
                     _ => return,
                 },
-                read = unknown.read(&mut ignored) => match read {
-                    Ok(1..) => log::line(&format!(
-                        "troop: SIGUSR2 does nothing: `troop reload {0}` (SIGHUP) replaces the workers, `troop restart {0}` troop itself, too",
-                        self.name
-                    )),
+                read = upgrade.read(&mut ignored) => match read {
+                    Ok(1..) => {
+                        let app = self.clone();
+                        tokio::spawn(async move { app.upgrade_without_client().await });
+                    }
                     _ => return,
                 },
                 read = fewer.read(&mut signals) => match read {

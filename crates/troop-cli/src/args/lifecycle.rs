@@ -1,5 +1,7 @@
 //! Arguments of the verbs that stop, start and replace apps that are known.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 
 use crate::config::{self, Time};
@@ -90,6 +92,26 @@ pub(crate) struct Reload {
 
     #[command(flatten)]
     pub(crate) of_file: OfFile,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  cargo install --locked --path crates/troop-cli && troop upgrade all
+  troop upgrade web --path /opt/troop-0.2/troop
+
+Exit codes: 0 when the app was upgraded, 1 if not, 3 if there is no such app.")]
+pub(crate) struct Upgrade {
+    /// The apps: names, numbers, `/patterns/`, namespaces, or `all`; optional when there is only one app
+    #[arg(value_name = "APP")]
+    pub(crate) apps: Vec<String>,
+
+    /// The program to go on with [default: the file that the app was started from]
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) path: Option<PathBuf>,
 
     /// Print JSON
     #[arg(long)]

@@ -221,6 +221,10 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) pm2: Pm2,
 
+    /// Run the app in this process alone, without another one that keeps it
+    #[arg(long)]
+    pub(crate) no_keeper: bool,
+
     /// Read apps from a file; PROGRAM then names one of them. Command-line options override the file
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

@@ -6,7 +6,7 @@ use super::{
     Attach, Check, Completions, Deferred, Delete, EnvOf, Events, ExecActivated, Flush, Foreground,
     Init, Jlist, Kill, Logs, Man, Pid, Ping, Policy, Prettylist, Reload, Reset, Restart, Resurrect,
     Save, Scale, Send, SendSignal, Serve, ServeFiles, Show, Signal, Start, Startup, Stop,
-    Unstartup, Wait,
+    Unstartup, Upgrade, Wait,
 };
 
 #[derive(Debug, Subcommand)]
@@ -65,6 +65,12 @@ Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 
     /// back; `troop reload` loses no connection.
     #[command(alias = "startOrRestart")]
     Restart(Deferred<Restart>),
+    /// Replace troop itself, under running apps: workers and connections stay
+    ///
+    /// The program as it is installed now, or another one, is started beside the one that runs the app, and
+    /// goes on with it as soon as it says that it can. If it does not say so within five seconds, nothing has
+    /// changed. What the app is configured to be stays as it is until the next reload. SIGUSR2 does the same.
+    Upgrade(Deferred<Upgrade>),
     /// Wait until apps are ready, or do not run any more
     ///
     /// An app is ready when as many workers are as it should have. The wait ends early where that cannot

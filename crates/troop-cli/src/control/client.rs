@@ -13,6 +13,10 @@ use super::sockets;
 use crate::error::CliError;
 use crate::records::listed;
 
+/// Time that an upgrade may take: what is under way, the other engine, and leaving the app to it have
+/// five seconds each.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Time after which an unused connection is replaced. The primary closes connections without a
 /// request after 10 s; those of `reload all` wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
@@ -161,6 +165,7 @@ impl Client {
 /// or there is none.
 fn timeout_of(request: &Request) -> Option<Duration> {
     match request {
+        Request::Upgrade { .. } => Some(UPGRADE_TIMEOUT),
         Request::Reload { .. } | Request::Events | Request::Scale { wait: true, .. } => None,
         Request::Send { wait_ms: Some(wait), .. } => {
             Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))

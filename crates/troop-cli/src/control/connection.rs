@@ -1,6 +1,7 @@
 //! The primary's side of one connection to a client.
 
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -21,7 +22,7 @@ pub(crate) struct Connection(UnixStream);
 pub(crate) struct Disconnected;
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream) -> Connection {
+    pub(crate) fn new(stream: UnixStream) -> Connection {
         Connection(stream)
     }
 
@@ -36,6 +37,16 @@ impl Connection {
             Ok(Ok(())) => Ok(()),
             _ => Err(Disconnected),
         }
+    }
+
+    /// Returns a copy of it, for another engine that answers the client.
+    pub(super) fn to_leave(&self) -> Option<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned().ok()
+    }
+
+    /// Has the client wait for the end of the app's process.
+    pub(super) fn hold_until_end(&self) {
+        troop::keeper::hold_until_end(&self.0);
     }
 
     /// Completes when the client has closed its side, or sends something after its request.

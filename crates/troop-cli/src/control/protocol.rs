@@ -1,5 +1,7 @@
 //! The messages of the control socket: `docs/control.md`.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use troop::snapshot::Snapshot;
@@ -49,6 +51,12 @@ pub(crate) enum Request {
         /// The environment that the primary then has; its own one if that is not set.
         #[serde(default)]
         env: Option<Vec<(Text, Text)>>,
+    },
+    /// Has another engine go on with the app, of the program as it is installed now or of the one at
+    /// `path`. It answers.
+    Upgrade {
+        #[serde(default)]
+        path: Option<PathBuf>,
     },
     /// Returns where the output of the workers goes.
     Logs,

@@ -161,7 +161,10 @@ impl Server {
                 client.send(&Answer::Done(answer)).await?;
                 std::future::pending().await
             }
+            Request::Upgrade { path } => Err(self.app.upgrade(path, client.to_leave()).await),
             Request::Stop { quick, forget } => {
+                // Who waits for the end of this process waits for that of the app's.
+                client.hold_until_end();
                 self.app.stop(quick, forget);
                 client.send(&Answer::Done(json!({ "stopping": true }))).await?;
                 // The client waits for the end of the process, which comes before this completes.

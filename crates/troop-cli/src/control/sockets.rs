@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -67,6 +68,8 @@ pub(crate) struct Claim {
     pub(crate) name: String,
     directory: Directory,
     lock: File,
+    /// The socket, to be left to another engine.
+    listener: Option<UnixListener>,
     is_released: bool,
 }
 
@@ -99,7 +102,32 @@ impl Claim {
         };
         let listener = bind(&directory, &self.name)?;
         (self.directory, self.lock) = (directory, lock);
+        self.listener = listener.try_clone().ok();
         Ok(Some(listener))
+    }
+
+    /// Goes on with a name that another process of the app has claimed.
+    ///
+    /// # Errors
+    /// If the directory cannot be opened, or when out of descriptors.
+    pub(crate) fn resume(
+        name: String,
+        lock: OwnedFd,
+        listener: OwnedFd,
+    ) -> io::Result<(Claim, UnixListener)> {
+        let listener = UnixListener::from(listener);
+        let kept = Some(listener.try_clone()?);
+        let directory = directory()?;
+        let claim =
+            Claim { name, directory, lock: lock.into(), listener: kept, is_released: false };
+        Ok((claim, listener))
+    }
+
+    /// Returns copies of what another process of the app needs to go on with the name: the lock and the
+    /// socket.
+    pub(crate) fn to_leave(&self) -> Option<(OwnedFd, OwnedFd)> {
+        let listener = self.listener.as_ref()?.try_clone().ok()?;
+        Some((self.lock.try_clone().ok()?.into(), listener.into()))
     }
 
     /// Returns the lock file, whose time of change shows when the app was alive last.
@@ -190,7 +218,10 @@ pub(crate) fn claim(name: &str, is_explicit: bool) -> Result<(Claim, UnixListene
         };
         let listener =
             bind(&directory, &name).map_err(|e| io("cannot bind the control socket", e))?;
-        return Ok((Claim { name: name.clone(), directory, lock, is_released: false }, listener));
+        let kept = listener.try_clone().ok();
+        let claim =
+            Claim { name: name.clone(), directory, lock, listener: kept, is_released: false };
+        return Ok((claim, listener));
     }
     Err(ClaimError::Taken)
 }
@@ -249,7 +280,8 @@ pub(crate) fn last_seen(path: &Path, name: &str) -> Option<SystemTime> {
 pub(crate) fn clear(name: &str) -> io::Result<()> {
     let directory = directory()?;
     if let Some(lock) = locked(&directory, name)? {
-        drop(Claim { name: name.to_owned(), directory, lock, is_released: false });
+        let name = name.to_owned();
+        drop(Claim { name, directory, lock, listener: None, is_released: false });
     }
     Ok(())
 }

@@ -73,6 +73,18 @@ impl Keeper {
         })
     }
 
+    /// Goes on with the record of this app, which another process of it has written.
+    pub(crate) fn resume(name: &str) -> io::Result<Keeper> {
+        let name = name.to_owned();
+        bounded(move || {
+            let store = Store::create()?;
+            let record = store.read(&name).filter(|record| record.primary == Identity::own());
+            let record = record.ok_or(io::ErrorKind::NotFound)?;
+            let (is_forgotten, env) = (AtomicBool::new(false), Mutex::default());
+            Ok(Keeper { store, record, before: None, is_forgotten, env })
+        })
+    }
+
     /// Has the record removed at the end: `troop delete`.
     pub(crate) fn forget(&self) {
         self.is_forgotten.store(true, Ordering::Release);

@@ -9,6 +9,7 @@
 //! | `mod.rs` | what a record says, and the state of its app |
 //! | `keeper.rs` | the primary's side: writes the record at the start and at the end |
 //! | `listed.rs` | the apps that have a record, and their states |
+//! | `pairs.rs` | environments as lists, as JSON has no keys but text |
 //! | `process.rs` | whether the process of a record still runs |
 //! | `saved.rs` | the list that `troop save` writes |
 //! | `scaled.rs` | the number of workers that `troop scale` has set |
@@ -16,6 +17,7 @@
 
 pub(crate) mod keeper;
 pub(crate) mod listed;
+pub(crate) mod pairs;
 pub(crate) mod process;
 pub(crate) mod saved;
 pub(crate) mod scaled;

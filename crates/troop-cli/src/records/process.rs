@@ -26,9 +26,9 @@ pub(crate) enum Fate {
 }
 
 impl Identity {
-    /// Returns this process.
+    /// Returns the process of the app that this process runs.
     pub(crate) fn own() -> Identity {
-        let pid = std::process::id();
+        let pid = troop::keeper::app_pid();
         Identity { pid, start: start_time(pid).unwrap_or_default(), boot: boot() }
     }
 

@@ -84,8 +84,11 @@ pub(crate) struct StartupReporter {
 impl StartupReporter {
     /// Detaches this process from its terminal.
     pub(crate) fn new(awaited: bool) -> StartupReporter {
-        // `setsid` fails only for the leader of a process group, which a spawned process is not.
-        let _ = rustix::process::setsid();
+        // Its keeper has done that. It fails only for the leader of a process group, which a spawned
+        // process is not.
+        if !troop::keeper::is_kept() {
+            let _ = rustix::process::setsid();
+        }
         StartupReporter { awaited, ..StartupReporter::default() }
     }
 
@@ -151,7 +154,7 @@ impl StartupReporter {
 
     /// Reports that the app is listed, which is all that `troop start --no-wait` waits for.
     pub(crate) fn tell_listed(&self, name: &str) {
-        let listed = StartupReport::Listed { name: name.to_owned(), pid: std::process::id() };
+        let listed = StartupReport::Listed { name: name.to_owned(), pid: troop::keeper::app_pid() };
         match self.awaited {
             true => write(&listed),
             false => self.send(&listed),

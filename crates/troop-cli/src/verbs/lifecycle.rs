@@ -15,7 +15,7 @@ use troop::text::{counted, escaped};
 use super::operate::{named, report, unchanged};
 use super::probe::why_not_ready;
 use super::wait::keeps_ending;
-use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop};
+use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop, Upgrade};
 use crate::control::client::{self, Client};
 use crate::control::protocol::{AppSnapshot, Failure, Request};
 use crate::control::targets::{self, Target};
@@ -246,6 +246,30 @@ pub(crate) fn restart_apps(args: &Restart) -> Result<(), CliError> {
         Target::Ended(record, _) => {
             resume(&record, args.update_env, false, args.json, &interrupted)
         }
+    })
+}
+
+/// Runs `troop upgrade`: has another engine go on with each of the selected apps.
+pub(crate) fn upgrade(args: &Upgrade) -> Result<(), CliError> {
+    // The app's process has another working directory.
+    let path = args.path.as_ref().map(std::path::absolute).transpose();
+    let path = path.map_err(|e| CliError::Io("find the program".into(), e))?;
+    each(&args.apps, |target| match target {
+        Target::Running(mut client) => {
+            let answer = client.request(Request::Upgrade { path: path.clone() }, |_| {})?;
+            let answer = named(client.name(), answer);
+            report(args.json, &answer, || {
+                let version = |field: &str| answer[field].as_str().unwrap_or("?").to_owned();
+                let (from, to) = (version("from"), version("version"));
+                let process = &answer["engine"];
+                format!("{}: upgraded from {from} to {to}, process {process}", client.name())
+            });
+            Ok(())
+        }
+        Target::Ended(record, _) => Err(CliError::NoApp(format!(
+            "{} does not run: `troop start {0}` starts it",
+            record.name
+        ))),
     })
 }
 

@@ -163,6 +163,10 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         if let Some(end) = &snapshot.last_end {
             let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
+        if let Some(how) = &snapshot.last_crash {
+            let times = troop::text::counted(snapshot.crashes, "time");
+            let _ = writeln!(out, "its engine has ended {times}, and another one went on: {how}");
+        }
         for lost in &snapshot.lost {
             let _ = writeln!(out, "lost {}: {}", escaped(&lost.address), escaped(&lost.reason));
         }

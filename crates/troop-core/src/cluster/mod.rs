@@ -209,6 +209,16 @@ impl Cluster {
         self.accepted.resumed(now);
     }
 
+    /// Another shell goes on with the state, which was written some time before the former one was
+    /// killed: see [`Primary::recovered`] and [`Supervisor::recovered`].
+    pub fn recovered(&mut self, now: Time) {
+        self.primary.recovered(now);
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.recovered(now);
+        }
+        self.resumed(now);
+    }
+
     // ---- actions ----
 
     /// Returns the next action.

@@ -73,7 +73,8 @@ impl Primary {
         self.clock(now);
         let Some(state) = self.workers.get(&worker) else { return false };
         let listens = state.membership(id).is_some_and(|membership| membership.admitted);
-        if !state.is_there() || state.blocked || !listens || !self.listeners.contains_key(&id) {
+        let is_blocked = state.blocked || state.resyncs_until.is_some();
+        if !state.is_there() || is_blocked || !listens || !self.listeners.contains_key(&id) {
             return false;
         }
         self.deliver(
@@ -307,7 +308,10 @@ impl Primary {
                 self.note_limit(now, worker, seq);
                 self.refused(now, worker, seq);
                 Ok(())
-            } else if self.is_probe_reply(now, worker, seq) {
+            } else if self.is_probe_reply(now, worker, seq)
+                || self.ends_resync(now, worker, seq)
+                || seq < self.forgotten
+            {
                 Ok(())
             } else {
                 Err(Violation::UnaskedAck)
@@ -343,7 +347,11 @@ impl Primary {
     fn took(&mut self, worker: WorkerId, seq: u64) -> Result<(), Violation> {
         let now = self.last_time;
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
-        let InFlight { conn, listener, .. } = state.take(seq).ok_or(Violation::UnaskedAck)?;
+        let InFlight { conn, listener, .. } = match state.take(seq) {
+            Some(taken) => taken,
+            None if seq < self.forgotten => return Ok(()),
+            None => return Err(Violation::UnaskedAck),
+        };
         if let Some(at) = state
             .handle_waits
             .iter()

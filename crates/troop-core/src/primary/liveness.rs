@@ -15,7 +15,7 @@ use crate::wire::outgoing;
 /// Maximum silence of a worker before it is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(10);
 /// The key of a listener that does not exist, as a JSON string.
-const PROBE_KEY: &str = r#""troop:probe""#;
+pub(super) const PROBE_KEY: &str = r#""troop:probe""#;
 
 /// The liveness of one worker.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -63,6 +63,10 @@ impl Primary {
     pub fn probe_unsent(&mut self, now: Time, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.handle_waits.retain(|wait| !matches!(wait, HandleWait::Probe));
+        // Without it there is no telling: as if it had been answered.
+        if let Some(seq) = state.resyncs_until {
+            self.ends_resync(now, worker, seq);
+        }
         self.probe_answered(now, worker, false);
     }
 

@@ -110,6 +110,7 @@ impl Worker {
         let window = if self.batched { config.troop_window } else { config.node_window };
         let window = if tight { window.min(TIGHT_WINDOW) } else { window };
         let ready = !self.blocked
+            && self.resyncs_until.is_none()
             && self.in_flight.len() < window
             && self.starved_until <= now
             && membership.cooling_until <= now

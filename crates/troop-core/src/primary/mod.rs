@@ -19,6 +19,7 @@ mod liveness;
 mod membership;
 mod moves;
 mod rebalance;
+mod recovered;
 mod registry;
 mod repairs;
 mod reports;
@@ -83,6 +84,9 @@ pub struct Primary {
     last_actions: VecDeque<Action>,
     /// Number of the next message to any worker (Node uses one counter for all).
     seq: u64,
+    /// Answers to messages with lower numbers are ignored: a shell that was killed has sent them.
+    #[serde(default)]
+    forgotten: u64,
     /// Workers whose reports have not been passed to the policies yet.
     reported: Vec<WorkerId>,
     /// Memory for the workers whose descriptors are to be counted.
@@ -115,6 +119,7 @@ impl Primary {
             actions: VecDeque::new(),
             last_actions: VecDeque::new(),
             seq: 0,
+            forgotten: 0,
             reported: Vec::new(),
             counted: Vec::new(),
             crowd: 1,
@@ -399,6 +404,10 @@ impl Primary {
         arrived: bool,
     ) -> Result<(), Violation> {
         let Some(state) = self.workers.get_mut(&worker) else { return Ok(()) };
+        if state.resyncs_until.is_some() {
+            // Which descriptor it is about is not known.
+            return Ok(());
+        }
         let wait = state.handle_waits.pop_front();
         if state.handle_waits.is_empty() {
             // Clearing reuses the same memory, as for the actions.

@@ -309,6 +309,7 @@ impl Primary {
                 .is_none_or(|oldest| now.since(oldest.since) < self.config.stale_after);
             let is_soon = answers
                 && !state.blocked
+                && state.resyncs_until.is_none()
                 && state.starved_until <= now
                 && membership.cooling_until <= now;
             (is_ready || is_soon).then_some((membership.share.lack, is_ready, *worker))

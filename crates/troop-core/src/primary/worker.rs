@@ -151,6 +151,11 @@ pub(super) struct Worker {
     pub(super) batched: bool,
     /// Whether its channel is full.
     pub(super) blocked: bool,
+    /// The number of a probe that was sent when another shell went on without the former one's word
+    /// ([`Primary::recovered`](super::Primary::recovered)): acknowledgements before its answer are for
+    /// what is not known any more.
+    #[serde(default)]
+    pub(super) resyncs_until: Option<u64>,
     pub(super) starved_until: Time,
     pub(super) violations: u32,
     pub(super) wasted_binds: WastedBinds,
@@ -223,6 +228,7 @@ impl Worker {
             cut_off: false,
             batched: false,
             blocked: false,
+            resyncs_until: None,
             starved_until: Time(0),
             violations: 0,
             wasted_binds: WastedBinds::default(),

@@ -385,6 +385,22 @@ impl Supervisor {
         self.update_health(now);
     }
 
+    /// Handles the end of the shell, some time after this state was written: starts that it had begun
+    /// have failed, and so has a reload, whose settings it has taken with it.
+    pub fn recovered(&mut self, now: Time) {
+        const WHY: &str = "the engine has ended meanwhile";
+        if self.round.is_some() {
+            self.fail_round(now, ReplaceFailure::NotStarted { reason: WHY.into() });
+        }
+        for slot in (0..self.slots.len()).map(Slot) {
+            // What is to be started again has an order now.
+            let is_ordered = |order: &Order| matches!(order, Order::Fork(other) if *other == slot);
+            if self.awaits_fork(slot) && !self.orders.iter().any(is_ordered) {
+                self.fork_failed(now, slot, WHY.into(), false);
+            }
+        }
+    }
+
     /// Returns the generation of workers that are started now: 1 at first, increasing with each
     /// reload.
     #[must_use]

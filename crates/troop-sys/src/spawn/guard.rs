@@ -75,7 +75,11 @@ pub(super) fn guarded<T>(
 /// Whether a child is stopped now (`waitid(2)`). `WNOWAIT` leaves its state for other waiters.
 fn is_stopped(child: BorrowedFd<'_>) -> bool {
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    matches!(waitid(WaitId::PidFd(child), options), Ok(Some(status)) if status.stopped())
+    match waitid(WaitId::PidFd(child), options) {
+        Ok(status) => status.is_some_and(|status| status.stopped()),
+        // It is the parent's child.
+        Err(_) => crate::process::is_stopped(child),
+    }
 }
 
 #[cfg(test)]

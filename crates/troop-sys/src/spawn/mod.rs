@@ -70,6 +70,9 @@ pub struct Command<'a> {
     pub cpus: Vec<usize>,
     /// `cgroup.procs` of the control group to enter, open for writing.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it becomes a child of this process's parent (`CLONE_PARENT`), which then reaps it, and
+    /// at whose end it gets its `death_signal`.
+    pub is_sibling: bool,
 }
 
 pub use libc::{
@@ -231,7 +234,11 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         fds_len: fds.len(),
         pid_text,
         death_signal: command.death_signal,
-        parent: rustix::process::getpid().as_raw_nonzero().get(),
+        parent: match command.is_sibling {
+            true => rustix::process::getppid(),
+            false => Some(rustix::process::getpid()),
+        }
+        .map_or(0, |parent| parent.as_raw_nonzero().get()),
         uid: command.uid.map_or(-1, i64::from),
         gid: command.gid.map_or(-1, i64::from),
         groups: command.groups.as_ref().map_or(std::ptr::null(), |g| g.as_ptr()),
@@ -268,7 +275,8 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
     }
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let parent = if command.is_sibling { libc::CLONE_PARENT } else { 0 };
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | parent | libc::SIGCHLD;
     let start = || {
         // SAFETY: `child` makes only async-signal-safe calls, for which the stack is large enough;
         // the stack is aligned and used by nothing else. The stack, `plan` and everything that it

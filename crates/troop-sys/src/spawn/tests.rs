@@ -28,6 +28,7 @@ fn command(script: &str) -> Command<'static> {
         nice: None,
         cpus: Vec::new(),
         cgroup: None,
+        is_sibling: false,
     }
 }
 

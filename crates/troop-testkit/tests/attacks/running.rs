@@ -157,6 +157,7 @@ impl Crowd {
             nice: None,
             cpus: Vec::new(),
             cgroup: None,
+            is_sibling: false,
         };
         let primary = troop_sys::spawn::spawn(&command).unwrap();
         Crowd { uid, primary: Some(primary), stderr: Some(stderr) }

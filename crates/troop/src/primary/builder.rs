@@ -2,6 +2,7 @@
 
 mod effects;
 mod restored;
+mod seed;
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
@@ -17,6 +18,7 @@ use troop_core::steer::AutoLimits;
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
 
+use super::driver::KeptNote;
 use super::driver::{Driver, SignalMeans};
 use super::health;
 use super::output::Output;
@@ -31,6 +33,7 @@ use crate::inherited::InheritedSocket;
 use crate::nesting;
 use crate::setup::Setup;
 use crate::trace::Span;
+pub(crate) use seed::random_seed;
 
 type Observer = Box<dyn FnMut(&Event)>;
 type Starter = Box<dyn FnOnce(Cluster)>;
@@ -94,6 +97,7 @@ pub struct Builder {
     activation: Option<Arc<[ActivationSocket]>>,
     activation_by_connections: bool,
     restored: Option<RestoredState>,
+    note: Option<KeptNote>,
     /// Settings with a default that were set explicitly.
     explicit: BTreeSet<&'static str>,
 }
@@ -143,6 +147,7 @@ impl Builder {
             activation: None,
             activation_by_connections: false,
             restored: None,
+            note: None,
             explicit: BTreeSet::new(),
         }
     }
@@ -550,6 +555,7 @@ impl Builder {
                 .map_err(Error::io("catch a signal"))?;
             driver.handle_signal(reader, means).map_err(Error::io("watch for signals"))?;
         }
+        driver.be_kept(self.note.take()).map_err(Error::io("hear the keeper"))?;
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
         if !is_restored {
             driver.supervise(Supervisor::new(self.supervision(workers)));
@@ -591,10 +597,4 @@ impl Builder {
             }
         }
     }
-}
-
-/// Returns a seed that differs from those of other clusters.
-pub(crate) fn random_seed() -> u64 {
-    u64::from(std::process::id()) << 32
-        ^ std::time::UNIX_EPOCH.elapsed().map_or(0, |t| u64::from(t.subsec_nanos()))
 }

@@ -16,6 +16,7 @@ use troop_core::WorkerId;
 use troop_sys::process;
 
 use crate::error::{Error, Result};
+use crate::keeper;
 
 /// Resource limits of each worker and its children, by a control group (cgroups v2) per worker.
 ///
@@ -166,6 +167,10 @@ impl Tree {
                 write(&leaf.join("cgroup.procs"), "0").map_err(|e| {
                     refused(format!("cannot go into a control group in {here}: {e}"))
                 })?;
+                if keeper::is_kept() {
+                    // If it cannot be moved, dividing the group fails, and the error names it.
+                    let _ = write(&leaf.join("cgroup.procs"), &keeper::app_pid().to_string());
+                }
                 self.in_leaf = true;
             }
             self.remove_old(&leaf);
@@ -195,13 +200,13 @@ impl Tree {
     }
 
     fn leaf(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("troop.{}.{name}", std::process::id()))
+        self.directory.join(format!("troop.{}.{name}", keeper::app_pid()))
     }
 
     /// Moves processes that this process has started before, and a `troop start` that waits for it,
     /// into a separate group without limits.
     fn move_own(&self) {
-        let own = std::process::id();
+        let own = keeper::app_pid();
         let starter = process::parent(own).filter(|parent| {
             let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
             program(*parent).is_some() && program(*parent) == program(own)

@@ -42,6 +42,7 @@ pub(crate) use builder::random_seed;
 pub use builder::{Builder, available_workers};
 pub use cgroup::Cgroup;
 pub(crate) use driver::Driver;
+pub use driver::Upgrade;
 pub use handle::WorkerHandle;
 pub use operation::Operation;
 pub(crate) use output::MAX_BYTES as MAX_TAIL;
@@ -50,7 +51,7 @@ pub use policies::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, Reload, ReplacePolicy, RestartPolicy,
     WhenFailed,
 };
-pub use saved::{RestoredState, SavedState};
+pub use saved::{Leaving, LeftDescriptor, RestoredState, Resumption, SavedState, refuse};
 pub use snapshot::{
     ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, Usage, VacantSlot,
     WorkerSnapshot,
@@ -474,6 +475,21 @@ impl Cluster {
     ) -> Error {
         let command = |failed| Command::Replace(Box::new(execute), failed);
         self.inner.driver_handle.ask_blocking(command).unwrap_or_else(|over| over)
+    }
+
+    /// Has another engine go on with the cluster, that of a newer version for example: see
+    /// [`keeper`](crate::keeper). It is started beside this one, and says that it could go on; then this
+    /// one leaves everything to it. Until then nothing has changed, and if it does not say so within 5 s,
+    /// nothing does.
+    ///
+    /// Returns only if this engine goes on.
+    ///
+    /// # Errors
+    /// [`Error::NotReplaced`] says why; also where this program is not [kept](crate::keeper), and in the
+    /// cases of [`Cluster::replace`]. [`Error::ClusterOver`].
+    pub async fn upgrade(&self, upgrade: Upgrade) -> Error {
+        let command = |failed| Command::Upgrade(upgrade, failed);
+        self.inner.driver_handle.ask(command).await.unwrap_or_else(|over| over)
     }
 
     /// Stops a supervised cluster at once: kills its workers, draining ones included.

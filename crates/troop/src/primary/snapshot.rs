@@ -12,8 +12,17 @@ use troop_core::steer::Mode;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Snapshot {
-    /// The number of the primary's process.
+    /// The number of the primary's process; that of its [keeper](crate::keeper), if it has one.
     pub pid: u32,
+    /// The number of the process that is kept.
+    #[serde(default)]
+    pub engine: Option<u32>,
+    /// How many engines of this app were killed, and others went on.
+    #[serde(default)]
+    pub crashes: u32,
+    /// How the last one of these has ended.
+    #[serde(default)]
+    pub last_crash: Option<String>,
     /// Time since the start.
     pub uptime_ms: u64,
     /// The phase of the cluster.
@@ -31,7 +40,8 @@ pub struct Snapshot {
     /// How the last worker with an unexpected end has ended.
     #[serde(default)]
     pub last_end: Option<String>,
-    /// CPU time and resident memory of the primary's process alone.
+    /// CPU time and resident memory of the primary's process, and of its keeper if it has one, without
+    /// workers.
     pub usage: Option<Usage>,
     /// All workers whose processes run, by slot.
     pub workers: Vec<WorkerSnapshot>,
@@ -177,7 +187,13 @@ pub struct LostListener {
 impl Snapshot {
     /// Adds data that can be read without the primary.
     pub(crate) fn complete(&mut self) {
-        self.usage = Usage::of(self.pid);
+        let engine = self.engine.map(Usage::of);
+        self.usage = match (Usage::of(self.pid), engine.flatten()) {
+            (Some(keeper), Some(engine)) => {
+                Some(Usage { cpu_ms: keeper.cpu_ms + engine.cpu_ms, rss: keeper.rss + engine.rss })
+            }
+            (of_one, other) => other.or(of_one),
+        };
         self.workers.iter_mut().for_each(|worker| worker.usage = Usage::of(worker.pid));
     }
 }

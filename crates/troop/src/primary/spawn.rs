@@ -47,6 +47,8 @@ pub(crate) struct Spawner {
     tree: Option<Tree>,
     /// The receiver of output, until the forwarder is started.
     pub(crate) output: Option<Box<dyn Output>>,
+    /// Workers become children of the keeper.
+    pub(crate) is_kept: bool,
 }
 
 impl Spawner {
@@ -117,6 +119,7 @@ pub(crate) struct Start {
     cgroup: Option<WorkerCgroup>,
     entrance: Option<File>,
     descriptor_limit: Option<u64>,
+    is_kept: bool,
     is_cancelled: Arc<AtomicBool>,
 }
 
@@ -224,6 +227,7 @@ pub(crate) fn prepare(
         cgroup,
         entrance,
         descriptor_limit: spawner.descriptor_limit,
+        is_kept: spawner.is_kept,
         is_cancelled: is_cancelled.clone(),
     })
 }
@@ -251,6 +255,7 @@ impl Start {
             cgroup,
             entrance,
             descriptor_limit,
+            is_kept,
             is_cancelled,
         } = self;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -273,6 +278,7 @@ impl Start {
         command.fds = fds;
         command.descriptor_limit = descriptor_limit;
         command.cgroup = entrance.as_ref().map(AsFd::as_fd);
+        command.is_sibling = is_kept;
         let child = spawn::spawn_unless(&command, &is_cancelled).map_err(|e| Error::Spawn {
             program: prepared.program.clone(),
             step: step(&e, &setup),

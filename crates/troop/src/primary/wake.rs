@@ -16,7 +16,7 @@ use troop_sys::poll::EventFd;
 use troop_sys::tree::Found;
 
 use super::adopt::{Starter, SupervisionStatus};
-use super::driver::{ConnectionEnds, Execute, Injected};
+use super::driver::{ConnectionEnds, Execute, Injected, Upgrade};
 use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, RestartPolicy, Snapshot, WorkerHandle};
 use crate::embed::direct_io::DirectIoAccess;
@@ -104,6 +104,8 @@ pub(crate) enum Command {
     },
     /// Leaves the state to the program image that this executes; the answer is why it could not.
     Replace(Execute, oneshot::Sender<Error>),
+    /// Has another engine go on. The answer is why it does not.
+    Upgrade(Upgrade, oneshot::Sender<Error>),
     /// The last handle of the cluster was dropped.
     Over,
 }

@@ -172,6 +172,7 @@ impl Setup {
             nice: self.nice,
             cpus: self.cpus_of(slot),
             cgroup: None,
+            is_sibling: false,
         })
     }
 

@@ -3,9 +3,21 @@
 use super::Builder;
 #[cfg(doc)]
 use crate::Cluster;
-use crate::primary::saved::RestoredState;
+use crate::primary::saved::{Leaving, RestoredState};
 
 impl Builder {
+    /// Has the keeper hold the cluster's state all the time, so that another engine goes on with it if this
+    /// one is killed ([`keeper`](crate::keeper)): with workers and listeners; connections that this one has at
+    /// that time are lost. `note` is what the program leaves to the other engine for its own use, each time
+    /// that the state is written down; `None` while it is not to be written down. For [`Builder::run`].
+    pub fn keep_state(
+        mut self,
+        note: impl FnMut(&mut Leaving<'_, '_>) -> Option<Vec<u8>> + Send + 'static,
+    ) -> Builder {
+        self.note = Some(Box::new(note));
+        self
+    }
+
     /// Goes on with a cluster that another program image has left ([`Cluster::replace`]), instead of
     /// starting one: with its workers, listeners and connections. What was set of policies and numbers
     /// is part of the state; what workers are started with, handlers of events and the like are those of

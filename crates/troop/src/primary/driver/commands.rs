@@ -54,6 +54,9 @@ impl Driver {
     /// workers.
     pub(super) fn handle_next_command(&mut self) -> bool {
         if let Ok(command) = self.inbox.commands.try_recv() {
+            if !matches!(command, Command::Snapshot(_)) {
+                self.change();
+            }
             self.handle_command(command);
             return true;
         }
@@ -182,6 +185,7 @@ impl Driver {
             }
             Command::Stop { at_once, reply } => self.stop(at_once, reply),
             Command::Replace(execute, failed) => self.replace(execute, failed),
+            Command::Upgrade(upgrade, failed) => self.upgrade(upgrade, failed),
             Command::Over => self.end_dropped(),
         }
     }

@@ -15,11 +15,42 @@ use crate::primary::handle::WorkerHandle;
 /// Why an address is reported as lost that no worker took over.
 const MISSED: &str = "the worker that listened there has ended, and none that followed listens there; a reload starts new ones, and one with `--allow-moved` accepts the move";
 
+/// Whether an action changes nothing but what is known of connections, or nothing at all.
+#[inline]
+fn is_of_connections(action: &ClusterAction) -> bool {
+    match action {
+        ClusterAction::Primary(action) => matches!(
+            action,
+            Action::Deliver { .. }
+                | Action::Release { .. }
+                | Action::Send { .. }
+                | Action::Probe { .. }
+                | Action::Watch { .. }
+                | Action::Take { .. }
+                | Action::Sample { .. }
+                | Action::Count { .. }
+                | Action::HandleSettled { .. }
+                | Action::Messages { .. }
+        ),
+        action => matches!(
+            action,
+            ClusterAction::Measure { .. }
+                | ClusterAction::MeasureQueues { .. }
+                | ClusterAction::CheckServing { .. }
+                | ClusterAction::InspectConnections { .. }
+                | ClusterAction::InspectListeners { .. }
+        ),
+    }
+}
+
 impl Driver {
     /// Carries out one of the core's actions. Its outcome is reported to the core, which may queue
     /// more actions.
     #[inline]
     pub(super) fn apply(&mut self, action: ClusterAction) {
+        if !is_of_connections(&action) {
+            self.change();
+        }
         match action {
             ClusterAction::Primary(action) => self.apply_primary(action),
             action => self.apply_rare(action),

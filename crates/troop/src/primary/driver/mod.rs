@@ -31,6 +31,7 @@ mod connections;
 mod decisions;
 mod ending;
 mod events;
+mod kept;
 mod listeners;
 mod operations;
 mod poller;
@@ -56,6 +57,7 @@ use super::Table;
 use super::spawn::Spawner;
 use super::wake::{Command, DriverHandle};
 use crate::event::Bus;
+use crate::primary::saved::kept::Copies;
 use crate::setup::Setup;
 use channels::Channels;
 use closing::CloseAside;
@@ -64,16 +66,19 @@ pub(crate) use connections::{ConnectionEnds, Injected, Moves};
 use connections::{Connections, Inspected, PendingQuestions};
 use ending::Ending;
 use events::Events;
+pub(crate) use kept::KeptNote;
 use listeners::Listeners;
 use operations::Operations;
 pub(crate) use operations::Reply;
 use poller::EventPoller;
 pub(crate) use replace::Execute;
 use replace::Replacement;
+pub use replace::Upgrade;
 use scarce::Scarcity;
 pub(crate) use signals::SignalMeans;
 use signals::Signals;
 use workers::Workers;
+pub(super) use workers::how;
 
 /// What a poller's token stands for: a kind in the upper half, a number in the lower.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +94,8 @@ enum Token {
     Relay(WorkerId),
     /// Where a worker says that it is ready.
     Notify(WorkerId),
+    /// The connection to the keeper.
+    Keeper,
 }
 
 impl Token {
@@ -102,6 +109,7 @@ impl Token {
             Token::Process(id) => (4, id.0),
             Token::Relay(id) => (6, id.0),
             Token::Notify(id) => (7, id.0),
+            Token::Keeper => (8, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -116,6 +124,7 @@ impl Token {
             3 => Token::Channel(WorkerId(number)),
             6 => Token::Relay(WorkerId(number)),
             7 => Token::Notify(WorkerId(number)),
+            8 => Token::Keeper,
             _ => Token::Process(WorkerId(number)),
         }
     }
@@ -145,6 +154,15 @@ pub(crate) struct Driver {
     ending: Ending,
     signals: Signals,
     replacement: Option<Replacement>,
+    /// What the keeper holds, if it does.
+    copies: Option<Copies>,
+    /// How many engines of this app were killed, and how the last one was.
+    crashes: u32,
+    last_crash: Option<String>,
+    /// What is written down with the state, to be held by the keeper all the time.
+    note: Option<KeptNote>,
+    /// Something has changed but connections since the state was written down.
+    is_changed: bool,
     origin: Instant,
     now: Time,
 }
@@ -188,6 +206,11 @@ impl Driver {
             ending: Ending::default(),
             signals: Signals::default(),
             replacement: None,
+            copies: None,
+            crashes: 0,
+            last_crash: None,
+            note: None,
+            is_changed: true,
             origin: Instant::now(),
             now: Time(1),
         };

@@ -15,6 +15,8 @@ use super::connections::SavedConnections;
 use super::listeners::SavedListeners;
 use super::signals::SignalMeans;
 use super::workers::SavedWorkers;
+use crate::keeper;
+use crate::primary::saved::kept::Copies;
 use crate::primary::saved::{Key, RestoredState, SavedState, Writer, invalid};
 
 /// The state of the driver.
@@ -30,6 +32,9 @@ struct SavedDriver {
     listeners: SavedListeners,
     connections: SavedConnections,
     signals: Vec<(Key, SignalMeans)>,
+    /// Whether this is all; else it was written in case that this engine is killed, without connections.
+    is_complete: bool,
+    last_crash: Option<String>,
 }
 
 fn monotonic() -> Duration {
@@ -59,8 +64,8 @@ impl Driver {
         self.workers.unsaved().or_else(|| self.channels.unsaved())
     }
 
-    /// Writes down the state. Nothing of it changes until the result is dropped.
-    pub(super) fn save(&self) -> io::Result<SavedState<'_>> {
+    /// Writes down the state, with connections if it is to be complete. Nothing of it changes until the result is dropped.
+    pub(super) fn save(&self, is_complete: bool) -> io::Result<SavedState<'_>> {
         let mut writer = Writer::default();
         let saved = SavedDriver {
             elapsed: self.origin.elapsed(),
@@ -69,17 +74,33 @@ impl Driver {
             workers: self.workers.save(&mut writer)?,
             channels: self.channels.save(&mut writer),
             listeners: self.listeners.save(&mut writer),
-            connections: self.connections.save(&self.inspected, &mut writer),
+            connections: match is_complete {
+                true => self.connections.save(&self.inspected, &mut writer),
+                false => SavedConnections::default(),
+            },
             signals: self.signals.save(&mut writer),
+            is_complete,
+            last_crash: self.last_crash.clone(),
         };
         let core = snapshot::write(&self.cluster).map_err(io::Error::other)?;
         Ok(SavedState { core, driver: serde_json::to_vec(&saved)?, writer })
     }
 
+    /// Checks that this version can read a state.
+    pub(crate) fn check(state: &RestoredState) -> io::Result<()> {
+        snapshot::read(&state.core).map_err(io::Error::other)?;
+        serde_json::from_slice::<SavedDriver>(&state.driver)?;
+        Ok(())
+    }
+
     /// Goes on with the state of another driver. The core's has been read.
     pub(crate) fn restore(&mut self, state: RestoredState) -> io::Result<()> {
-        let RestoredState { driver, mut reader, .. } = state;
-        let saved: SavedDriver = serde_json::from_slice(&driver)?;
+        let RestoredState { driver, mut reader, keys, crashes, last_crash, .. } = state;
+        if keeper::is_kept() {
+            self.copies = Some(Copies::after(keys)?);
+        }
+        let mut saved: SavedDriver = serde_json::from_slice(&driver)?;
+        (self.crashes, self.last_crash) = (crashes, last_crash.or(saved.last_crash.take()));
         let elapsed = saved.elapsed + monotonic().saturating_sub(saved.monotonic);
         let origin = Instant::now().checked_sub(elapsed);
         self.origin = origin.ok_or_else(|| invalid(format!("it is {elapsed:?} old")))?;
@@ -103,7 +124,10 @@ impl Driver {
             &mut reader,
             &self.poller,
         )?;
-        self.cluster.resumed(self.now);
+        match saved.is_complete {
+            true => self.cluster.resumed(self.now),
+            false => self.cluster.recovered(self.now),
+        }
         self.obey_earlier(saved.signals, &mut reader)?;
         self.plan_upkeep();
         Ok(())

@@ -111,6 +111,11 @@ impl Driver {
         Ok(())
     }
 
+    /// Obeys a signal that has come in another way.
+    pub(super) fn obey(&mut self, means: SignalMeans) {
+        self.apply_signal(means);
+    }
+
     fn apply_signal(&mut self, means: SignalMeans) {
         let Some(supervisor) = self.cluster.supervisor_mut() else {
             if means == SignalMeans::ChildEnded {

@@ -5,6 +5,7 @@ use troop_core::supervise::SupervisorState;
 
 use super::Driver;
 use crate::activation::ActivationSocket;
+use crate::keeper;
 use crate::primary::snapshot::{
     ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, VacantSlot, WorkerSnapshot,
     millis,
@@ -83,7 +84,10 @@ impl Driver {
         });
         let lost = self.lost_listeners();
         Snapshot {
-            pid: std::process::id(),
+            pid: keeper::app_pid(),
+            engine: keeper::is_kept().then(std::process::id),
+            crashes: self.crashes,
+            last_crash: self.last_crash.clone(),
             uptime_ms: millis(self.origin.elapsed()),
             phase: match supervisor {
                 Some(s) => match s.state() {

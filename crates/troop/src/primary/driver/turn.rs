@@ -55,7 +55,14 @@ impl Driver {
                 driver.events.publish();
                 driver.leave();
             }
+            if driver.keep_state() {
+                driver.hear_keeper();
+                driver.take_in(&[]);
+                continue;
+            }
             if driver.is_over() {
+                // Nobody is to go on.
+                driver.close_copies();
                 driver.finish();
                 let outcome = driver.ending.take_outcome();
                 return Ok(outcome.unwrap_or(Outcome::Stopped { killed: Vec::new() }));
@@ -160,6 +167,7 @@ impl Driver {
                 }
                 Token::Process(id) => self.workers.may_have_ended(id),
                 Token::Notify(id) => self.read_notifications(id),
+                Token::Keeper => self.hear_keeper(),
                 Token::Relay(id) => {
                     if ready.writable {
                         self.channels.flush_relay_soon(id);

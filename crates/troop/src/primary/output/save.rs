@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, PipeReader};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -33,9 +33,18 @@ pub(super) fn pause(
     marked: &BTreeMap<u64, MarkedLines>,
 ) {
     let mut streams = lock(&shared.streams);
-    if !matches!(streams.pause, Pause::Wanted) {
-        return;
+    // Wanted again before this thread has seen that it was over.
+    while matches!(streams.pause, Pause::Wanted) {
+        streams = pause_once(shared, streams, output, marked);
     }
+}
+
+fn pause_once<'a>(
+    shared: &Shared,
+    mut streams: MutexGuard<'a, super::Streams>,
+    output: &Option<Box<dyn Output>>,
+    marked: &BTreeMap<u64, MarkedLines>,
+) -> MutexGuard<'a, super::Streams> {
     let unfinished = streams.open.iter().map(|(token, stream)| {
         let bytes = match (stream.fate, output) {
             (Fate::Marked, _) => marked.get(token).map(MarkedLines::unfinished).unwrap_or_default(),
@@ -47,7 +56,7 @@ pub(super) fn pause(
     streams.pause = Pause::Begun(unfinished.collect());
     shared.paused.notify_all();
     let is_paused = |streams: &mut super::Streams| matches!(streams.pause, Pause::Begun(_));
-    drop(shared.paused.wait_while(streams, is_paused).unwrap_or_else(PoisonError::into_inner));
+    shared.paused.wait_while(streams, is_paused).unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The streams of all workers.
@@ -110,11 +119,14 @@ impl Forwarder {
         Ok(paused)
     }
 
-    /// Writes down the streams. Reading is [paused](Forwarder::pause).
+    /// Writes down the streams, completely if reading is [paused](Forwarder::pause). What is read of a line
+    /// that has no end yet is missing otherwise.
     pub(crate) fn save(&self, to: &mut Writer<'_>) -> io::Result<SavedOutput> {
+        let none = BTreeMap::new();
         let streams = lock(&self.shared.streams);
-        let Pause::Begun(unfinished) = &streams.pause else {
-            return Err(io::ErrorKind::ResourceBusy.into());
+        let unfinished = match &streams.pause {
+            Pause::Begun(unfinished) => unfinished,
+            _ => &none,
         };
         let saved = streams.open.iter().map(|(token, stream)| {
             Ok(SavedStream {

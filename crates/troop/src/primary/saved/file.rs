@@ -1,8 +1,9 @@
-//! A saved state as a file without a name, which the program that this process executes inherits.
+//! A saved state as bytes: in a file without a name, which the program that this process executes
+//! inherits, or which a keeper holds for another engine ([`kept`](super::kept)).
 
 use std::fs::File;
-use std::io::{self, Read, Write as _};
-use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::process::Command;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -15,23 +16,25 @@ use crate::error::{Error, Result};
 
 /// The version of what this file and the driver write. Every change of their fields increments it;
 /// that of the core's state is [another](troop_core::snapshot::VERSION).
-const VERSION: u32 = 2;
-/// The longest head of the file, in bytes.
-const MAX_HEAD: u64 = 4 << 20;
-/// The longest part of the file, in bytes.
-const MAX_PART: u64 = 1 << 30;
+const VERSION: u32 = 4;
+/// The longest first line, in bytes.
+const MAX_HEAD: usize = 4 << 20;
+/// The longest part that follows, in bytes.
+const MAX_PART: usize = 1 << 30;
+/// The longest state, in bytes.
+const MAX: u64 = 5 << 30;
 
-/// The first line of the file.
+/// The first line.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
     version: u32,
-    /// The numbers of the descriptors.
-    descriptors: Vec<RawFd>,
+    /// What the descriptors are known by: their numbers, or their keys.
+    descriptors: Vec<u64>,
     /// The lengths of the parts that follow, in bytes.
-    core: u64,
-    driver: u64,
-    bytes: u64,
-    note: u64,
+    core: usize,
+    driver: usize,
+    bytes: usize,
+    note: usize,
 }
 
 /// The state of a primary for another program image that goes on with it: see
@@ -71,47 +74,50 @@ impl SavedState<'_> {
         signals::execute(command.env(variable, value), inherit)
     }
 
-    /// Writes it to a file without a name.
-    fn write(&self, note: &[u8]) -> io::Result<File> {
-        let descriptors = &self.writer.descriptors;
+    /// Returns it as bytes. `descriptors` is what its descriptors are known by.
+    pub(super) fn encode(&self, descriptors: Vec<u64>, note: &[u8]) -> io::Result<Vec<u8>> {
         let parts = [&self.core, &self.driver, &self.writer.bytes, note];
-        let [core, driver, bytes, note] = parts.map(|part| part.len() as u64);
-        let head = Head {
-            version: VERSION,
-            descriptors: descriptors.iter().map(|held| held.as_fd().as_raw_fd()).collect(),
-            core,
-            driver,
-            bytes,
-            note,
-        };
-        let mut head = serde_json::to_vec(&head)?;
-        head.push(b'\n');
+        let [core, driver, bytes, note] = parts.map(<[u8]>::len);
+        let head = Head { version: VERSION, descriptors, core, driver, bytes, note };
+        let mut whole = serde_json::to_vec(&head)?;
         // The program that reads it could not tell this one any more.
-        if head.len() as u64 > MAX_HEAD || parts.iter().any(|part| part.len() as u64 > MAX_PART) {
+        if whole.len() > MAX_HEAD || parts.iter().any(|part| part.len() > MAX_PART) {
             return Err(io::Error::new(
                 io::ErrorKind::FileTooLarge,
                 format!("the state has more than {MAX_PART} bytes, or too many descriptors"),
             ));
         }
+        whole.push(b'\n');
+        parts.iter().for_each(|part| whole.extend_from_slice(part));
+        Ok(whole)
+    }
+
+    /// Writes it to a file without a name.
+    fn write(&self, note: &[u8]) -> io::Result<File> {
+        let numbers = self.writer.descriptors.iter().map(|held| held.as_fd().as_raw_fd());
+        let numbers = numbers.map(|number| u64::from(number.cast_unsigned())).collect();
+        let state = self.encode(numbers, note)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = File::from(memfd_create("troop-state", flags)?);
-        file.write_all(&head)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
+        file.write_all(&state)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
         Ok(file)
     }
 }
 
-/// The state of a primary that the program has [left](SavedState::execute) which this process executed
-/// before: see [`Builder::restore`](crate::Builder::restore).
+/// The state of a primary that another program image or engine has left: see
+/// [`Builder::restore`](crate::Builder::restore).
 #[derive(Debug)]
 pub struct RestoredState {
     pub(crate) core: Vec<u8>,
     pub(crate) driver: Vec<u8>,
     pub(crate) reader: Reader,
     note: Vec<u8>,
+    /// What its descriptors were known by.
+    pub(crate) keys: Vec<u64>,
+    /// How many engines of this app were killed, and how the last one was.
+    pub(crate) crashes: u32,
+    pub(crate) last_crash: Option<String>,
 }
 
 impl RestoredState {
@@ -147,32 +153,38 @@ impl RestoredState {
             ));
         }
         rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
-        let mut file = io::BufReader::new(file);
-        let mut line = Vec::new();
-        io::BufRead::read_until(&mut file.by_ref().take(MAX_HEAD), b'\n', &mut line)?;
-        let head: Head = serde_json::from_slice(&line)?;
-        let descriptors = head.descriptors.into_iter().map(|number| inherited::take(number).ok());
-        let descriptors = descriptors.collect();
+        let mut bytes = Vec::new();
+        file.take(MAX).read_to_end(&mut bytes)?;
+        RestoredState::decode(&bytes, |number| inherited::take(RawFd::try_from(number).ok()?).ok())
+    }
+
+    /// Reads a state. `take` returns the descriptor that is known by a number, if there is one.
+    pub(super) fn decode(
+        bytes: &[u8],
+        take: impl FnMut(u64) -> Option<OwnedFd>,
+    ) -> io::Result<RestoredState> {
+        let end =
+            bytes.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+        let head: Head = serde_json::from_slice(&bytes[..end])?;
+        let keys = head.descriptors;
+        let descriptors = keys.iter().copied().map(take).collect();
         if head.version != VERSION {
             return Err(invalid(format!(
                 "the state of a primary of version {}; this program reads version {VERSION}",
                 head.version
             )));
         }
-        let mut part = |len: u64| -> io::Result<Vec<u8>> {
-            if len > MAX_PART {
-                return Err(invalid(format!("a part of {len} bytes")));
-            }
-            let mut bytes = Vec::new();
-            file.by_ref().take(len).read_to_end(&mut bytes)?;
-            match bytes.len() as u64 == len {
-                true => Ok(bytes),
-                false => Err(io::ErrorKind::UnexpectedEof.into()),
-            }
+        let mut rest = &bytes[end + 1..];
+        let mut part = |len: usize| -> io::Result<Vec<u8>> {
+            let (part, after) = rest.split_at_checked(len).ok_or(io::ErrorKind::UnexpectedEof)?;
+            rest = after;
+            Ok(part.to_vec())
         };
         let (core, driver) = (part(head.core)?, part(head.driver)?);
         let (bytes, note) = (part(head.bytes)?, part(head.note)?);
-        Ok(RestoredState { core, driver, reader: Reader { descriptors, bytes }, note })
+        let reader = Reader { descriptors, bytes };
+        let (crashes, last_crash) = (0, None);
+        Ok(RestoredState { core, driver, reader, note, keys, crashes, last_crash })
     }
 
     /// Returns what the program has left for its own use.
@@ -180,7 +192,26 @@ impl RestoredState {
     pub fn note(&self) -> &[u8] {
         &self.note
     }
+
+    /// Returns how the engine has ended that this state is of, if it was killed.
+    #[must_use]
+    pub fn killed_by(&self) -> Option<&str> {
+        self.last_crash.as_deref()
+    }
+
+    /// Returns a descriptor that the program has left for its own use, once.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is none, or no more.
+    pub fn descriptor(&mut self, left: LeftDescriptor) -> Result<OwnedFd> {
+        self.reader.descriptor(left.0).map_err(Error::io("take a descriptor of the former engine"))
+    }
 }
+
+/// A descriptor that a program leaves to the next engine for its own use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeftDescriptor(pub(super) super::Key);
 
 #[cfg(test)]
 mod tests {
@@ -191,7 +222,7 @@ mod tests {
     #[test]
     fn a_state_that_no_program_could_read_is_not_left_to_one() {
         let state = SavedState { core: Vec::new(), driver: Vec::new(), writer: Writer::default() };
-        let note = vec![0; usize::try_from(MAX_PART).unwrap() + 1];
+        let note = vec![0; MAX_PART + 1];
         let error = state.execute(&mut Command::new("/there is no such program"), "STATE", &note);
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge, "{error}");
     }

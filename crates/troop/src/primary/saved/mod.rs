@@ -5,6 +5,8 @@
 //! state of the core is written as a whole ([`troop_core::snapshot`]).
 
 mod file;
+pub(crate) mod kept;
+mod slots;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,7 +14,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{RestoredState, SavedState};
+pub use file::{LeftDescriptor, RestoredState, SavedState};
+pub use kept::{Leaving, Resumption, refuse};
 
 /// A descriptor of a saved state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +42,12 @@ impl AsFd for Held<'_> {
             Held::Shared(fd) => fd.as_fd(),
             Held::Owned(fd) => fd.as_fd(),
         }
+    }
+}
+
+impl std::fmt::Debug for Writer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").finish_non_exhaustive()
     }
 }
 

@@ -16,7 +16,7 @@ use crate::primary::driver::poller::EventPoller;
 use crate::primary::saved::{Key, Reader, Writer};
 
 /// All connections.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(in crate::primary::driver) struct SavedConnections {
     all: Vec<SavedConnection>,
     /// The workers that moved connections are with, the oldest first.

@@ -33,19 +33,25 @@ impl Process {
     }
 
     /// How it has ended, if it has.
-    fn try_reap(&self) -> Option<ExitHow> {
+    pub(super) fn try_reap(&self) -> Option<ExitHow> {
         let ended = if self.adopted {
             process::try_peek(self.pidfd.as_fd())
         } else {
             process::try_reap(self.pidfd.as_fd())
         };
-        Some(match ended {
-            Ok(Some(Exit::Code(code))) => ExitHow::Code(code),
-            Ok(Some(Exit::Signal(signal))) => ExitHow::Signal(signal),
-            Ok(Some(Exit::Unknown)) => ExitHow::Unknown,
-            Ok(None) => return None,
-            Err(_) => ExitHow::Unknown,
-        })
+        match ended {
+            Ok(ended) => ended.map(how),
+            Err(_) => Some(ExitHow::Unknown),
+        }
+    }
+}
+
+/// How a process has ended.
+pub(in crate::primary) fn how(exit: Exit) -> ExitHow {
+    match exit {
+        Exit::Code(code) => ExitHow::Code(code),
+        Exit::Signal(signal) => ExitHow::Signal(signal),
+        Exit::Unknown => ExitHow::Unknown,
     }
 }
 
@@ -166,7 +172,7 @@ impl Driver {
 
     /// The process of an abandoned worker may have ended.
     fn reap_abandoned(&mut self, id: WorkerId) {
-        if self.workers.unkillable.get(&id).is_some_and(|process| process.try_reap().is_some())
+        if self.try_reap(id).is_some()
             && let Some(process) = self.workers.unkillable.remove(&id)
         {
             let group = process.group();
@@ -190,8 +196,8 @@ impl Driver {
         if self.workers.ended.iter().any(|(ended, _)| *ended == id) {
             return;
         }
-        let Some(how) = process.try_reap() else { return };
         let handle = process.handle.clone();
+        let Some(how) = self.try_reap(id) else { return };
         // What ends with it has as long to finish as it had.
         let grace = self.cluster.supervisor().and_then(|supervisor| supervisor.grace_of(id));
         let grace = grace.filter(|_| how != ExitHow::Signal(KILL));

@@ -314,6 +314,7 @@ impl Driver {
     ) {
         self.started(worker, result);
         self.start_next();
+        self.workers.forget_others();
     }
 
     fn started(&mut self, worker: WorkerId, result: Result<Spawned>) {

@@ -9,6 +9,7 @@ mod adopt;
 mod embedded;
 mod exit;
 mod forks;
+pub(super) mod kept;
 mod measure;
 mod orphans;
 mod own;
@@ -41,7 +42,9 @@ use crate::primary::spawn::Spawner;
 use crate::setup::Setup;
 use accepted::ConnectionObserver;
 use embedded::EmbeddingProgram;
+pub(in crate::primary) use exit::how;
 use forks::Forks;
+use kept::Kept;
 use orphans::AllOrphans;
 use ready::{Notifications, Readiness};
 pub(super) use save::SavedWorkers;
@@ -113,6 +116,8 @@ pub(super) struct Workers {
     killed_for_memory: u64,
     /// This is process 1.
     zombies: Zombies,
+    /// Where the ends of workers are told, if they are the keeper's children.
+    kept: Option<Kept>,
 }
 
 impl Workers {
@@ -135,6 +140,7 @@ impl Workers {
             connections: None,
             killed_for_memory: diag::killed_for_memory(),
             zombies: Zombies::default(),
+            kept: None,
         }
     }
 
@@ -275,6 +281,8 @@ impl Workers {
     /// Sees whether what ended workers have left behind has ended.
     pub(super) fn tick(&mut self, now: Time) {
         self.orphans.tick(now);
+        let missed = self.kept.as_mut().map(|kept| kept.missed(now)).unwrap_or_default();
+        self.reported.extend(missed);
         let (zombies, processes) = (&mut self.zombies, &self.processes);
         zombies.tick(now, |pid| processes.values().any(|process| process.handle.pid() == pid));
     }
@@ -283,7 +291,8 @@ impl Workers {
         let starts = self.embedding.as_ref().and_then(EmbeddingProgram::next_deadline);
         let forks = self.forks.next_deadline(now);
         let left = self.orphans.next_deadline().into_iter().chain(self.strays.next_deadline());
-        left.chain(forks).chain(starts).chain(self.zombies.next_deadline()).min()
+        let kept = self.kept.as_ref().and_then(Kept::next_deadline);
+        left.chain(forks).chain(starts).chain(self.zombies.next_deadline()).chain(kept).min()
     }
 
     /// Makes this process reap children that nobody waits for.

@@ -1,0 +1,114 @@
+//! Another engine that goes on with the app: that of a newer version, for example.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use troop::keeper::{Leaving, LeftDescriptor, Upgrade};
+
+use super::RunningApp;
+use crate::control::protocol::Failure;
+use crate::records::{Text, own_env, pairs};
+use crate::resolve::ResolvedApp;
+use crate::{log, restart};
+
+/// What an engine leaves to the next one beside its cluster.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeftApp {
+    pub(crate) name: String,
+    /// The version that has left it.
+    pub(crate) version: String,
+    /// The app as it was started, and as of the last reload.
+    pub(crate) started: LeftOptions,
+    pub(crate) resolved: LeftOptions,
+    /// The file that it comes from, and its name there.
+    pub(crate) file: Option<(PathBuf, String)>,
+    pub(crate) uncounted_restarts: u64,
+    /// The lock of its name, and its control socket.
+    pub(crate) claim: Option<(LeftDescriptor, LeftDescriptor)>,
+    /// The client that has asked for the next engine, which answers it.
+    pub(crate) client: Option<LeftDescriptor>,
+}
+
+/// The options of an app, with the environment that its workers inherit.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeftOptions {
+    options: ResolvedApp,
+    inherited: Vec<(Text, Text)>,
+}
+
+impl LeftOptions {
+    fn of(app: &ResolvedApp) -> LeftOptions {
+        // The next engine may have another environment: that of the first start.
+        let inherited = app.inherited.as_deref().map_or_else(own_env, pairs::of);
+        LeftOptions { options: app.clone(), inherited }
+    }
+
+    pub(crate) fn take(&self) -> ResolvedApp {
+        let inherited = pairs::environment(&self.inherited);
+        ResolvedApp { inherited: Some(Arc::new(inherited)), ..self.options.clone() }
+    }
+}
+
+impl RunningApp {
+    /// Has another engine go on: this program as it is installed now, or another one. The next engine
+    /// answers the client. Returns only if this engine goes on.
+    pub(crate) async fn upgrade(
+        self: &Arc<RunningApp>,
+        path: Option<PathBuf>,
+        client: Option<OwnedFd>,
+    ) -> Failure {
+        let program = path.unwrap_or_else(restart::program);
+        let (leaving, ending) = (self.clone(), self.clone());
+        let upgrade = Upgrade::to(&program)
+            .note(move |to| leaving.leave(client.as_ref(), to))
+            .before_end(move || {
+                ending.queue.iter().for_each(|queue| queue.finish());
+                log::finish();
+            });
+        let error = match self.cluster.upgrade(upgrade).await {
+            troop::Error::NotReplaced(why) => why,
+            other => other.chain(),
+        };
+        let program = program.display();
+        Failure::new("failed", format!("not upgraded to {program}, and the app goes on: {error}"))
+    }
+
+    /// The same without a client, whose answer is in the log.
+    pub(super) async fn upgrade_without_client(self: &Arc<RunningApp>) {
+        let failure = self.upgrade(None, None).await;
+        log::line(&format!("troop: {}", failure.message));
+    }
+
+    /// Returns what the next engine needs besides the cluster.
+    pub(crate) fn leave(&self, client: Option<&OwnedFd>, to: &mut Leaving<'_, '_>) -> Vec<u8> {
+        let claim = self
+            .claim
+            .as_ref()
+            .and_then(|claim| claim.lock().unwrap_or_else(PoisonError::into_inner).to_leave());
+        let left = LeftApp {
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: LeftOptions::of(&self.started),
+            resolved: LeftOptions::of(&self.resolved()),
+            file: self.source.origin().cloned(),
+            uncounted_restarts: self.uncounted_restarts.load(Ordering::Relaxed),
+            claim: claim.map(|(lock, socket)| (to.descriptor(lock), to.descriptor(socket))),
+            client: client.and_then(|client| Some(to.descriptor(client.try_clone().ok()?))),
+        };
+        serde_json::to_vec(&left).unwrap_or_default()
+    }
+
+    /// What a client gets to know that has asked for this engine.
+    pub(super) fn upgraded(&self, from: &str) -> Value {
+        json!({
+            "upgraded": true,
+            "from": from,
+            "version": env!("CARGO_PKG_VERSION"),
+            "engine": std::process::id(),
+        })
+    }
+}

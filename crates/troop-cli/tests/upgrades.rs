@@ -1,0 +1,251 @@
+//! `troop upgrade`: another engine goes on with the app, or says why not.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs::Permissions;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Running, node, run};
+use troop_testkit::{TEST_TIMEOUT, engine, is_running, talk, wait_until};
+
+/// How often it is upgraded under load.
+const UPGRADES: usize = 10;
+
+fn app(options: &[&str], program: &str) -> Running {
+    let options = options.iter().map(|option| (*option).to_owned());
+    run(options.chain([node(program).display().to_string()]))
+}
+
+fn get(port: u16, path: &str) -> std::io::Result<String> {
+    let answer = talk(([127, 0, 0, 1], port), &format!("GET {path} HTTP/1.0\r\n\r\n"))?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
+        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
+    }
+}
+
+fn engine_of(troop: &Running) -> u32 {
+    engine(troop.child.id()).expect("an engine")
+}
+
+/// Upgrades, and returns the process that goes on.
+fn upgrade(troop: &Running, before: u32) -> u32 {
+    let (code, out, err) = troop.troop(["upgrade", "--json"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let after = u32::try_from(answer["engine"].as_u64().unwrap()).unwrap();
+    assert_ne!(after, before);
+    wait_until("the end of the former engine", || !is_running(before));
+    after
+}
+
+/// A connection that stays open.
+struct KeptClient(BufReader<TcpStream>);
+
+impl KeptClient {
+    fn new(port: u16) -> KeptClient {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+        KeptClient(BufReader::new(stream))
+    }
+
+    fn get(&mut self) -> String {
+        self.0.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut len = 0;
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the connection was closed");
+            let line = line.trim().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                len = value.trim().parse().unwrap();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; len];
+        self.0.read_exact(&mut body).unwrap();
+        String::from_utf8(body).unwrap()
+    }
+}
+
+fn upgrades_under_load_fail_no_request(options: &[&str]) {
+    let mut troop = app(&[&["-w", "2"], options].concat(), "hello.js");
+    let port = troop.listening(2);
+    let workers = troop.workers().to_vec();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|number| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let mut kept = (number % 2 == 0).then(|| KeptClient::new(port));
+                    let mut done = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        match &mut kept {
+                            Some(client) => drop(client.get()),
+                            None => drop(get(port, "/").expect("no request fails")),
+                        }
+                        done += 1;
+                    }
+                    done
+                })
+            })
+            .collect();
+        let mut engine = engine_of(&troop);
+        for _ in 0..UPGRADES {
+            engine = upgrade(&troop, engine);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let done: Vec<u32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        assert!(done.iter().all(|done| *done > 0), "{done:?}");
+    });
+    assert!(workers.iter().all(|pid| is_running(*pid)), "workers are as they were");
+    // They are still looked after.
+    kill_process(Pid::from_raw(workers[0].cast_signed()).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    troop.event("listening");
+    let (_, out, _) = troop.troop(["reload"]);
+    assert!(out.contains("2 workers replaced"), "{out}");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the port is free");
+}
+
+#[test]
+fn upgrades_under_load_lose_nothing() {
+    upgrades_under_load_fail_no_request(&[]);
+}
+
+#[test]
+fn upgrades_under_round_robin_lose_nothing() {
+    upgrades_under_load_fail_no_request(&["--policy", "round-robin"]);
+}
+
+#[test]
+fn upgrades_under_steering_lose_nothing() {
+    upgrades_under_load_fail_no_request(&["--policy", "steered"]);
+}
+
+/// A program that does this in place of an engine.
+fn program(directory: &std::path::Path, name: &str, script: &str) -> String {
+    let path = directory.join(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn a_program_that_cannot_go_on_changes_nothing_and_the_reason_is_said() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    let port = troop.listening(1);
+    let (engine, worker) = (engine_of(&troop), get(port, "/").unwrap());
+    let directory = tempfile::tempdir().unwrap();
+    let program = |name: &str, script: &str| program(directory.path(), name, script);
+    for (path, why) in [
+        (directory.path().join("none").display().to_string(), "cannot execute"),
+        (program("exits", "exit 3"), "the new engine has ended: exit code 3"),
+        (program("dies", "kill -9 $$"), "the new engine has ended: signal 9"),
+        (program("hangs", "exec sleep 1000"), "not ready within 5 s"),
+    ] {
+        let (code, out, err) = troop.troop(["upgrade", "--path", &path]);
+        assert!(code == 1 && err.contains(why) && err.contains("the app goes on"), "{out}{err}");
+        assert_eq!((engine_of(&troop), get(port, "/").unwrap()), (engine, worker.clone()));
+    }
+    upgrade(&troop, engine);
+    assert_eq!(get(port, "/").unwrap(), worker);
+}
+
+#[test]
+fn a_configuration_that_was_broken_since_is_no_obstacle() {
+    let home = support::Home::with(&[(
+        "troop.toml",
+        &format!("[app.web]\nprogram = {:?}\nworkers = 1\n", node("hello.js")),
+    )]);
+    home.fine(&["start", "web"]);
+    let engine = home.show("web")["engine"].clone();
+    std::fs::write(home.path().join("troop.toml"), "[app.web]\nprogramm = 1\n").unwrap();
+    home.fine(&["upgrade", "web"]);
+    assert_ne!(home.show("web")["engine"], engine);
+    // It is one for what reads it.
+    let (code, _, err) = home.troop(&["reload", "web"]);
+    assert!(code != 0 && err.contains("programm"), "{err}");
+}
+
+#[test]
+fn the_options_of_an_app_stay_what_they_were_until_a_reload() {
+    let text = |greeting: &str| {
+        format!(
+            "[app.web]\nprogram = {:?}\nworkers = 1\nenv = {{ GREETING = \"{greeting}\" }}\n",
+            node("hello.js")
+        )
+    };
+    let home = support::Home::with(&[("troop.toml", &text("one"))]);
+    home.fine(&["start", "web"]);
+    let answer = || {
+        let shown = home.show("web");
+        let address = shown["listeners"][0]["address"].as_str().unwrap().to_owned();
+        get(address.rsplit_once(':').unwrap().1.parse().unwrap(), "/").unwrap()
+    };
+    std::fs::write(home.path().join("troop.toml"), text("two")).unwrap();
+    let before = answer();
+    home.fine(&["upgrade", "web"]);
+    assert_eq!(answer(), before);
+    home.fine(&["scale", "web", "2"]);
+    let shown = home.show("web");
+    let pids: Vec<u64> =
+        shown["workers"].as_array().unwrap().iter().filter_map(|one| one["pid"].as_u64()).collect();
+    for pid in pids {
+        let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
+        assert!(env.split(|byte| *byte == 0).any(|entry| entry == b"GREETING=one"));
+    }
+    home.fine(&["reload", "web"]);
+    assert!(answer().contains("two"));
+}
+
+#[test]
+fn the_keeper_holds_nothing_that_an_engine_has_closed() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    let port = troop.listening(1);
+    let descriptors =
+        || std::fs::read_dir(format!("/proc/{}/fd", troop.child.id())).unwrap().count();
+    let before = descriptors();
+    upgrade(&troop, engine_of(&troop));
+    let directory = tempfile::tempdir().unwrap();
+    let exits = program(directory.path(), "exits", "exit 1");
+    assert_eq!(troop.troop(["upgrade", "--path", &exits]).0, 1);
+    wait_until("the keeper holds no copies", || descriptors() <= before);
+    assert_eq!(troop.troop(["scale", "0"]).0, 0);
+    assert_eq!(troop.troop(["scale", "1"]).0, 0);
+    get(port, "/").unwrap();
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn an_upgrade_during_another_one_or_a_reload_is_refused_or_waits() {
+    let mut troop = app(&["-w", "2"], "hello.js");
+    troop.listening(2);
+    let directory = tempfile::tempdir().unwrap();
+    let hangs = program(directory.path(), "hangs", "exec sleep 1000");
+    let mut first = troop.command(["upgrade", "--path", &hangs]).spawn().unwrap();
+    let engine = engine_of(&troop);
+    wait_until("it is started", || {
+        troop_testkit::children(troop.child.id()).len() == 2 + troop.workers().len()
+    });
+    let (code, _, err) = troop.troop(["upgrade"]);
+    assert!(code == 1 && err.contains("another replacement is under way"), "{err}");
+    assert_eq!(first.wait().unwrap().code(), Some(1));
+    let mut reload = troop.command(["reload"]).spawn().unwrap();
+    troop.event("reload-started");
+    let (code, _, err) = troop.troop(["upgrade"]);
+    assert!(code == 0 || err.contains("a reload is under way"), "{err}");
+    assert!(reload.wait().unwrap().success() || code == 0);
+    assert!(code != 0 || engine_of(&troop) != engine);
+}

@@ -1,0 +1,146 @@
+//! A process that keeps another one going.
+//!
+//! A program that is *kept* is two processes. The **keeper** is the one that everybody knows: the shell,
+//! systemd, `troop ls`. It is small, and does little: it starts the **engine**, which is the same program
+//! and does the work, passes signals on to it and notifications of it, and ends as it ends. Workers are
+//! children of the keeper, so that another engine can go on with them.
+//!
+//! | file | holds |
+//! | --- | --- |
+//! | `watch.rs` | the keeper |
+//! | `link.rs` | the engine's connection to it |
+//! | `message.rs` | what they tell each other |
+
+mod link;
+mod message;
+mod watch;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use troop_sys::environment;
+
+pub use crate::primary::{Leaving, LeftDescriptor, Resumption, Upgrade, refuse};
+pub(crate) use link::Link;
+pub(crate) use message::{Kind, Message};
+
+/// The variable that makes a process a keeper, or its engine.
+pub const VARIABLE: &str = "TROOP_KEEPER";
+/// Its value for an engine, before the number of the connection.
+const ENGINE: &str = "engine:";
+
+/// Keys from this one on stand for no part of the state.
+const UNTIL_END: u64 = 1 << 63;
+
+/// Where a keeper runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a terminal, a container, or under a service manager.
+    Foreground,
+    /// In a session of its own.
+    Background,
+}
+
+impl Place {
+    fn value(self) -> &'static str {
+        match self {
+            Place::Foreground => "foreground",
+            Place::Background => "background",
+        }
+    }
+
+    fn of(value: &OsStr) -> Option<Place> {
+        [Place::Foreground, Place::Background].into_iter().find(|place| value == place.value())
+    }
+}
+
+static LINK: OnceLock<Link> = OnceLock::new();
+
+/// Makes this process what it was [executed](command) as. Call it first in `main`, before other threads.
+/// As a keeper it returns when the engine has ended, with the exit code of the app; otherwise at once.
+///
+/// # Errors
+/// If the engine cannot be started, or its keeper has ended.
+pub fn enter() -> io::Result<Option<ExitCode>> {
+    let Some([Some(value)]) = environment::take([VARIABLE])? else { return Ok(None) };
+    if let Some(place) = Place::of(&value) {
+        return watch::keep(place).map(Some);
+    }
+    if let Some(link) = Link::take(&value)? {
+        // The keeper has blocked them for itself.
+        troop_sys::signals::unblock_all();
+        let _ = LINK.set(link);
+    }
+    Ok(None)
+}
+
+/// Returns the command which, executed in place of this process, makes it the keeper of an engine with
+/// the same arguments and environment.
+#[must_use]
+pub fn command(place: Place) -> Command {
+    let mut args = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(args.next().unwrap_or_default()).args(args).env(VARIABLE, place.value());
+    command
+}
+
+/// Whether this process is an engine that is kept.
+#[must_use]
+pub fn is_kept() -> bool {
+    LINK.get().is_some()
+}
+
+/// Whether the keeper of this engine has ended, so that this one ends, too.
+#[must_use]
+pub fn has_ended() -> bool {
+    LINK.get().is_some_and(Link::is_broken)
+}
+
+/// Returns the process that everybody knows as the app's: the keeper's, or this one.
+#[must_use]
+pub fn app_pid() -> u32 {
+    LINK.get().map_or_else(std::process::id, Link::keeper)
+}
+
+/// Returns the process that has started the app's.
+#[must_use]
+pub fn starter() -> Option<u32> {
+    match LINK.get() {
+        Some(link) => troop_sys::process::parent(link.keeper()),
+        None => rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()),
+    }
+}
+
+/// Has a program that this process executes be the engine in its place.
+pub fn leave_to(command: &mut Command) {
+    if let Some(link) = LINK.get() {
+        link.leave(command);
+    }
+}
+
+/// Sends a notification (`sd_notify(3)`) as the app's main process. Returns whether a keeper does that.
+pub fn notify(text: &str) -> bool {
+    let Some(link) = LINK.get() else { return false };
+    let _ = link.send(&Message::saying(Kind::Notify, text.as_bytes()));
+    true
+}
+
+/// Has the keeper hold a copy of this descriptor until it ends, so that whoever waits for its close
+/// waits for the end of the app's process.
+pub fn hold_until_end(fd: impl AsFd) {
+    static NEXT: AtomicU64 = AtomicU64::new(UNTIL_END);
+    if let Some(link) = LINK.get() {
+        let key = NEXT.fetch_add(1, Ordering::Relaxed);
+        let _ = link.send_with(&Message::of_key(Kind::Hold, key), Some(fd.as_fd()));
+    }
+}
+
+/// The connection to the keeper, if this is an engine that is kept.
+pub(crate) fn link() -> Option<&'static Link> {
+    LINK.get()
+}

@@ -1,0 +1,423 @@
+//! The keeper's process: one loop that waits for signals, for messages of the engine, and for its end.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use troop_sys::process::{self, Exit};
+use troop_sys::{fdpass, keeping};
+
+use super::link::receive;
+use super::message::{Kind, Message};
+use super::{ENGINE, Place, UNTIL_END, VARIABLE};
+
+const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+const SIGQUIT: i32 = 3;
+const SIGUSR1: i32 = 10;
+const SIGUSR2: i32 = 12;
+const SIGTERM: i32 = 15;
+const SIGCHLD: i32 = 17;
+const SIGTTIN: i32 = 21;
+const SIGTTOU: i32 = 22;
+const SIGWINCH: i32 = 28;
+
+/// Signals that are passed on, and that a child has ended.
+const SIGNALS: [i32; 10] =
+    [SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM, SIGCHLD, SIGTTIN, SIGTTOU, SIGWINCH];
+/// Those that end an engine which does not catch signals yet, as they are to.
+const ENDING: [i32; 3] = [SIGINT, SIGQUIT, SIGTERM];
+
+/// Where the engine's end of a connection is, so that lower numbers are as they would be without.
+const APART: i32 = 100;
+/// Time that an engine to come has until it says that it could go on, and the other one to leave.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The key of the state that another engine could go on with.
+const STATE: u64 = 0;
+/// How long an engine runs that does not die in a loop, from when it is ready on.
+const LONG_RUN: Duration = Duration::from_millis(250);
+/// Delays before another engine is started, the last one for all that follow.
+const DELAYS_MS: [u64; 6] = [0, 0, 100, 500, 1000, 2000];
+/// How many engines may end in a row before they are ready: then it is the state that ends them.
+const MAX_UNREADY: u32 = 3;
+/// The variable that names the service manager's socket.
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// Variables that name the process that others are for; they are for its engine.
+const FOR_THIS_PROCESS: [&str; 2] = ["LISTEN_PID", "WATCHDOG_PID"];
+
+/// An engine's process.
+struct Engine {
+    pid: u32,
+    pidfd: OwnedFd,
+    /// `None` once it has closed its end.
+    socket: Option<OwnedFd>,
+    catches_signals: bool,
+    /// It goes on with what another one has left, and so will catch signals soon.
+    is_resuming: bool,
+}
+
+/// An engine that is to take the place of the other one.
+struct Next {
+    engine: Engine,
+    until: Instant,
+}
+
+struct Keeper {
+    signals: keeping::Signals,
+    engine: Engine,
+    next: Option<Next>,
+    /// Signals for an engine that does not catch them yet.
+    waiting: Vec<i32>,
+    held: BTreeMap<u64, OwnedFd>,
+    /// The child whose end the engine was told of last, until it has dealt with that.
+    told: Option<u32>,
+    /// The program of the engine that was ready last.
+    image: Option<File>,
+    /// How many engines were killed, how many of these in a row that ran shortly, and how the last one was,
+    /// until another one goes on.
+    crashes: u32,
+    quick: u32,
+    crash: Option<Exit>,
+    /// How many in a row have ended before they were ready, and since when this one is.
+    unready: u32,
+    ready: Option<Instant>,
+}
+
+/// Keeps an engine until it ends. Returns the exit code of the app.
+pub(super) fn keep(place: Place) -> io::Result<ExitCode> {
+    let mut keeper = start(place)?;
+    loop {
+        if let Some(exit) = keeper.turn() {
+            return Ok(as_ours(exit));
+        }
+    }
+}
+
+fn start(place: Place) -> io::Result<Keeper> {
+    process::set_name("troop-keeper");
+    if place == Place::Background {
+        // It fails only for the leader of a process group, which a process in the background is not.
+        let _ = rustix::process::setsid();
+    }
+    let signals = keeping::Signals::hold(&SIGNALS)?;
+    keeping::adopt_orphans()?;
+    let engine = Engine::start(Path::new("/proc/self/exe"))?;
+    let (held, waiting) = (BTreeMap::new(), Vec::new());
+    Ok(Keeper {
+        signals,
+        engine,
+        next: None,
+        waiting,
+        held,
+        told: None,
+        image: None,
+        crashes: 0,
+        quick: 0,
+        crash: None,
+        unready: 0,
+        ready: None,
+    })
+}
+
+impl Engine {
+    /// Starts an engine, outside the terminal's foreground group.
+    fn start(program: &Path) -> io::Result<Engine> {
+        let (ours, theirs) = keeping::message_pair()?;
+        let theirs = fcntl_dupfd_cloexec(&theirs, APART).unwrap_or(theirs);
+        fcntl_setfd(&theirs, FdFlags::empty())?;
+        let mut args = std::env::args_os();
+        let mut command = Command::new(program);
+        command.arg0(args.next().unwrap_or_else(|| "troop".into())).args(args).process_group(0);
+        command.env(VARIABLE, format!("{ENGINE}{}", theirs.as_raw_fd()));
+        let own = OsString::from(std::process::id().to_string());
+        for name in FOR_THIS_PROCESS {
+            if std::env::var_os(name).is_some_and(|pid| pid == own) {
+                command.env_remove(name);
+            }
+        }
+        let pid = command.spawn()?.id();
+        // It is a child and not reaped, so this is the one.
+        let pidfd = process::pidfd(pid)?;
+        Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals: false, is_resuming: false })
+    }
+
+    /// Sends a message. Returns whether there was room: an engine that reads nothing gets no more.
+    fn send(&self, message: &Message, fd: Option<&OwnedFd>) -> bool {
+        let fd = fd.map(AsFd::as_fd);
+        self.socket.as_ref().is_some_and(|socket| {
+            fdpass::send(socket.as_fd(), &message.encode(), fd.as_slice()).is_ok()
+        })
+    }
+
+    fn receive(&mut self) -> Option<(Message, Option<OwnedFd>)> {
+        match receive(self.socket.as_ref()?.as_fd()) {
+            Ok(message) => message,
+            Err(_) => {
+                self.socket = None;
+                None
+            }
+        }
+    }
+
+    fn signal(&self, signal: i32) {
+        let _ = process::signal(self.pidfd.as_fd(), signal);
+    }
+
+    /// How it has ended, if it has; it is reaped then.
+    fn end(&self) -> Option<Exit> {
+        process::try_reap(self.pidfd.as_fd()).unwrap_or(Some(Exit::Unknown))
+    }
+
+    /// Ends it.
+    fn kill(&self) {
+        self.signal(9);
+        let _ = process::reap(self.pidfd.as_fd());
+    }
+}
+
+impl Keeper {
+    /// Waits for something, and deals with it. Returns how the app has ended, if it has.
+    fn turn(&mut self) -> Option<Exit> {
+        let left = self.next.as_ref().map(|next| {
+            let left = next.until.saturating_duration_since(Instant::now());
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+        });
+        let engines =
+            std::iter::once(&self.engine).chain(self.next.as_ref().map(|next| &next.engine));
+        let fds = engines.flat_map(|engine| {
+            [Some(engine.pidfd.as_fd()), engine.socket.as_ref().map(AsFd::as_fd)]
+        });
+        let fds: Vec<_> = std::iter::once(self.signals.as_fd()).chain(fds.flatten()).collect();
+        // Whatever can be read is found below.
+        if keeping::wait(&fds, left).is_err() {
+            return Some(Exit::Code(1));
+        }
+        while let Some(signal) = self.signals.next() {
+            self.pass_on(signal);
+        }
+        while let Some((message, fd)) = self.engine.receive() {
+            self.hear(&message, fd);
+        }
+        while let Some(message) = self.next.as_mut().and_then(|next| next.engine.receive()) {
+            self.hear_next(&message.0);
+        }
+        self.tell_of_ends();
+        if let Some(next) = &self.next {
+            if let Some(exit) = next.engine.end() {
+                self.give_up(&format!("the new engine has ended: {exit}"));
+            } else if next.until <= Instant::now() {
+                next.engine.kill();
+                self.give_up("the new engine was not ready within 5 s");
+            }
+        }
+        let exit = self.engine.end()?;
+        // What it has said before.
+        while let Some((message, fd)) = self.engine.receive() {
+            self.hear(&message, fd);
+        }
+        if let Some(next) = self.next.take() {
+            next.engine.kill();
+        }
+        if self.restart(exit) { None } else { Some(exit) }
+    }
+
+    /// Starts another engine if this one was killed, and there is a state to go on with. An engine that is
+    /// told to end has that closed before. Returns whether there is another one.
+    fn restart(&mut self, exit: Exit) -> bool {
+        self.unready = if self.engine.catches_signals { 0 } else { self.unready + 1 };
+        let has_run_long = self.ready.is_some_and(|since| since.elapsed() >= LONG_RUN);
+        self.quick = if has_run_long { 0 } else { self.quick + 1 };
+        if self.unready >= MAX_UNREADY {
+            return false;
+        }
+        let delay = DELAYS_MS[(self.quick as usize).min(DELAYS_MS.len() - 1)];
+        let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
+            return false;
+        };
+        // Signals that come meanwhile wait.
+        let _ = keeping::wait(&[], Some(delay));
+        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let Ok(engine) = Engine::start(Path::new(&program)) else { return false };
+        (self.engine, self.told, self.ready) = (engine, None, None);
+        self.engine.is_resuming = true;
+        (self.crashes, self.crash) = (self.crashes.saturating_add(1), Some(exit));
+        true
+    }
+
+    /// Tells the engine that it goes on.
+    fn send_commit(&mut self) {
+        let ended = self.crash.take().map(|exit| Message::ended(0, exit).key);
+        let commit = Message::about(Kind::Commit, self.crashes);
+        self.engine.send(&Message { key: ended.unwrap_or(0), ..commit }, None);
+    }
+
+    /// Passes a signal on to the engine, as soon as that catches it.
+    fn pass_on(&mut self, signal: i32) {
+        if signal == SIGCHLD {
+            // What that means is looked for in each turn.
+            return;
+        }
+        let is_there = !process::has_ended(self.engine.pidfd.as_fd());
+        let is_ending = ENDING.contains(&signal) && !self.engine.is_resuming;
+        if is_there && (self.engine.catches_signals || is_ending) {
+            self.engine.signal(signal);
+        } else if !self.waiting.contains(&signal) {
+            self.waiting.push(signal);
+        }
+    }
+
+    fn hear(&mut self, message: &Message, fd: Option<OwnedFd>) {
+        match message.kind {
+            Kind::CatchesSignals => {
+                self.engine.catches_signals = true;
+                self.ready = Some(Instant::now());
+                self.image = File::open(format!("/proc/{}/exe", self.engine.pid)).ok();
+                self.waiting.drain(..).for_each(|signal| self.engine.signal(signal));
+            }
+            Kind::Reap if self.told == Some(message.number) => {
+                self.told = None;
+                process::reap_child(message.number);
+            }
+            Kind::Notify => notify(&message.rest),
+            Kind::Hold => {
+                if let Some(fd) = fd {
+                    self.held.insert(message.key, fd);
+                }
+            }
+            Kind::Drop => {
+                self.held.remove(&message.key);
+                self.engine.send(&Message::of_key(Kind::Dropped, message.key), None);
+            }
+            // Those that are held until the end are no part of the state.
+            Kind::DropAll => self.held.retain(|key, _| *key >= UNTIL_END),
+            Kind::CouldGoOn => self.send_commit(),
+            Kind::Fetch => {
+                let held = self.held.get(&message.key);
+                self.engine.send(&Message::of_key(Kind::Held, message.key), held);
+            }
+            Kind::Upgrade => {
+                self.begin_upgrade(Path::new(std::ffi::OsStr::from_bytes(&message.rest)))
+            }
+            Kind::HasLeft => self.commit(),
+            Kind::Stays => {
+                if let Some(next) = &self.next {
+                    next.engine.kill();
+                    self.give_up(&message.text());
+                }
+            }
+            // What only the keeper says, or only an engine to come.
+            _ => {}
+        }
+    }
+
+    fn hear_next(&mut self, message: &Message) {
+        let Some(next) = &mut self.next else { return };
+        match message.kind {
+            Kind::Fetch => {
+                let held = self.held.get(&message.key);
+                next.engine.send(&Message::of_key(Kind::Held, message.key), held);
+            }
+            Kind::CouldGoOn => {
+                // From now on the time is the other one's.
+                next.until = Instant::now() + UPGRADE_TIMEOUT;
+                self.engine.send(&Message::new(Kind::Leave), None);
+            }
+            Kind::Refuses => {
+                next.engine.kill();
+                self.give_up(&message.text());
+            }
+            _ => {}
+        }
+    }
+
+    fn begin_upgrade(&mut self, program: &Path) {
+        if self.next.is_some() {
+            self.engine.send(&Message::saying(Kind::Failed, b"another upgrade is under way"), None);
+            return;
+        }
+        let until = Instant::now() + UPGRADE_TIMEOUT;
+        match Engine::start(program) {
+            Ok(engine) => self.next = Some(Next { engine, until }),
+            Err(e) => self.give_up(&format!("cannot execute {}: {e}", program.display())),
+        }
+    }
+
+    /// The engine to come, if there is one, does not come.
+    fn give_up(&mut self, why: &str) {
+        self.next = None;
+        self.engine.send(&Message::saying(Kind::Failed, why.as_bytes()), None);
+    }
+
+    /// The engine has left: the other one goes on. The former one ends by itself.
+    fn commit(&mut self) {
+        let next = self.next.take().filter(|next| !process::has_ended(next.engine.pidfd.as_fd()));
+        let Some(next) = next else {
+            // It has ended since, and is reaped as every child.
+            let why = b"the new engine has ended";
+            self.engine.send(&Message::saying(Kind::Failed, why), None);
+            return;
+        };
+        let former = std::mem::replace(&mut self.engine, next.engine);
+        self.engine.is_resuming = true;
+        self.told = None;
+        // In this order: if this process is killed in between, there is none rather than two.
+        former.send(&Message::new(Kind::Over), None);
+        self.ready = None;
+        self.send_commit();
+    }
+
+    /// Tells the engine of a child that has ended. The kernel tells of the same one until that is
+    /// reaped.
+    fn tell_of_ends(&mut self) {
+        while let Some((pid, exit)) = keeping::ended_child() {
+            let is_next = self.next.as_ref().is_some_and(|next| next.engine.pid == pid);
+            if pid == self.engine.pid || is_next || self.told == Some(pid) {
+                return;
+            }
+            if self.engine.socket.is_none() {
+                // Nobody asks any more.
+                process::reap_child(pid);
+                continue;
+            }
+            if !self.engine.catches_signals {
+                // It may be a worker that it is about to go on with.
+                return;
+            }
+            self.told = self.engine.send(&Message::ended(pid, exit), None).then_some(pid);
+            return;
+        }
+    }
+}
+
+/// Sends a notification to the service manager, which takes it from its service's main process only.
+fn notify(text: &[u8]) {
+    let Some(at) = std::env::var_os(NOTIFY_SOCKET).filter(|at| !at.is_empty()) else { return };
+    let address = match at.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&at),
+    };
+    // A failure is ignored: the service manager does not listen any more.
+    let _ = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(text, &address));
+}
+
+/// Ends as the engine has ended.
+fn as_ours(exit: Exit) -> ExitCode {
+    match exit {
+        Exit::Code(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Exit::Signal(signal) => {
+            keeping::end_by(signal);
+            ExitCode::from(u8::try_from(128 + signal).unwrap_or(1))
+        }
+        Exit::Unknown => ExitCode::FAILURE,
+    }
+}
