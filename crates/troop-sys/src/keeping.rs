@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_child_that_has_ended_is_told_of_until_it_is_reaped() {
-        let child = Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let mut child = Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
         let held = crate::process::pidfd(child.id()).unwrap();
         assert_eq!(wait(&[held.as_fd()], None).unwrap(), [true]);
         // Tests of one process run side by side elsewhere: others may have ended, too.
@@ -162,6 +162,8 @@ mod tests {
             crate::process::reap_child(pid);
             assert_ne!(ended_child(), Some((pid, exit)));
         }
+        // It may be reaped by now.
+        let _ = child.wait();
     }
 
     #[test]

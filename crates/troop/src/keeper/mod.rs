@@ -3,7 +3,28 @@
 //! A program that is *kept* is two processes. The **keeper** is the one that everybody knows: the shell,
 //! systemd, `troop ls`. It is small, and does little: it starts the **engine**, which is the same program
 //! and does the work, passes signals on to it and notifications of it, and ends as it ends. Workers are
-//! children of the keeper, so that another engine can go on with them.
+//! children of the keeper, so that another engine can go on with them, if the first one is killed
+//! ([`Builder::keep_state`](crate::Builder::keep_state)) or leaves everything to it
+//! ([`Cluster::upgrade`](crate::Cluster::upgrade)).
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! use troop::{Cluster, Role, keeper};
+//!
+//! fn main() -> troop::Result<ExitCode> {
+//!     if let Ok(Some(code)) = keeper::keep() {
+//!         return Ok(code);
+//!     }
+//!     match troop::role()? {
+//!         Role::Primary => Cluster::builder().keep_state(|_| Some(Vec::new())).resume()?.run()?,
+//!         Role::Worker(worker) => {
+//! #           drop(worker);
+//!         }
+//!     }
+//!     Ok(ExitCode::SUCCESS)
+//! }
+//! ```
 //!
 //! | file | holds |
 //! | --- | --- |
@@ -77,6 +98,21 @@ pub fn enter() -> io::Result<Option<ExitCode>> {
         let _ = LINK.set(link);
     }
     Ok(None)
+}
+
+/// Keeps this program: this process becomes the keeper of another one that runs the same program, and
+/// returns the exit code when that has ended. In the other one, and in workers, it returns at once, with
+/// `None`. Call it first in `main`.
+///
+/// # Errors
+/// As [`enter`].
+pub fn keep() -> io::Result<Option<ExitCode>> {
+    let entered = enter()?;
+    let is_worker = std::env::var_os(crate::setup::UNIQUE_ID).is_some_and(|id| !id.is_empty());
+    if entered.is_some() || is_kept() || is_worker {
+        return Ok(entered);
+    }
+    watch::keep(Place::Foreground).map(Some)
 }
 
 /// Returns the command which, executed in place of this process, makes it the keeper of an engine with

@@ -3,9 +3,23 @@
 use super::Builder;
 #[cfg(doc)]
 use crate::Cluster;
-use crate::primary::saved::{Leaving, RestoredState};
+use crate::error::Result;
+use crate::primary::saved::{Leaving, RestoredState, Resumption};
 
 impl Builder {
+    /// Goes on with what another engine of this program has left, if there is something: see
+    /// [`keeper`](crate::keeper). What can fail must come before. For [`Builder::run`].
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) if this version cannot read it, and
+    /// [`Error::NotReplaced`](crate::Error::NotReplaced) if the other engine goes on.
+    pub fn resume(self) -> Result<Builder> {
+        match Resumption::find()? {
+            Some(resumption) => Ok(self.restore(resumption.commit()?)),
+            None => Ok(self),
+        }
+    }
+
     /// Has the keeper hold the cluster's state all the time, so that another engine goes on with it if this
     /// one is killed ([`keeper`](crate::keeper)): with workers and listeners; connections that this one has at
     /// that time are lost. `note` is what the program leaves to the other engine for its own use, each time
