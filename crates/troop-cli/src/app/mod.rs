@@ -240,6 +240,8 @@ impl RunningApp {
 
     fn set_resolved(&self, resolved: ResolvedApp) {
         *self.resolved.lock().unwrap_or_else(PoisonError::into_inner) = resolved;
+        // If the cluster is over, nobody goes on with it.
+        let _ = self.cluster.note_changed();
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) async fn serve(app: Arc<RunningApp>, listener: StdListener, claim: Ar
                     Ok(None) => {}
                     Ok(Some(renewed)) => {
                         (listener, has_failed) = (renewed, false);
+                        // The keeper would go on holding the lock of the one before.
+                        let _ = server.app.cluster().note_changed();
                         log::line("troop: the control socket had been removed, and was created again");
                     }
                     Err(e) if !std::mem::replace(&mut has_failed, true) => {

@@ -14,6 +14,7 @@ pub mod hang;
 pub mod health;
 pub mod killed;
 pub mod missed;
+mod recovered;
 pub mod recycle;
 mod reload;
 pub mod serving;
@@ -207,16 +208,6 @@ impl Cluster {
     pub fn resumed(&mut self, now: Time) {
         self.serving.resumed();
         self.accepted.resumed(now);
-    }
-
-    /// Another shell goes on with the state, which was written some time before the former one was
-    /// killed: see [`Primary::recovered`] and [`Supervisor::recovered`].
-    pub fn recovered(&mut self, now: Time) {
-        self.primary.recovered(now);
-        if let Some(supervisor) = &mut self.supervisor {
-            supervisor.recovered(now);
-        }
-        self.resumed(now);
     }
 
     // ---- actions ----

@@ -477,6 +477,14 @@ impl Cluster {
         self.inner.driver_handle.ask_blocking(command).unwrap_or_else(|over| over)
     }
 
+    /// Has the note of [`Builder::keep_state`] written down again: it has changed.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub fn note_changed(&self) -> Result<()> {
+        self.inner.driver_handle.send(Command::NoteChanged)
+    }
+
     /// Has another engine go on with the cluster, that of a newer version for example: see
     /// [`keeper`](crate::keeper). It is started beside this one, and says that it could go on; then this
     /// one leaves everything to it. Until then nothing has changed, and if it does not say so within 5 s,

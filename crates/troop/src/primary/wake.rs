@@ -104,6 +104,8 @@ pub(crate) enum Command {
     },
     /// Leaves the state to the program image that this executes; the answer is why it could not.
     Replace(Execute, oneshot::Sender<Error>),
+    /// What the program leaves to another engine has changed.
+    NoteChanged,
     /// Has another engine go on. The answer is why it does not.
     Upgrade(Upgrade, oneshot::Sender<Error>),
     /// The last handle of the cluster was dropped.

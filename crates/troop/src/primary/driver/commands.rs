@@ -185,6 +185,8 @@ impl Driver {
             }
             Command::Stop { at_once, reply } => self.stop(at_once, reply),
             Command::Replace(execute, failed) => self.replace(execute, failed),
+            // As every command, it has the state written down.
+            Command::NoteChanged => {}
             Command::Upgrade(upgrade, failed) => self.upgrade(upgrade, failed),
             Command::Over => self.end_dropped(),
         }

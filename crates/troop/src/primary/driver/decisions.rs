@@ -146,8 +146,8 @@ impl Driver {
                 // A program that starts workers itself may start more.
                 let is_end = |s: &Supervisor| s.is_stopping() && !s.is_embedded();
                 let for_good = self.cluster.supervisor().is_some_and(is_end);
-                let Driver { listeners, poller, closing, now, .. } = self;
-                listeners.unbind(listener, poller, *now, for_good, closing);
+                let Driver { listeners, poller, closing, copies, now, .. } = self;
+                listeners.unbind(listener, poller, *now, for_good, (closing, copies));
             }
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
             Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),

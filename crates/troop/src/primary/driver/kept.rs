@@ -1,17 +1,24 @@
 //! What the driver hears from the keeper of this engine.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
+use troop_core::Time;
 use troop_sys::poll::Interest;
 
 use super::signals::SignalMeans;
 use super::{Driver, Token};
 use crate::error::Error;
 use crate::event::Event;
-use crate::keeper::{self, Kind, Message};
+use crate::keeper::{self, Kind, Link, Message};
 use crate::primary::saved::Leaving;
 use crate::primary::saved::kept::Copies;
+
+/// Of the time, at most one part in this many is spent on writing the state down: that of thousands of
+/// workers takes milliseconds.
+const PAUSE_FACTOR: u32 = 4;
 
 /// Returns what is written down with the state for the program's own use, if it is to be written down
 /// already.
@@ -41,6 +48,11 @@ impl Driver {
         }
     }
 
+    /// When the state is written down, if something has changed that waits for that.
+    pub(super) fn keep_deadline(&self) -> Option<Time> {
+        (self.is_changed && self.keep_at > self.now).then_some(self.keep_at)
+    }
+
     /// Something has changed that another engine would have to know.
     #[inline]
     pub(super) fn change(&mut self) {
@@ -60,15 +72,20 @@ impl Driver {
     /// Has the keeper hold the state, if something has changed. Returns whether it has said something
     /// meanwhile.
     pub(super) fn keep_state(&mut self) -> bool {
-        if !std::mem::take(&mut self.is_changed) {
-            return false;
+        self.write_state();
+        keeper::link().is_some_and(Link::has_put_aside)
+    }
+
+    fn write_state(&mut self) {
+        if self.keep_at > self.now || !std::mem::take(&mut self.is_changed) {
+            return;
         }
-        let Some(link) = keeper::link() else { return false };
+        let begun = Instant::now();
+        let Some(link) = keeper::link() else { return };
         if !self.is_state_kept() {
-            self.close_copies();
-            return false;
+            return self.close_copies();
         }
-        let (Some(mut note), copies) = (self.note.take(), self.copies.take()) else { return false };
+        let (Some(mut note), copies) = (self.note.take(), self.copies.take()) else { return };
         let held = copies.map_or_else(|| Copies::after(Vec::new()), Ok).and_then(|mut copies| {
             // Output is not paused for this: its reader may take nothing.
             let mut state = self.save(false)?;
@@ -80,6 +97,7 @@ impl Driver {
             held.map(|()| copies)
         });
         self.note = Some(note);
+        self.keep_at = self.now + begun.elapsed() * PAUSE_FACTOR;
         match held {
             Ok(copies) => self.copies = Some(copies),
             // What is held may be out of date, so nothing is.
@@ -88,7 +106,13 @@ impl Driver {
                 self.change();
             }
         }
-        link.has_put_aside()
+    }
+
+    /// A descriptor is closed next that others would notice if it stayed open.
+    pub(super) fn release_copy(copies: &mut Option<Copies>, fd: BorrowedFd<'_>) {
+        if let (Some(copies), Some(link)) = (copies, keeper::link()) {
+            copies.release(fd, link);
+        }
     }
 
     pub(super) fn hear_keeper(&mut self) {

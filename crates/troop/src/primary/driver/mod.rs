@@ -163,6 +163,8 @@ pub(crate) struct Driver {
     note: Option<KeptNote>,
     /// Something has changed but connections since the state was written down.
     is_changed: bool,
+    /// When it is written down again at the earliest.
+    keep_at: Time,
     origin: Instant,
     now: Time,
 }
@@ -211,6 +213,7 @@ impl Driver {
             last_crash: None,
             note: None,
             is_changed: true,
+            keep_at: Time(0),
             origin: Instant::now(),
             now: Time(1),
         };

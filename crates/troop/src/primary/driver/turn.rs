@@ -278,6 +278,7 @@ impl Driver {
             self.operations.next_deadline(),
             self.workers.next_deadline(self.now),
             self.replacement_deadline(),
+            self.keep_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

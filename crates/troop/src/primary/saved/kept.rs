@@ -46,6 +46,12 @@ impl<'w, 'a> Leaving<'w, 'a> {
 /// socket or pipe are as good as one.
 type Identity = (u64, u64, u32);
 
+fn identity(fd: BorrowedFd<'_>) -> io::Result<Identity> {
+    let stat = fstat(fd)?;
+    let access = fcntl_getfl(fd)? & OFlags::ACCMODE;
+    Ok((stat.st_dev, stat.st_ino, access.bits()))
+}
+
 /// What the keeper holds for this engine.
 #[derive(Debug)]
 pub(crate) struct Copies {
@@ -102,15 +108,26 @@ impl Copies {
         wait_for(link, Some(DROP_TIMEOUT), is_closed).map(drop)
     }
 
+    /// Has the keeper close its copy of a descriptor that is closed here next: what would go on listening,
+    /// for example. Waits for that, for a second at most.
+    pub(crate) fn release(&mut self, fd: BorrowedFd<'_>, link: &Link) {
+        let Some(key) = identity(fd).ok().and_then(|identity| self.held.remove(&identity)) else {
+            return;
+        };
+        let is_closed = |message: &Message| message.kind == Kind::Dropped && message.key == key;
+        // If the keeper has ended, it has closed everything.
+        let _ = link
+            .send(&Message::of_key(Kind::Drop, key))
+            .and_then(|()| wait_for(link, Some(DROP_TIMEOUT), is_closed));
+    }
+
     fn hold_one(
         &mut self,
         fd: BorrowedFd<'_>,
         before: &BTreeMap<Identity, u64>,
         link: &Link,
     ) -> io::Result<u64> {
-        let stat = fstat(fd)?;
-        let access = fcntl_getfl(fd)? & OFlags::ACCMODE;
-        let identity = (stat.st_dev, stat.st_ino, access.bits());
+        let identity = identity(fd)?;
         // One that is anonymous is never there.
         if let Some(key) = self.held.get(&identity).or_else(|| before.get(&identity)) {
             let key = *key;
@@ -120,7 +137,7 @@ impl Copies {
         let key = self.next;
         self.next += 1;
         link.send_with(&Message::of_key(Kind::Hold, key), Some(fd))?;
-        if (stat.st_dev, stat.st_ino) == self.anonymous {
+        if (identity.0, identity.1) == self.anonymous {
             self.passing.push(key);
         } else {
             self.held.insert(identity, key);

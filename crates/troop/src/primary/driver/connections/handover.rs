@@ -53,7 +53,8 @@ impl Driver {
             let count = u32::try_from(accepted.count).unwrap_or(u32::MAX);
             self.cluster.primary.arrived(self.now, listener, count);
         }
-        self.listeners.end_turn(number, burst, accepted, &mut self.poller)
+        let Driver { listeners, poller, copies, .. } = self;
+        listeners.end_turn(number, burst, accepted, (poller, copies))
     }
 
     /// Takes connections off a worker's own queue, for others.

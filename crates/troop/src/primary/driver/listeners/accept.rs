@@ -12,6 +12,7 @@ use troop_sys::unblock::Unblocker;
 use super::Listeners;
 use crate::primary::driver::Token;
 use crate::primary::driver::poller::EventPoller;
+use crate::primary::saved::kept::Copies;
 
 /// Connections accepted per listener before others have their turn.
 pub(in crate::primary::driver) const ACCEPT_BURST: usize = 64;
@@ -83,14 +84,14 @@ impl Listeners {
         number: usize,
         burst: usize,
         accepted: Accepted,
-        poller: &mut EventPoller,
+        (poller, copies): (&mut EventPoller, &mut Option<Copies>),
     ) -> bool {
         let Accepted { count, drained } = accepted;
         let nested = poller.is_nested();
         let Some(socket) = self.sockets.get_mut(number) else { return false };
         let token = Token::Socket(number);
         if drained && socket.retired {
-            self.close_retired(number, poller);
+            self.close_retired(number, poller, copies);
             false
         } else if drained {
             socket.ready = false;

@@ -31,6 +31,7 @@ use super::{Driver, Token};
 use crate::inherited::InheritedSocket;
 use crate::primary::listener::{Listener, Socket};
 use crate::primary::output::Tail;
+use crate::primary::saved::kept::Copies;
 use abandoned::AllAbandoned;
 use accept::AcceptQueue;
 pub(super) use accept::{ACCEPT_BURST, Accepted, Turn};
@@ -141,7 +142,7 @@ impl Listeners {
         poller: &EventPoller,
         now: Time,
         for_good: bool,
-        closing: &mut CloseAside,
+        (closing, copies): (&mut CloseAside, &mut Option<Copies>),
     ) {
         let Some(mut listener) = self.open.remove(&id) else { return };
         // Before its socket is closed, and the number of the file may be another one's.
@@ -153,6 +154,7 @@ impl Listeners {
                 // reported.
                 poller.remove(&socket.fd);
             }
+            Driver::release_copy(copies, socket.fd.as_fd());
             // With connections that nobody has accepted, descriptors are closed that they carry.
             let is_awaited = |socket: &Socket| {
                 socket::is_unix(&socket.fd) && socket::is_readable(socket.fd.as_fd())
@@ -169,8 +171,9 @@ impl Listeners {
     }
 
     /// Closes a socket that gets no new connections.
-    fn close_retired(&mut self, number: usize, poller: &EventPoller) {
+    fn close_retired(&mut self, number: usize, poller: &EventPoller, copies: &mut Option<Copies>) {
         let Some(socket) = self.sockets.try_remove(number) else { return };
+        Driver::release_copy(copies, socket.fd.as_fd());
         if socket.watched && !socket.unreported {
             poller.remove(&socket.fd);
         }

@@ -352,7 +352,7 @@ impl Driver {
                 socket.retired = true;
                 self.listeners.is_ready(old);
             }
-            _ => self.listeners.close_retired(old, &self.poller),
+            _ => self.listeners.close_retired(old, &self.poller, &mut self.copies),
         }
         let oldest = self
             .listeners
@@ -361,7 +361,7 @@ impl Driver {
             .and_then(|listener| listener.sockets.get(1 + MAX_RETIRED))
             .copied();
         if let Some(oldest) = oldest {
-            self.listeners.close_retired(oldest, &self.poller);
+            self.listeners.close_retired(oldest, &self.poller, &mut self.copies);
         }
         Ok(())
     }

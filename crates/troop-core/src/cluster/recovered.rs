@@ -1,0 +1,20 @@
+//! Goes on with a state whose shell was killed.
+
+use super::Cluster;
+use crate::id::Time;
+#[cfg(doc)]
+use crate::primary::Primary;
+#[cfg(doc)]
+use crate::supervise::Supervisor;
+
+impl Cluster {
+    /// Another shell goes on with the state, which was written some time before the former one was
+    /// killed: see [`Primary::recovered`] and [`Supervisor::recovered`].
+    pub fn recovered(&mut self, now: Time) {
+        self.primary.recovered(now);
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.recovered(now);
+        }
+        self.resumed(now);
+    }
+}
