@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use troop_sys::process::{self, Exit};
-use troop_sys::{fdpass, keeping};
+use troop_sys::{fdpass, keeping, own_code};
 
 use super::link::receive;
 use super::message::{Kind, Message};
@@ -281,6 +281,9 @@ impl Keeper {
             Kind::CatchesSignals => {
                 self.engine.catches_signals = true;
                 self.ready = Some(Instant::now());
+                // What only the start needed is not needed until there is another engine.
+                own_code::release();
+                own_code::release_free_memory();
                 self.image = File::open(format!("/proc/{}/exe", self.engine.pid)).ok();
                 self.waiting.drain(..).for_each(|signal| self.engine.signal(signal));
             }
