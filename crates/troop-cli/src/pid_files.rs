@@ -9,8 +9,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use troop::Event;
 use troop::program::safe_path::{Directory, split};
+use troop::{Event, WorkerHandle};
 
 use crate::config::App;
 use crate::log;
@@ -164,16 +164,21 @@ impl PidFiles {
     pub(crate) fn go_on(&self) {
         self.unwritten
             .iter()
-            .for_each(|path| self.numbers.started(path.clone(), std::process::id()));
+            .for_each(|path| self.numbers.started(path.clone(), troop::keeper::app_pid()));
+    }
+
+    /// Takes note of a worker that runs.
+    pub(crate) fn note_running(&self, worker: &WorkerHandle) {
+        if let Some(path) = &self.workers {
+            self.numbers.started(of_slot(path, worker.slot()), worker.pid());
+        }
     }
 
     /// Takes note of an event.
     pub(crate) fn note(&self, event: &Event) {
         let Some(path) = &self.workers else { return };
         match event {
-            Event::Fork { worker, .. } => {
-                self.numbers.started(of_slot(path, worker.slot()), worker.pid());
-            }
+            Event::Fork { worker, .. } => self.note_running(worker),
             Event::Exit { worker, .. } => {
                 self.numbers.ended(of_slot(path, worker.slot()), worker.pid());
             }

@@ -187,12 +187,18 @@ fn run_as(
             }
         });
     let is_restarted = named_by(restart::VARIABLE).is_some();
-    let begun = begun.and_then(|watched| Ok((watched, PidFiles::begin(&resolved, is_restarted)?)));
-    let (watched, pid_files) = begun.map_err(|text| {
+    // Another engine's files stay as they are until that has left.
+    let begun = begun.and_then(|watched| {
+        let pid_files = match is_resumed {
+            true => None,
+            false => PidFiles::begin(&resolved, is_restarted)?,
+        };
+        Ok((watched, pid_files))
+    });
+    let (watched, mut pid_files) = begun.map_err(|text| {
         files.iter_mut().for_each(LogFile::take_back);
         RunError::Usage(text)
     })?;
-    let pid_files = pid_files.map(Arc::new);
     let queue = queue(&resolved, &name, files, paths)?;
     if let Some(queue) = queue.clone().filter(|_| resolved.collects()) {
         builder = builder.output(Collector::new(queue));
@@ -202,7 +208,6 @@ fn run_as(
         log::send_lines_to(queue);
         moves::say_in_logs();
     }
-    pid_files.iter().for_each(|files| files.go_on());
     let mut log = match queue.clone().filter(|_| resolved.background) {
         Some(queue) => Log::to_logs(queue, format),
         None => Log::foreground(format),
@@ -238,7 +243,13 @@ fn run_as(
         killed_by = state.killed_by().map(str::to_owned);
         left = Some(last);
         builder = builder.restore(state);
+        pid_files = PidFiles::begin(&resolved, true).unwrap_or_else(|why| {
+            log::line(&format!("troop: {why}"));
+            None
+        });
     }
+    let pid_files = pid_files.map(Arc::new);
+    pid_files.iter().for_each(|files| files.go_on());
     let keeper = match (&claim, is_resumed) {
         (None, _) => None,
         (Some(_), true) => Keeper::resume(&name).ok().map(Arc::new),
@@ -267,6 +278,7 @@ fn run_as(
         left,
     };
     let early = restarting.clone();
+    let noting = pid_files.clone();
     let running = Arc::new(OnceLock::new());
     let started = running.clone();
     let app = Arc::new(OnceLock::<Arc<RunningApp>>::new());
@@ -274,6 +286,10 @@ fn run_as(
     builder = builder.keep_state(move |to| Some(kept.get()?.leave(None, to)));
     builder = builder.on_start(move |cluster| {
         let _ = started.set(cluster.clone());
+        // Those that another engine has started.
+        for files in noting.iter().filter(|_| is_resumed) {
+            cluster.workers().iter().for_each(|worker| files.note_running(worker));
+        }
         // Signals are caught by now.
         early.repeat_early_stop();
         let serve = |app| async {

@@ -249,3 +249,45 @@ fn an_upgrade_during_another_one_or_a_reload_is_refused_or_waits() {
     assert!(reload.wait().unwrap().success() || code == 0);
     assert!(code != 0 || engine_of(&troop) != engine);
 }
+
+#[test]
+fn pid_files_stay_while_engines_come_and_go() {
+    let server = format!(
+        "[app.web]\nprogram = {:?}\nworkers = 2\npid_file = \"web.pid\"\nworker_pid_file = \"worker.pid\"\n",
+        node("hello.js")
+    );
+    let home = support::Home::with(&[("troop.toml", &server)]);
+    home.fine(&["start", "web"]);
+    let shown = home.show("web");
+    let numbers = |shown: &serde_json::Value| {
+        let workers = shown["workers"].as_array().unwrap().iter();
+        let workers =
+            workers.map(|one| (format!("worker-{}.pid", one["slot"]), one["pid"].clone()));
+        std::iter::once(("web.pid".to_owned(), shown["pid"].clone()))
+            .chain(workers)
+            .collect::<Vec<_>>()
+    };
+    let have = |numbers: &[(String, serde_json::Value)]| {
+        numbers.iter().all(|(file, pid)| {
+            std::fs::read_to_string(home.path().join(file)).unwrap_or_default() == pid.to_string()
+        })
+    };
+    let before = numbers(&shown);
+    wait_until("the files", || have(&before));
+    let directory = tempfile::tempdir().unwrap();
+    let exits = program(directory.path(), "exits", "exit 1");
+    assert_ne!(home.troop(&["upgrade", "web", "--path", &exits]).0, 0);
+    assert!(have(&before));
+    home.fine(&["upgrade", "web"]);
+    assert!(have(&before));
+    let engine = home.show("web")["engine"].as_u64().unwrap();
+    kill_process(Pid::from_raw(i32::try_from(engine).unwrap()).unwrap(), Signal::KILL).unwrap();
+    wait_until("another engine", || home.troop(&["show", "web"]).1.contains("another one went on"));
+    assert!(have(&before));
+    home.fine(&["reload", "web"]);
+    let after = numbers(&home.show("web"));
+    assert_ne!(after, before);
+    wait_until("the new numbers", || have(&after));
+    home.fine(&["stop", "web"]);
+    assert!(after.iter().all(|(file, _)| !home.path().join(file).exists()), "{after:?}");
+}
