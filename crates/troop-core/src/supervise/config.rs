@@ -78,7 +78,9 @@ pub struct RestartPolicy {
     /// The cluster ends when no worker is left to restart.
     pub final_codes: Vec<i32>,
     /// Workers that were ready for at least this long are restarted immediately, and their end does
-    /// not count. Workers without Node's protocol count as ready after this time. Default: 1 s.
+    /// not count. Workers that say nothing of being ready, and need not listen, have to run for this
+    /// time, but for 10 s or half of [`ReplacePolicy::ready_timeout`] at most, before they count as
+    /// ready. Default: 1 s.
     pub min_uptime: Duration,
     /// Delay before the first restart of a slot after a quick end; doubles each time. Default: 100
     /// ms.
@@ -205,9 +207,9 @@ impl Default for ReplacePolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadyWhen {
-    /// It listens. If its predecessor did not listen either: it has run for 3 s or, without Node's
-    /// protocol, for [`RestartPolicy::min_uptime`], and listens by itself where its predecessor does
-    /// so. With activated sockets: it waits for connections
+    /// It listens. If its predecessor did not listen either: it has run for
+    /// [`RestartPolicy::min_uptime`], within the bounds named there, and with Node's protocol for
+    /// 3 s, and listens by itself where its predecessor does so. With activated sockets: it waits for connections
     /// on one of them, as far as the system shows that, or it has run for
     /// [`ACTIVATED_READY_AGE`] and its predecessor was not seen to wait either.
     #[default]
@@ -251,6 +253,12 @@ impl Config {
             seed: 0,
             is_embedded: false,
         }
+    }
+
+    /// The age at which a worker that says nothing is ready. An uptime that is long, as it may be in
+    /// order to count ends, must not make a healthy worker late.
+    pub(super) fn silent_age(&self) -> Duration {
+        self.restart.min_uptime.min(ACTIVATED_READY_AGE).min(self.replace.ready_timeout / 2)
     }
 
     /// Whether a slot whose last worker ended like this is complete without one.

@@ -89,12 +89,12 @@ impl SlotWorker {
         match self.online {
             // A worker with Node's protocol may still listen.
             Some(online) if self.has_ipc => {
-                Some(online + config.listen_patience.max(config.restart.min_uptime))
+                Some(online + config.listen_patience.max(config.silent_age()))
             }
             // Its program is still being loaded.
             None if self.has_ipc => None,
             _ if config.is_activated => Some(self.since + ACTIVATED_READY_AGE),
-            _ => Some(self.since + config.restart.min_uptime),
+            _ => Some(self.since + config.silent_age()),
         }
     }
 

@@ -55,6 +55,32 @@ fn a_worker_that_says_it_is_ready_is_not_reported() {
 }
 
 #[test]
+fn a_long_minimum_uptime_makes_no_silent_worker_late() {
+    for (has_ipc, ready_timeout, age) in
+        [(true, 30, 10), (false, 30, 10), (true, 8, 4), (false, 8, 4)]
+    {
+        let mut simulation = Simulation::with(changed(Config::new(1), |config| {
+            config.restart.min_uptime = 180 * SECOND;
+            config.replace.ready_timeout = ready_timeout * SECOND;
+        }));
+        if has_ipc {
+            simulation.supervisor.online(simulation.now, WorkerId(1), true);
+        }
+        simulation.pass((age - 1) * SECOND);
+        assert_eq!(simulation.supervisor.state(), SupervisorState::Starting);
+        simulation.pass(SECOND);
+        assert_eq!(
+            simulation.supervisor.state(),
+            SupervisorState::Running,
+            "{has_ipc} {ready_timeout}"
+        );
+        // It goes on, and nothing is given up.
+        simulation.pass(600 * SECOND);
+        assert_eq!((simulation.forks, simulation.asked.len()), (1, 0));
+    }
+}
+
+#[test]
 fn a_cluster_may_go_on_when_all_workers_have_ended_for_good() {
     let mut simulation = Simulation::with(changed(Config::new(0), |config| {
         config.restart.restart = Restart::Never;
