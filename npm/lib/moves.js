@@ -530,7 +530,8 @@ function watch() {
 
   /** Sends this process its stop signal when requests are answered and idle connections have ended, if the program has a handler for it. */
   function stop(number, within) {
-    const name = handled(number);
+    // Many programs handle only one of SIGINT, which PM2 and terminals send, and SIGTERM.
+    const name = handled(number) ?? handled({ 2: 15, 15: 2 }[number]);
     if (!name) return;
     tell('raises');
     for (const server of [...servers.keys(), ...others]) guarded(allowClose)(server);

@@ -76,6 +76,22 @@ async fn a_program_with_a_handler_for_the_stop_signal_gets_it_at_once_if_it_has_
     }
 }
 
+/// PM2 stops programs by SIGINT, and so does a terminal: many handle nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_handles_only_the_other_usual_stop_signal_gets_that() {
+    for (handled, stop) in [("SIGINT", Signal::TERM), ("SIGTERM", Signal::INT)] {
+        let program = format!("process.once('{handled}', exit); setInterval(() => {{}}, 1000);");
+        let builder =
+            server(&program, Duration::from_secs(60), |setup| setup.stop_signal(stop.as_raw()));
+        let mut troop = Troop::start(builder);
+        let (worker, port) = listening(&mut troop).await;
+        let _idle = kept(port, 3).await;
+        let outcome = troop.cluster.stop().await.unwrap();
+        assert!(outcome.is_graceful(), "{outcome:?} {}", troop.story());
+        assert!(is_ended_by_handler(&mut troop, &worker).await, "{handled}: {}", troop.story());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_that_exits_cuts_no_request_that_is_answered_in_time() {
     let program = "process.on('SIGTERM', exit);";

@@ -44,7 +44,7 @@ const COMMANDS: [Command; 70] = [
     command("attach 0", &["attach api"], "", By("verbs_of_pm2_do_what_they_do_there")),
     command("ping", &[], "there is no daemon that could be away", Done),
     command("dump · save", &[], "", Done),
-    command("stop jobs · stop api web", &[], "stopped apps stay listed", Done),
+    command("stop jobs · stop api web", &[], "stopped apps stay listed. PM2 stops by `SIGINT`, troop by `stop_signal` (`SIGTERM`): Node programs that handle `SIGINT` alone get that; others need `stop_signal = \"SIGINT\"`", Done),
     command("start jobs · start 0", &[], "of an app that was stopped; one that runs is left alone (PM2 restarts it)", Done),
     command("delete jobs · del web", &[], "", Done),
     command("resurrect", &[], "", Done),
