@@ -4,7 +4,7 @@ use std::io;
 
 use troop::Error;
 
-use crate::control::protocol::{ANSWER_TIMEOUT, Failure};
+use crate::control::protocol::Failure;
 
 /// Why a verb has failed.
 #[derive(Debug)]
@@ -28,13 +28,6 @@ impl std::fmt::Display for CliError {
                 f.write_str(text)
             }
             CliError::Failed(failure) => f.write_str(&failure.message),
-            CliError::Io(doing, e) if e.kind() == io::ErrorKind::WouldBlock => {
-                write!(
-                    f,
-                    "{doing}: there is no answer within {} s; is its process stopped?",
-                    ANSWER_TIMEOUT.as_secs()
-                )
-            }
             CliError::Io(doing, e) => write!(f, "{doing}: {e}"),
         }
     }

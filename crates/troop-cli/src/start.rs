@@ -33,7 +33,7 @@ pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
 pub(crate) use plan::{Planned, Verb, choose, is_command, plan, words_of_run, words_of_start};
 pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
-pub(crate) use running::say as say_running;
+pub(crate) use running::{connected, say as say_running};
 
 /// The variable by which `troop start` makes the process that it spawns a background primary. Its
 /// value is the name of the app in the file.
@@ -77,9 +77,9 @@ pub(crate) fn start(args: &Start) -> Result<(), CliError> {
         let mut starting = Vec::new();
         for (at, app) in apps {
             let running = running::already(app);
-            if let Ok(Some(name)) = running {
-                running::say(&name, args.json);
-                started = Some(name);
+            if let Ok(Some(running)) = running {
+                running.say(args.json);
+                started = Some(running.name);
                 continue;
             }
             let spawned = match app.after.iter().find(|name| failed.contains(*name)) {

@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Home;
@@ -51,6 +54,110 @@ fn apps_of_a_file_that_run_already_are_left_alone_and_the_others_started() {
     );
 }
 
+/// Names are those of the whole machine, and two projects may both have `jobs`.
+#[test]
+fn an_app_whose_name_another_project_has_is_not_said_to_run_already() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let file = |name: &str| format!("[app.{name}]\nprogram = \"server.js\"\nworkers = 1\n");
+    for (project, apps) in [("a", file("jobs")), ("b", file("jobs") + &file("web"))] {
+        std::fs::create_dir(home.path().join(project)).unwrap();
+        std::fs::write(home.path().join(project).join("server.js"), SERVER).unwrap();
+        std::fs::write(home.path().join(project).join("troop.toml"), apps).unwrap();
+    }
+    let start = |project: &str, args: &[&str]| {
+        let mut command = home.command(args);
+        let output = command.current_dir(home.path().join(project)).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    assert_eq!(start("a", &["start"]).0, Some(0));
+    let pid = home.show("jobs")["pid"].clone();
+    for args in [&["start"][..], &["start", "jobs"]] {
+        let (code, out, err) = start("b", args);
+        assert_eq!(code, Some(1), "{out}{err}");
+        let told = ["b/troop.toml does not run: another app", "from ", "a/troop.toml in "];
+        assert!(told.iter().all(|part| err.contains(part)), "{err}");
+        assert!(!out.contains("jobs: runs already"), "{out}");
+    }
+    // Nor is it reloaded or restarted for this file.
+    for verb in ["reload", "restart"] {
+        let (code, out, err) = start("b", &[verb, "troop.toml", "--only", "jobs"]);
+        assert!(code == Some(1) && err.contains("does not run: another app"), "{out}{err}");
+    }
+    // The others of its file are started.
+    assert_eq!(names(&home), ["jobs", "web"]);
+    assert_eq!(home.show("jobs")["pid"], pid);
+    assert_eq!(start("a", &["start"]).0, Some(0), "its own file");
+    // From where the other one was started, only the file tells.
+    let (code, out, _) = start("a", &["start", "-c", "../b/troop.toml", "jobs"]);
+    assert!(code == Some(0) && out.contains("jobs: runs already, from "), "{out}");
+}
+
+#[test]
+fn an_app_of_another_release_of_a_project_runs_already() {
+    let home = Home::with(&[]);
+    for release in ["1", "2"] {
+        std::fs::create_dir(home.path().join(release)).unwrap();
+        let at = |name: &str| home.path().join(release).join(name);
+        std::fs::write(at("server.js"), SERVER).unwrap();
+        std::fs::write(at("troop.toml"), "[app.web]\nprogram = \"server.js\"\nworkers = 1\n")
+            .unwrap();
+    }
+    let current = home.path().join("current");
+    for (release, said) in [("1", "web: 1 worker ready"), ("2", "web: runs already, from ")] {
+        let _ = std::fs::remove_file(&current);
+        std::os::unix::fs::symlink(home.path().join(release), &current).unwrap();
+        let mut command = home.command(&["start"]);
+        let output = command.current_dir(&current).env("PWD", &current).output().unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && out.starts_with(said), "{out}");
+    }
+}
+
+/// PM2 changes an app by `restart api --watch`, and has more options for its logs.
+#[test]
+fn options_of_start_that_another_verb_is_given_are_answered_by_where_they_belong() {
+    let home = Home::with(&[]);
+    for line in [
+        &["restart", "web", "--watch"][..],
+        &["restart", "web", "--name", "api"],
+        &["reload", "web", "-i", "4"],
+        &["stop", "web", "--watch"],
+        &["logs", "web", "--format"],
+    ] {
+        let (code, _, err) = home.troop(line);
+        assert_eq!(code, 2);
+        assert!(err.contains("here; it is an option of `troop start`"), "{line:?}: {err}");
+    }
+    for (option, told) in [("--timestamp", "have times"), ("--highlight", "grep")] {
+        let (code, _, err) = home.troop(&["logs", "web", option]);
+        assert!(code == 2 && err.contains(option) && err.contains(told), "{err}");
+    }
+    // One that no verb has is what it was.
+    let (_, _, err) = home.troop(&["restart", "web", "--nonsense"]);
+    assert!(err.contains("unexpected argument '--nonsense'"), "{err}");
+}
+
+#[test]
+fn a_worker_that_only_runs_is_shown_as_running() {
+    let home = Home::with(&[]);
+    home.fine(&["start", "sleep", "-n", "web", "--", "1000"]);
+    let shown = home.fine(&["show", "web"]);
+    let row = shown.lines().skip_while(|line| !line.starts_with("SLOT")).nth(1).unwrap();
+    assert_eq!(row.split_whitespace().nth(3), Some("running"), "{shown}");
+}
+
+#[test]
+fn a_directory_that_others_can_enter_is_refused_with_what_to_do() {
+    let home = Home::with(&[]);
+    let open = home.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+    let output = home.command(&["ls"]).env("TROOP_RUNTIME_DIR", &open).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && err.contains("`chmod 700`"), "{err}");
+}
+
 #[test]
 fn a_second_reload_tells_again_what_waits_for_a_listener_to_be_opened() {
     let file = |policy: &str| {
@@ -71,6 +178,9 @@ fn a_second_reload_tells_again_what_waits_for_a_listener_to_be_opened() {
     assert!(!told().contains("not yet"));
     change("shared");
     assert!(told().contains("not yet"));
+    change("auto");
+    let auto = told();
+    assert!(auto.contains("nor to `steered` and `auto` if it was opened without"), "{auto}");
     change("round-robin");
     assert!(!told().contains("not yet"));
     assert!(!told().contains("not yet"));

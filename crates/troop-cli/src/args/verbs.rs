@@ -104,8 +104,9 @@ Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 
     /// Change the scheduling of a running app, until it ends
     ///
     /// The app's name comes first, then the policy: with ADDR= for the listeners of one port, address or
-    /// path, alone for all others. An open listener cannot change to or from `shared` and `steered`; it
-    /// changes when it is opened the next time, which the output says.
+    /// path, alone for all others. An open listener cannot change to or from `shared`, nor to `steered`
+    /// and `auto` if it was opened without sockets for its workers; it changes when it is opened the
+    /// next time, which the output says.
     Policy(Deferred<Policy>),
     /// Send a signal to an app's workers
     Signal(Deferred<Signal>),

@@ -21,6 +21,10 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(20);
 /// request after 10 s; those of `reload all` wait for their turn.
 const STALE_AFTER: Duration = Duration::from_secs(2);
 
+/// Time in which a request to restart is answered: the primary reads the configuration and tries the
+/// program first, for which there are limits of their own.
+const CHECKED_WITHIN: Duration = Duration::from_secs(40);
+
 /// Interval between attempts to connect to an app whose queue of clients is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -113,7 +117,9 @@ impl Client {
         mut each: impl FnMut(&Value),
     ) -> Result<Value, CliError> {
         let name = self.name.clone();
-        let doing = |e| CliError::Io(format!("talk to {name}"), e);
+        let begins_within = timeout.unwrap_or(ANSWER_TIMEOUT);
+        let doing =
+            |e: io::Error| CliError::Io(format!("talk to {name}"), unanswered(e, begins_within));
         let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request })
             .map_err(|e| doing(e.into()))?;
         if line.len() > MAX_REQUEST {
@@ -123,7 +129,6 @@ impl Client {
             )));
         }
         line.push(b'\n');
-        let begins_within = timeout.unwrap_or(ANSWER_TIMEOUT);
         let stream = self.stream(begins_within).map_err(doing)?;
         stream.get_mut().set_read_timeout(timeout).map_err(doing)?;
         stream.get_mut().set_write_timeout(Some(begins_within)).map_err(doing)?;
@@ -161,6 +166,15 @@ impl Client {
     }
 }
 
+/// Says of an error that a time was over.
+fn unanswered(e: io::Error, within: Duration) -> io::Error {
+    if e.kind() != io::ErrorKind::WouldBlock {
+        return e;
+    }
+    let text = format!("there is no answer within {} s; is its process stopped?", within.as_secs());
+    io::Error::new(e.kind(), text)
+}
+
 /// Returns the time in which a request must be answered. `None` where the primary sets the deadline,
 /// or there is none.
 fn timeout_of(request: &Request) -> Option<Duration> {
@@ -170,6 +184,7 @@ fn timeout_of(request: &Request) -> Option<Duration> {
         Request::Send { wait_ms: Some(wait), .. } => {
             Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))
         }
+        Request::Restart { .. } => Some(CHECKED_WITHIN),
         _ => Some(ANSWER_TIMEOUT),
     }
 }
@@ -212,5 +227,16 @@ mod tests {
         let request = |wait_ms| Request::Send { message: Value::Null, worker: None, wait_ms };
         assert_eq!(timeout_of(&request(None)), Some(ANSWER_TIMEOUT));
         assert!(timeout_of(&request(Some(30_000))) > Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn a_restart_is_waited_for_while_a_slow_configuration_is_read_and_the_program_tried() {
+        // Twelve seconds for the configuration, ten for the program.
+        let deadline = timeout_of(&Request::Restart { env: None });
+        assert!(deadline > Some(ANSWER_TIMEOUT + Duration::from_secs(12 + 10)), "{deadline:?}");
+        // The error says how long was waited.
+        let error = unanswered(io::ErrorKind::WouldBlock.into(), CHECKED_WITHIN);
+        let error = CliError::Io("talk to web".into(), error).to_string();
+        assert_eq!(error, "talk to web: there is no answer within 40 s; is its process stopped?");
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn directory() -> io::Result<Directory> {
     let found = directory.metadata();
     if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o077 != 0 {
         let text = format!(
-            "{} must be a directory of your own that nobody else can enter (mode 700); move it away or set TROOP_RUNTIME_DIR",
+            "{} must be a directory of your own that nobody else can enter (mode 700): `chmod 700` it if it is yours, or move it away, or set TROOP_RUNTIME_DIR",
             path.display()
         );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));

@@ -98,7 +98,7 @@ fn private(directory: Directory) -> io::Result<Directory> {
         return Ok(directory);
     }
     let text = format!(
-        "{} must be a directory of your own that nobody else can enter (mode 700); move it away or set TROOP_STATE_DIR",
+        "{} must be a directory of your own that nobody else can enter (mode 700): `chmod 700` it if it is yours, or move it away, or set TROOP_STATE_DIR",
         directory.path().display()
     );
     Err(io::Error::new(io::ErrorKind::PermissionDenied, text))

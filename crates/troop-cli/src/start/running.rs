@@ -11,20 +11,28 @@ use crate::error::CliError;
 use crate::records::listed;
 use crate::resolve;
 
-/// Returns the name of an app of a file that runs already, which leaves nothing to do.
+/// An app that runs already.
+pub(super) struct Running {
+    pub(super) name: String,
+    /// Where it comes from, if that is not the file that was named now.
+    other: Option<String>,
+}
+
+/// Returns the app of a file that runs already, which leaves nothing to do.
 ///
 /// # Errors
 /// If `troop start` has started the same script in the same directory before, as in PM2: a second
-/// consumer of a queue must not run without a word.
-pub(super) fn already(app: &Planned) -> Result<Option<String>, CliError> {
+/// consumer of a queue must not run without a word. If another project's app has that name.
+pub(super) fn already(app: &Planned) -> Result<Option<Running>, CliError> {
     if !app.choice.app.is_empty() {
         let name = app.run.name.as_ref().unwrap_or(&app.choice.app);
-        return Ok(Client::connect(name)?.map(|client| client.name().to_owned()));
+        let file = resolve::file_of(&app.run).ok().flatten().map(|(file, _)| file);
+        return of_name(name, file.as_deref());
     }
     let (resolved, source) =
         resolve::resolve(app.run.clone(), Some("")).map_err(CliError::Usage)?;
-    if let (Some(_), Some(name)) = (source.file(), &resolved.name) {
-        return Ok(Client::connect(name)?.map(|client| client.name().to_owned()));
+    if let (Some(file), Some(name)) = (source.file(), &resolved.name) {
+        return of_name(name, Some(file));
     }
     if app.run.name.is_some() || app.run.pm2.force {
         return Ok(None);
@@ -57,12 +65,65 @@ pub(super) fn already(app: &Planned) -> Result<Option<String>, CliError> {
     }
 }
 
+/// Returns the app of a name that runs, for one of this name in a file.
+fn of_name(name: &str, file: Option<&Path>) -> Result<Option<Running>, CliError> {
+    let running = connected(name, file)?;
+    Ok(running.map(|(client, other)| Running { name: client.name().to_owned(), other }))
+}
+
+/// Connects to the app of a name that runs, for one of this name in a file. The text is where it comes
+/// from, if that is another file.
+///
+/// # Errors
+/// If that one was started elsewhere from another file: two projects have an app of this name. Another
+/// file alone says nothing, as links to releases lead to other files of the same project.
+pub(crate) fn connected(
+    name: &str,
+    file: Option<&Path>,
+) -> Result<Option<(Client, Option<String>)>, CliError> {
+    let Some(client) = Client::connect(name)? else { return Ok(None) };
+    let name = client.name();
+    let record = listed::of(name).filter(|app| app.end.is_none()).map(|app| app.record);
+    let file = file.and_then(|file| file.canonicalize().ok());
+    let Some((record, file)) =
+        record.zip(file).filter(|(record, file)| record.file.as_ref() != Some(file))
+    else {
+        return Ok(Some((client, None)));
+    };
+    let other = match &record.file {
+        Some(file) => format!("from {}", file.display()),
+        None => format!("as {}", record.program),
+    };
+    let here = crate::directory::current().ok();
+    match record.start {
+        Some(start) if here.is_some_and(|here| here != start.cwd) => {
+            Err(CliError::Failed(Failure::new(
+                "failed",
+                format!(
+                    "{name} of {} does not run: another app of this name does, {other} in {}; `troop delete {name}` ends that one, or this one gets another name",
+                    file.display(),
+                    start.cwd.display()
+                ),
+            )))
+        }
+        _ => Ok(Some((client, Some(other)))),
+    }
+}
+
+impl Running {
+    /// Says that it runs already.
+    pub(super) fn say(&self, json: bool) {
+        say(&self.name, self.other.as_deref(), json);
+    }
+}
+
 /// Says that an app runs already.
-pub(crate) fn say(name: &str, json: bool) {
+pub(crate) fn say(name: &str, other: Option<&str>, json: bool) {
     let state = json!({ "name": name, "state": "running", "started": false });
     report(json, &state, || {
+        let other = other.map(|other| format!(", {other}")).unwrap_or_default();
         format!(
-            "{name}: runs already; `troop reload {name}` replaces its workers, and reads its file again"
+            "{name}: runs already{other}; `troop reload {name}` replaces its workers, and reads its file again"
         )
     });
 }

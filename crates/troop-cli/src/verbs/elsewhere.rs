@@ -30,7 +30,7 @@ pub(crate) fn answer(error: &mut Error) -> Option<String> {
     }
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(typed) = text(ContextKind::InvalidArg)
-        && let Some(instead) = option_instead(&typed)
+        && let Some(instead) = option_instead(&typed).or_else(|| of_start(&typed))
     {
         return Some(format!("there is no option {typed} here; {instead}"));
     }
@@ -99,6 +99,23 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
     })
 }
 
+/// Returns where an option of `start` belongs that was given to another verb, as PM2 lets `restart`
+/// change an app.
+fn of_start(option: &str) -> Option<&'static str> {
+    let name = option.trim_start_matches('-');
+    let mut command = Troop::command();
+    let start = command.find_subcommand_mut("start")?;
+    // Its options are built only then.
+    start.build();
+    let is_known = start.get_arguments().any(|known| match option.starts_with("--") {
+        true => known.get_long() == Some(name),
+        false => known.get_short().is_some_and(|short| name == short.to_string()),
+    });
+    is_known.then_some(
+        "it is an option of `troop start` and `troop run`, or of the app in its file, which `troop reload APP` reads again",
+    )
+}
+
 /// Returns what an option of PM2 that there is not is for here, in one line.
 fn option_instead(option: &str) -> Option<&'static str> {
     Some(match option {
@@ -116,6 +133,10 @@ fn option_instead(option: &str) -> Option<&'static str> {
         "--container" | "--dist" | "--dockerdaemon" | "--image-name" | "--fresh" => {
             "the command of a container is `troop run`"
         }
+        "--timestamp" => {
+            "lines have times where the app has `--format prefixed`, as in the background"
+        }
+        "--highlight" => "`troop logs APP | grep --color=always -E 'WORD|$'` marks a word",
         "-s" => {
             "nothing is printed with `> /dev/null`; `--silent` discards the output of the workers"
         }

@@ -96,9 +96,10 @@ fn each_started(
             .map_err(|name| CliError::Usage(resolve::no_app(Path::new(file), &name, &names)))?;
         let mut missing = Vec::new();
         for name in names {
-            match Client::connect(&name)? {
-                None => missing.push(name),
-                Some(client) => {
+            match start::connected(&name, Some(Path::new(file))) {
+                Err(e) => failed(e),
+                Ok(None) => missing.push(name),
+                Ok(Some((client, _))) => {
                     if let Err(e) = act(Target::Running(client)) {
                         failed(e.of_app(&name));
                     }
@@ -140,7 +141,7 @@ pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError
             resume(&record, args.update_env, args.no_wait, args.json, &interrupted)
         }
         Target::Running(client) => {
-            start::say_running(client.name(), args.json);
+            start::say_running(client.name(), None, args.json);
             Ok(())
         }
     })

@@ -56,7 +56,7 @@ pub(super) fn unchanged(answer: &Value) -> Option<String> {
     let later: Vec<_> =
         answer["later"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let listeners = later.join(", ");
-    let reason = "an open listener cannot change to or from `shared` and `steered`";
+    let reason = "an open listener cannot change to or from `shared`, nor to `steered` and `auto` if it was opened without sockets for its workers";
     (!later.is_empty()).then(|| {
         format!(
             "but not yet on {listeners}, which changes when it is opened the next time: {reason}"

@@ -265,6 +265,8 @@ fn state(worker: &WorkerSnapshot) -> String {
     match (worker.leaving_ms, worker.ready) {
         (Some(_), _) => "leaving".into(),
         (None, Some(false)) => "starting".into(),
+        // It does not speak Node's protocol, which names the other states.
+        (None, Some(true)) if worker.state == WorkerState::None => "running".into(),
         _ => worker.state.to_string(),
     }
 }

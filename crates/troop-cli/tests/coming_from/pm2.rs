@@ -18,7 +18,7 @@ const ALL_COMMANDS: &str = "start trigger deploy startOrRestart startOrReload pi
     autoinstall examples install-otel uninstall-otel";
 
 #[rustfmt::skip]
-const COMMANDS: [Command; 70] = [
+const COMMANDS: [Command; 72] = [
     command("start server.js --name api -i 2", &[], "`-i max` and `-i 0`: one per CPU; without `-i` 1", Done),
     command("start server.js --name jobs -i 1 -- --queue mail", &[], "the program's arguments stand behind `--`", Done),
     command("start ecosystem.config.js --only web --env production", &[], "", Done),
@@ -31,6 +31,8 @@ const COMMANDS: [Command; 70] = [
     command("env 0", &["env api"], "with secrets masked", Done),
     command("logs api --lines 5 --nostream", &[], "", Done),
     command("logs · logs api · logs api --raw", &[], "`--raw`: only what the program wrote, from `prefixed` and `json` files too", Follows),
+    command("logs api --timestamp · logs api --format · logs api --highlight word", &["logs api --json"], "an answer says what to do", Refused("there is no option")),
+    command("restart api --watch · restart api --name web · stop api --watch", &[], "options of an app are for `start`, or in its file, which `troop reload` reads again", Refused("there is no option")),
     command("flush api · flush", &[], "", Done),
     command("scale api 3 · scale api +1", &[], "", Done),
     command("reload api · reload all", &[], "no connection is closed; a release that does not start changes nothing, with exit code 1. In fork mode, what listens by itself (behind npm, or no Node program) ends before its successor starts, as in PM2", Done),
