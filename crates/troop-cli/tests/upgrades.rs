@@ -269,7 +269,8 @@ fn pid_files_stay_while_engines_come_and_go() {
     };
     let have = |numbers: &[(String, serde_json::Value)]| {
         numbers.iter().all(|(file, pid)| {
-            std::fs::read_to_string(home.path().join(file)).unwrap_or_default() == pid.to_string()
+            let written = std::fs::read_to_string(home.path().join(file)).unwrap_or_default();
+            written.parse().ok() == pid.as_u64()
         })
     };
     let before = numbers(&shown);
