@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
+use troop::program::execute::execute;
 
 use crate::config;
 use crate::records::keeper::ID_VARIABLE;
@@ -180,5 +181,6 @@ pub(crate) fn exec_again(name: &str, fds: &[i32], request: &RestartRequest) -> s
     if let Some(directory) = crate::directory::by_links().filter(|path| path.is_dir()) {
         command.current_dir(directory);
     }
-    command.exec()
+    // Without waiting for what workers have left to close.
+    execute(&mut command, || Ok(()))
 }

@@ -322,6 +322,23 @@ fn a_restart_goes_on_without_a_pid_file_that_cannot_be_written_until_it_can() {
 }
 
 #[test]
+fn restarts_leave_no_process_of_troop_behind() {
+    let file = "[app.web]\nprogram = \"server.js\"\nworkers = 2\n";
+    let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
+    home.fine(&["start"]);
+    let primary = u32::try_from(home.show("web")["pid"].as_u64().unwrap()).unwrap();
+    for _ in 0..3 {
+        home.fine(&["restart", "web"]);
+    }
+    let children = troop_testkit::children;
+    // The engine and the workers are those of the keeper.
+    wait_until("only these are left", || {
+        let all = children(primary);
+        all.len() == 3 && all.into_iter().all(|child| children(child).is_empty())
+    });
+}
+
+#[test]
 fn a_worker_whose_log_file_cannot_be_opened_says_why() {
     let file = "[app.web]\nprogram = \"server.js\"\nworkers = 2\noutput = { file = \"./out.log\", per_worker = true }\n";
     let server = format!("console.log('hello');\n{SERVER}");

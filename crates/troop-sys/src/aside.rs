@@ -4,16 +4,21 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use crate::{process, signals};
+
 /// How much nicer than this process it is.
 const NICENESS: libc::c_int = 10;
 /// Maximum length of a request and of an answer, in bytes.
 pub(crate) const MAX_LENGTH: usize = 32 * 1024;
+/// Time that a [`Holder`] has to end.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The process. It shares this process's memory as it was at the start, has no descriptor of it,
 /// and ends with the thread that has started it.
@@ -71,6 +76,86 @@ impl LeftBehind {
     }
 }
 
+/// A process with copies of all descriptors that this one has at its start: while it is there, no close
+/// here is the last one. At its own end nothing waits, not even what lingers.
+#[derive(Debug)]
+pub(crate) struct Holder(Child);
+
+impl Holder {
+    /// Starts it; it ends with the thread that has started it. `None` if there can be no process.
+    pub(crate) fn start() -> Option<Holder> {
+        let parent = rustix::process::getpid().as_raw_nonzero().get();
+        // Its signals stay blocked: what catches them here is to be told once.
+        let before = signals::block_all();
+        // SAFETY: as in `Aside::start`; the child makes system calls alone.
+        let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+        if child == 0 {
+            // SAFETY: the calls are async-signal-safe, and concern this process alone.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::prctl(libc::PR_SET_NAME, c"troop-holder".as_ptr());
+                while libc::getppid() == parent {
+                    libc::pause();
+                }
+                libc::_exit(1);
+            }
+        }
+        signals::restore(&before);
+        let pid = libc::pid_t::try_from(child).ok().filter(|pid| *pid > 0)?;
+        Some(Holder(Child { pid, is_reaped: false }))
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill();
+        let until = Instant::now() + HOLDER_TIMEOUT;
+        while !self.0.is_gone() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Processes aside of the program that has executed this one. They end with it, and nobody knows them
+/// any more.
+#[derive(Debug, Default)]
+pub struct Bequeathed(Vec<Child>);
+
+impl Bequeathed {
+    /// Finds them, as far as `/proc` shows them. There are none any more once this program has looked
+    /// for them, or has started one of its own.
+    #[must_use]
+    pub fn find() -> Bequeathed {
+        if ARE_OWN.swap(true, Ordering::Relaxed) {
+            return Bequeathed::default();
+        }
+        let children = process::children().into_iter();
+        let pids = children.filter(|pid| is_aside(*pid)).filter_map(|pid| pid.try_into().ok());
+        Bequeathed(pids.map(|pid| Child { pid, is_reaped: false }).collect())
+    }
+
+    /// Reaps those that have ended. Returns whether there are no others.
+    pub fn are_gone(&mut self) -> bool {
+        self.0.retain_mut(|child| !child.is_gone());
+        self.0.is_empty()
+    }
+}
+
+/// Whether all such processes are those of this program.
+static ARE_OWN: AtomicBool = AtomicBool::new(false);
+
+/// Whether a child is a process aside, by its name, and by the signal that it does not send.
+fn is_aside(pid: u32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WCLONE;
+    // SAFETY: an all-zero siginfo_t is a valid value of that plain C struct, which is writable.
+    name.starts_with("troop-")
+        && unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, pid, &raw mut info, options) == 0
+        }
+}
+
 /// What the process does: it gets its memory and a request, and writes an answer, whose length it
 /// returns. It must neither allocate nor take a lock, which a thread that is not there may have.
 pub(crate) type Work<M> = fn(&mut M, &[u8], &mut [u8]) -> usize;
@@ -87,6 +172,7 @@ impl Aside {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        ARE_OWN.store(true, Ordering::Relaxed);
         let mut buffers = (vec![0; MAX_LENGTH], vec![0; MAX_LENGTH]);
         let parent = rustix::process::getpid().as_raw_nonzero().get();
         // SAFETY: as `fork(2)`, but that this process gets no signal at the child's end. The child
@@ -116,9 +202,9 @@ impl Aside {
         timeout: Duration,
     ) -> io::Result<usize> {
         rustix::net::send(&self.socket, request, SendFlags::NOSIGNAL)?;
-        let until = std::time::Instant::now() + timeout;
+        let until = Instant::now() + timeout;
         loop {
-            let left = until.saturating_duration_since(std::time::Instant::now());
+            let left = until.saturating_duration_since(Instant::now());
             let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&left)) {
                 Err(Errno::INTR) => {}
@@ -137,9 +223,9 @@ impl Aside {
     #[must_use]
     pub(crate) fn leave(mut self, timeout: Duration) -> Option<LeftBehind> {
         self.child.kill();
-        let until = std::time::Instant::now() + timeout;
+        let until = Instant::now() + timeout;
         while !self.child.is_gone() {
-            if std::time::Instant::now() >= until {
+            if Instant::now() >= until {
                 return Some(LeftBehind(self.child));
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -245,9 +331,9 @@ mod tests {
             pid
         });
         let mut child = Child { pid: pid.join().unwrap(), is_reaped: false };
-        let deadline = std::time::Instant::now() + TIMEOUT;
+        let deadline = Instant::now() + TIMEOUT;
         while !child.is_gone() {
-            assert!(std::time::Instant::now() < deadline, "it goes on");
+            assert!(Instant::now() < deadline, "it goes on");
             std::thread::yield_now();
         }
     }

@@ -11,6 +11,7 @@ mod aside;
 pub mod connections;
 pub mod diag;
 pub mod environment;
+pub mod execute;
 pub mod fdpass;
 pub mod group;
 pub mod identity;
@@ -36,4 +37,4 @@ pub mod unblock;
 pub mod unix;
 pub mod within;
 
-pub use aside::LeftBehind;
+pub use aside::{Bequeathed, LeftBehind};

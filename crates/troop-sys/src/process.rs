@@ -252,19 +252,24 @@ pub fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(to_pid(pid)?, rustix::process::PidfdFlags::empty())?)
 }
 
+/// Returns the children of this process that are not reaped, as far as `/proc` shows them.
+pub(crate) fn children() -> Vec<u32> {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let mut children = Vec::new();
+    for list in lists {
+        children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    children
+}
+
 /// Returns the children of this process that have ended and are not reaped, as far as `/proc` shows
 /// them.
 #[must_use]
 pub fn ended_children() -> Vec<u32> {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let lists =
-        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    let mut ended = Vec::new();
-    for list in lists {
-        let children = list.split_whitespace().filter_map(|pid| pid.parse().ok());
-        ended.extend(children.filter(|pid| pidfd(*pid).is_ok_and(|held| has_ended(held.as_fd()))));
-    }
-    ended
+    let has_ended = |pid: &u32| pidfd(*pid).is_ok_and(|held| has_ended(held.as_fd()));
+    children().into_iter().filter(has_ended).collect()
 }
 
 /// Reaps a child that has ended. Others are left alone.

@@ -140,5 +140,5 @@ pub use worker::{Worker, WorkerRole, blocking, net};
 /// code. No part of the stable face.
 #[doc(hidden)]
 pub mod program {
-    pub use troop_sys::{identity, inherited, own_code, safe_path, sandbox, within};
+    pub use troop_sys::{execute, identity, inherited, own_code, safe_path, sandbox, within};
 }

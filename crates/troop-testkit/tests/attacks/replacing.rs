@@ -1,5 +1,6 @@
 //! What a worker can do to a primary whose program is replaced.
 
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -7,9 +8,9 @@ use rustix::process::Signal;
 
 use crate::fuse::Mount;
 use crate::replaceable::{Primary, command};
-use crate::running::open_directory;
+use crate::running::{Running, open_directory};
 use crate::scene::ONLINE;
-use crate::support::{STRANGER, is_root};
+use crate::support::{STRANGER, is_root, troop};
 
 /// A primary whose first worker is the stranger's and does these steps, and whose second one serves.
 fn attacked(steps: &[&str]) -> Command {
@@ -88,4 +89,60 @@ fn a_replacement_does_not_wait_for_a_thread_that_drops_descriptors_of_a_worker_t
     drop(mount);
     while replaced_or_not(&primary, port).is_some() {}
     primary.until("begun ");
+}
+
+/// Takes connections, and reads nothing from them.
+fn silent_peer() -> TcpListener {
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 2048).unwrap();
+    rustix::net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    rustix::net::listen(&socket, 1024).unwrap();
+    socket.into()
+}
+
+fn taken(peer: &TcpListener, count: usize) -> Vec<TcpStream> {
+    peer.incoming().take(count).map(Result::unwrap).collect()
+}
+
+#[test]
+fn a_replacement_does_not_wait_for_lingering_sockets_that_the_program_has() {
+    if !is_root("replacing::a_replacement_does_not_wait_for_lingering_sockets") {
+        return;
+    }
+    let peer = silent_peer();
+    let step = format!("left 1 {}", peer.local_addr().unwrap());
+    let primary = Primary::with(attacked(&[ONLINE, &step]).env("FIXTURE_KEEPS", "1"));
+    let _connections = taken(&peer, 1);
+    let port = primary.until_all(&["listening ", "message "])[0].parse().unwrap();
+    while replaced_or_not(&primary, port).is_some() {}
+    primary.until("begun ");
+}
+
+#[test]
+fn a_restart_does_not_wait_for_lingering_sockets_that_workers_have_sent() {
+    if !is_root("replacing::a_restart_does_not_wait_for_lingering_sockets") {
+        return;
+    }
+    let (home, peer, user) = (open_directory(), silent_peer(), STRANGER.to_string());
+    let step = format!("left 100000 {}", peer.local_addr().unwrap());
+    let fixture = env!("CARGO_BIN_EXE_troop-fixture");
+    let options = ["run", "--log", "json", "-n", "web", "-w", "2", "--set", "grace=100ms"];
+    let stranger = ["--user", &user, "--group", &user];
+    let program = ["--", fixture, "raw", ONLINE, &step];
+    let args = [&options[..], &stranger, &program].concat();
+    let _primary = Running::start(&mut troop(home.path(), &args));
+    let mut connections = taken(&peer, 200);
+    std::thread::spawn(move || connections.extend(taken(&peer, usize::MAX)));
+    let mut restart = troop(home.path(), &["restart", "web"]).spawn().unwrap();
+    let mut status = None;
+    troop_testkit::wait_until("the restart", || {
+        status = restart.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success());
 }

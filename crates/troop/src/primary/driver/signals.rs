@@ -78,6 +78,11 @@ impl Signals {
 }
 
 impl Driver {
+    /// Reaps what the program has left that this process has executed before.
+    pub(super) fn reap_earlier(&mut self) {
+        self.workers.reap_earlier(self.now);
+    }
+
     /// Obeys a signal: a byte on `pipe` for each one.
     pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
         self.signals.add(&self.poller, pipe, means)?;

@@ -46,6 +46,7 @@ impl Driver {
         wake.direct_io.allow(&shared);
         let mut driver = shared.lock();
         driver.events.keep_for_observer();
+        driver.reap_earlier();
         driver.settle();
         loop {
             driver.events.show(&mut observe);

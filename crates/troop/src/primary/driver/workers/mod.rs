@@ -300,6 +300,11 @@ impl Workers {
         self.zombies.turn_on();
     }
 
+    /// The primary of this process begins.
+    pub(in crate::primary::driver) fn reap_earlier(&mut self, now: Time) {
+        self.zombies.begin(now);
+    }
+
     /// A child of this process has ended.
     pub(in crate::primary::driver) fn child_ended(&mut self, now: Time) {
         self.zombies.notice(now);
