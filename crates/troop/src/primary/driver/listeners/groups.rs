@@ -201,6 +201,12 @@ impl Listeners {
     }
 }
 
+/// Adds listeners to those that are taken from the end, so that none that waits already is put off.
+fn put_behind(waiting: &mut Vec<ListenerId>, new: &[ListenerId]) {
+    let new = new.iter().filter(|id| !waiting.contains(id)).copied().collect::<Vec<_>>();
+    waiting.splice(..0, new);
+}
+
 impl Driver {
     /// One more socket for a group.
     pub(in crate::primary::driver) fn open_more(&mut self, id: ListenerId) {
@@ -281,10 +287,9 @@ impl Driver {
             self.listeners.census_at = self.now + SCAN_INTERVAL;
             let open = self.listeners.open.iter();
             let grouped = open.filter(|(_, listener)| listener.grouped).map(|(id, _)| *id);
-            self.listeners.uncounted = grouped.collect();
-            for id in self.listeners.uncounted.clone() {
-                self.steer_again(id);
-            }
+            let grouped: Vec<_> = grouped.collect();
+            put_behind(&mut self.listeners.uncounted, &grouped);
+            grouped.into_iter().for_each(|id| self.steer_again(id));
         }
         if !self.listeners.uncounted.is_empty() && self.listeners.count_at <= self.now {
             self.census();
@@ -309,5 +314,22 @@ impl Driver {
             }
             Found::NumbersLost => self.cluster.primary.numbers_lost(self.now, id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As where so many sockets of others make each look take longer than the next one is away.
+    #[test]
+    fn each_group_is_looked_at_however_rarely_there_is_time_for_one() {
+        let all = [1, 2, 3].map(ListenerId);
+        let mut waiting = Vec::new();
+        let looked_at = (0..6).filter_map(|_| {
+            put_behind(&mut waiting, &all);
+            waiting.pop()
+        });
+        assert_eq!(looked_at.collect::<Vec<_>>(), [3, 2, 1, 3, 2, 1].map(ListenerId));
     }
 }
