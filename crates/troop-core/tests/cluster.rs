@@ -36,6 +36,10 @@ enum Input {
         worker: usize,
         port: u16,
     },
+    CloseListener {
+        worker: usize,
+        port: u16,
+    },
     CloseChannel {
         worker: usize,
     },
@@ -100,6 +104,7 @@ fn input() -> impl Strategy<Value = Input> {
         20 => prop_oneof![6 => 0..50u64, 6 => 0..2000u64, 1 => 0..70_000u64].prop_map(|ms| Input::Pass { ms }),
         16 => worker.clone().prop_map(|worker| Input::Online { worker }),
         16 => (worker.clone(), 1..3u16).prop_map(|(worker, port)| Input::Listen { worker, port }),
+        3 => (worker.clone(), 1..3u16).prop_map(|(worker, port)| Input::CloseListener { worker, port }),
         3 => worker.clone().prop_map(|worker| Input::CloseChannel { worker }),
         12 => (worker.clone(), how).prop_map(|(worker, how)| Input::Exit { worker, how }),
         2 => worker.clone().prop_map(|worker| Input::Hang { worker }),
@@ -369,6 +374,7 @@ impl Shell {
             Input::Show { shows } => self.shows = shows,
             Input::Online { worker }
             | Input::Listen { worker, .. }
+            | Input::CloseListener { worker, .. }
             | Input::CloseChannel { worker }
             | Input::Exit { worker, .. }
             | Input::Hang { worker }
@@ -395,6 +401,13 @@ impl Shell {
                 let act = |act| format!(r#"{{"cmd":"NODE_CLUSTER","act":"{act}","seq":1,{at}}}"#);
                 self.say(worker, &act("queryServer"));
                 self.say(worker, &act("listening"));
+            }
+            Input::CloseListener { port, .. } if speaks => {
+                let key = format!("null:{port}:4:undefined:0");
+                self.say(
+                    worker,
+                    &format!(r#"{{"cmd":"NODE_CLUSTER","act":"close","key":"{key}","seq":1}}"#),
+                );
             }
             Input::CloseChannel { .. } => {
                 self.processes.get_mut(&worker).unwrap().connected = false;
@@ -528,4 +541,30 @@ fn a_listener_without_workers_stays_open_while_one_is_being_started() {
     assert!(!closes(&mut cluster, later), "the next worker may ask for it");
     cluster.set_starting(false);
     assert!(closes(&mut cluster, later));
+}
+
+#[test]
+fn a_new_worker_that_closes_its_listener_again_takes_over_from_none() {
+    for closes_again in [false, true] {
+        let mut shell = Shell::new(None);
+        shell.happen(&Input::ListenThemselves { every: 1000, port: 9 }).unwrap();
+        let serve = |shell: &mut Shell, worker| {
+            shell.happen(&Input::Online { worker }).unwrap();
+            shell.happen(&Input::Listen { worker, port: 80 }).unwrap();
+        };
+        serve(&mut shell, 0);
+        // The address was only bound after that.
+        shell.happen(&Input::Listen { worker: 0, port: 80 }).unwrap();
+        serve(&mut shell, 2);
+        shell.happen(&Input::Pass { ms: 60_000 }).unwrap();
+        shell.log.clear();
+        shell.happen(&Input::Reload { allow_moved: false, changes: false }).unwrap();
+        serve(&mut shell, 3);
+        if closes_again {
+            shell.happen(&Input::CloseListener { worker: 3, port: 80 }).unwrap();
+        }
+        shell.happen(&Input::Pass { ms: 60_000 }).unwrap();
+        let takes_over = shell.log.iter().any(|line| line.contains("Replaced { old"));
+        assert_eq!(takes_over, !closes_again, "{:#?}", shell.log);
+    }
 }

@@ -267,6 +267,7 @@ impl Cluster {
     }
 
     fn noticed(&mut self, now: Time, notice: &Notice) {
+        self.renew_claims();
         match notice {
             Notice::ListenerMissed { at, asked } => {
                 self.missed.lost(asked.clone(), at.clone());
@@ -336,6 +337,7 @@ impl Cluster {
         if self.primary.next_deadline().is_some_and(|due| due <= now) {
             self.primary.tick(now);
         }
+        self.renew_claims();
         if let Some(supervisor) = &mut self.supervisor
             && supervisor.next_deadline().is_some_and(|due| due <= now)
         {
@@ -547,6 +549,7 @@ impl Cluster {
 
     /// Handles the result of [`Action::CheckServing`].
     pub fn serving_checked(&mut self, now: Time, worker: WorkerId, waits: Waits) {
+        self.renew_claims();
         let Some(supervisor) = &mut self.supervisor else { return };
         let is_old_enough = supervisor.is_past_min_uptime(now, worker);
         if self.serving.checked(worker, waits, is_old_enough) {

@@ -22,6 +22,14 @@ pub(super) struct Reload {
 }
 
 impl Cluster {
+    /// A new worker that has closed a listener again does not take it over.
+    pub(super) fn renew_claims(&mut self) {
+        let Some(supervisor) = &mut self.supervisor else { return };
+        for worker in supervisor.listening_anew() {
+            supervisor.listens_at(worker, self.primary.asked_by(worker));
+        }
+    }
+
     /// Whether a reload may begin: no other one is under way, and the cluster is not stopping.
     #[must_use]
     pub fn may_reload(&self) -> bool {

@@ -58,6 +58,11 @@ impl Claims {
         self.listening.push((worker, at));
     }
 
+    /// Returns the workers whose addresses are known.
+    pub(super) fn listening(&self) -> Vec<WorkerId> {
+        self.listening.iter().map(|(worker, _)| *worker).collect()
+    }
+
     /// Returns a claimed address of this holder, or without holders, on which no new worker
     /// listens. With `is_last`, no further new worker will come, so all claimed addresses count.
     pub(super) fn lacking(

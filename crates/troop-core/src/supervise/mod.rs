@@ -436,6 +436,12 @@ impl Supervisor {
         }
     }
 
+    /// Returns the workers of a round whose addresses were [set](Supervisor::listens_at).
+    #[must_use]
+    pub fn listening_anew(&self) -> Vec<WorkerId> {
+        self.round.as_ref().map(Round::listening).unwrap_or_default()
+    }
+
     /// Handles a worker's report that it is ready.
     pub fn reported_ready(&mut self, now: Time, worker: WorkerId) {
         self.with_slot_worker(now, worker, |member| {

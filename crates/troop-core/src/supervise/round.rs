@@ -133,6 +133,10 @@ impl Round {
         self.claims.listens_at(worker, at);
     }
 
+    pub(super) fn listening(&self) -> Vec<WorkerId> {
+        self.claims.listening()
+    }
+
     /// Whether this slot was empty and still gets a worker.
     #[cfg(test)]
     pub(super) fn revives(&self, slot: usize) -> bool {
