@@ -78,6 +78,7 @@ fn start(id: usize, program: &str, arguments: &[&str]) -> Result<OwnedFd> {
         nice: None,
         cpus: Vec::new(),
         cgroup: None,
+        is_sibling: false,
     })?;
     Ok(ours)
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::Home;
-use troop_testkit::wait_until;
+use troop_testkit::{is_running, wait_until};
 
 const SERVER: &str = "require('http').createServer((q, r) => r.end()).listen(0, '127.0.0.1');";
 
@@ -292,9 +292,10 @@ fn a_pid_file_that_is_another_file_or_that_of_another_app_is_left_alone() {
     assert!(code == 2 && err.contains(&format!("process {pid}, which is running")), "{code} {err}");
     let read = || std::fs::read_to_string(home.path().join("web.pid")).unwrap_or_default();
     assert_eq!(read(), pid);
+    let engine = u32::try_from(home.show("web")["engine"].as_u64().unwrap()).unwrap();
     let primary = Pid::from_raw(pid.parse().unwrap()).unwrap();
     kill_process(primary, Signal::KILL).unwrap();
-    wait_until("its end", || home.troop(&["ls", "web", "--quiet"]).0 != 0);
+    wait_until("its end", || home.troop(&["ls", "web", "--quiet"]).0 != 0 && !is_running(engine));
     // As if its engine had left the file behind.
     std::fs::write(home.path().join("web.pid"), &pid).unwrap();
     home.fine(&["start", "web"]);
