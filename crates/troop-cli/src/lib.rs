@@ -106,8 +106,7 @@ pub fn main() -> ExitCode {
             args.run.args = std::mem::take(&mut args.args);
             let choice = start::chosen();
             start::choose(&mut args.run, &args.more, &choice);
-            kept::be_kept(&args.run, &choice, Place::Background);
-            return run(args.run);
+            return run(args.run, &choice, Place::Background);
         }
         Command::Start(Deferred(mut args)) => {
             start::words_of_start(&mut args);
@@ -192,8 +191,7 @@ fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitC
     if let Some(chosen) = chosen.into_iter().find_map(Result::ok) {
         let choice = start::Choice::decode(&chosen);
         start::choose(&mut what, more, &choice);
-        kept::be_kept(&what, &choice, Place::Foreground);
-        return run(what);
+        return run(what, &choice, Place::Foreground);
     }
     match start::plan(&what, more, start::Verb::Run) {
         Ok(apps) if apps.len() > 1 => together::run(&apps, keep_going),
@@ -205,8 +203,7 @@ fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitC
                 }
                 (what, choice)
             });
-            kept::be_kept(&what, &choice, Place::Foreground);
-            run(what)
+            run(what, &choice, Place::Foreground)
         }
         Err(text) => {
             log::line(&in_use::with_tip(format!("troop: {text}")));
@@ -216,8 +213,8 @@ fn foreground(mut what: args::Run, more: &[OsString], keep_going: bool) -> ExitC
     }
 }
 
-fn run(what: args::Run) -> ExitCode {
-    let code = match run::run(what) {
+fn run(what: args::Run, choice: &start::Choice, place: Place) -> ExitCode {
+    let code = match kept::be_kept(&what, choice, place).and_then(|()| run::run(what)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Refused) => ExitCode::FAILURE,
         Err(e) => {

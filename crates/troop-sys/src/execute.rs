@@ -8,7 +8,7 @@ use rustix::io::FdFlags;
 
 use crate::aside::Holder;
 
-/// Maximum number of descriptors that are looked at where `/proc` does not show them.
+/// Maximum number of descriptors that are checked where `/proc` does not show them.
 const MAX_UNSEEN: i32 = 65_536;
 
 /// Executes a program in place of this one. Returns only on failure; the working directory is as it

@@ -35,7 +35,9 @@ fn stopping_workers_during_their_start_delays_neither_the_primary_nor_serving_wo
     let mut primary = Running::start(&mut troop(home.path(), &args));
     let port = u16::try_from(primary.event("listening")["port"].as_u64().unwrap()).unwrap();
     (0..2).for_each(|_| drop(primary.event("listening")));
-    let number = primary.child.id();
+    let shown = Home::ended(troop(home.path(), &["show", "web", "--json"])).out;
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let number = shown[0]["engine"].as_u64().unwrap();
     let descriptors = || std::fs::read_dir(format!("/proc/{number}/fd")).unwrap().count();
     let before = descriptors();
 
