@@ -99,17 +99,31 @@ impl Running {
         serde_json::from_slice::<Vec<Value>>(&output.stdout).unwrap().remove(0)
     }
 
+    /// The keeper and its engine, which are the same program.
+    fn processes(&self) -> Vec<u32> {
+        let keeper = self.child.id();
+        let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        let children = children.unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        let engine = children.filter(|pid| program(*pid) == program(keeper));
+        std::iter::once(keeper).chain(engine).collect()
+    }
+
+    /// The descriptors of the one that has the most.
     fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
+        let of = |pid| std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+        self.processes().into_iter().map(of).max().unwrap_or_default()
     }
 
     /// CPU time that the primary takes while nothing happens.
     fn cpu(&self, during: Duration) -> Duration {
-        let used = || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let of = |pid: u32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
             fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
         };
+        let used = || self.processes().into_iter().map(of).sum::<u64>();
         let before = used();
         std::thread::sleep(during);
         Duration::from_millis((used() - before) * 10)
