@@ -344,7 +344,12 @@ fn paths_of_workers_that_have_ended_leave_neither_files_nor_descriptors() {
             .count()
     };
     assert_eq!(sockets(&scene), 2);
-    let before = descriptors(&scene);
+    // The keeper gets its copies a moment after the event.
+    let mut before = 0;
+    wait_until("it has all", || {
+        let now = descriptors(&scene);
+        std::mem::replace(&mut before, now) == now
+    });
     for life in 0..20 {
         let pid = scene.app.workers()[life + 1];
         scene.kill(pid);
