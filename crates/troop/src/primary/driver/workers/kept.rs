@@ -73,7 +73,7 @@ impl Workers {
         }
     }
 
-    /// Forgets ends of what is no worker, once no start is under way.
+    /// Forgets ends of processes that are not workers, once no start is under way.
     pub(super) fn forget_others(&mut self) {
         let Some(kept) = &mut self.kept else { return };
         if self.forks.is_empty() {
