@@ -4,13 +4,13 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use support::kept_client::KeptClient;
 use support::{Running, node, run};
-use troop_testkit::{TEST_TIMEOUT, engine, is_running, talk, wait_until};
+use troop_testkit::{engine, is_running, talk, wait_until};
 
 /// How often it is killed under load.
 const CRASHES: usize = 10;
@@ -50,36 +50,6 @@ fn crash(troop: &Running) -> u64 {
         shown["engine"].as_u64().is_some_and(|now| now != u64::from(before))
     });
     crashes
-}
-
-/// A connection that stays open.
-struct KeptClient(BufReader<TcpStream>);
-
-impl KeptClient {
-    fn new(port: u16) -> KeptClient {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        KeptClient(BufReader::new(stream))
-    }
-
-    fn get(&mut self) -> String {
-        self.0.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        let mut len = 0;
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the connection was closed");
-            let line = line.trim().to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                len = value.trim().parse().unwrap();
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; len];
-        self.0.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
-    }
 }
 
 /// Connections are lost that the engine has in its hands when it is killed: new ones, of each client one at

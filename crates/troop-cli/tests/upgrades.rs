@@ -5,14 +5,14 @@
 mod support;
 
 use std::fs::Permissions;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
+use support::kept_client::KeptClient;
 use support::{Running, node, run};
-use troop_testkit::{TEST_TIMEOUT, engine, is_running, talk, wait_until};
+use troop_testkit::{engine, is_running, talk, wait_until};
 
 /// How often it is upgraded under load.
 const UPGRADES: usize = 10;
@@ -43,36 +43,6 @@ fn upgrade(troop: &Running, before: u32) -> u32 {
     assert_ne!(after, before);
     wait_until("the end of the former engine", || !is_running(before));
     after
-}
-
-/// A connection that stays open.
-struct KeptClient(BufReader<TcpStream>);
-
-impl KeptClient {
-    fn new(port: u16) -> KeptClient {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        KeptClient(BufReader::new(stream))
-    }
-
-    fn get(&mut self) -> String {
-        self.0.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-        let mut len = 0;
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the connection was closed");
-            let line = line.trim().to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                len = value.trim().parse().unwrap();
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; len];
-        self.0.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
-    }
 }
 
 fn upgrades_under_load_fail_no_request(options: &[&str]) {

@@ -1,6 +1,7 @@
 //! A running `troop`, its events, and the certainty that nothing of it is left behind.
 #![allow(dead_code, unreachable_pub, clippy::missing_panics_doc)]
 
+pub mod kept_client;
 pub mod pm2;
 
 use std::ffi::OsStr;
