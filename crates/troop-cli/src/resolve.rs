@@ -127,7 +127,9 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
     if typed.args.len() > usize::from(is_program) {
         return Err("arguments come from the file where the app does; there cannot be others behind its name".into());
     }
-    let apps = config::read(&file)?;
+    // A release that a link leads to is resolved again at each reload.
+    let place = crate::directory::resolved(&file);
+    let mut apps = config::read(&place)?;
     let names = || apps.keys().cloned().collect::<Vec<_>>().join(", ");
     let name = match app {
         _ if started_as.is_some_and(|name| !name.is_empty()) => {
@@ -144,13 +146,12 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
             ));
         }
     };
-    if !apps.contains_key(&name) {
+    let Some(app) = apps.remove(&name) else {
         return Err(no_app(&file, &name, &apps.keys().cloned().collect::<Vec<_>>()));
-    }
-    // A release that a link leads to is resolved again at each reload.
-    let file = crate::directory::resolved(&file);
-    let source = Source { typed, file: Some((file, name)), background };
-    Ok((source.resolve()?, source))
+    };
+    let source = Source { typed, file: Some((place, name)), background };
+    // Reading it takes long where it is a program, and has been done.
+    Ok((source.resolve_as(Some(app))?, source))
 }
 
 /// Returns the error for an app that a file does not have.
@@ -216,6 +217,11 @@ impl Source {
 
     /// Resolves the app with the current content of its file.
     pub(crate) fn resolve(&self) -> Result<ResolvedApp, String> {
+        self.resolve_as(None)
+    }
+
+    /// The same with what its file has been read to say.
+    fn resolve_as(&self, read: Option<App>) -> Result<ResolvedApp, String> {
         let typed = &self.typed;
         let mut resolved = match &self.file {
             None => {
@@ -256,9 +262,12 @@ impl Source {
                 }
             }
             Some((file, name)) => {
-                let mut app = config::read(file)?
-                    .remove(name)
-                    .ok_or_else(|| format!("{} has no app {name:?} any more", file.display()))?;
+                let mut app = match read {
+                    Some(app) => app,
+                    None => config::read(file)?.remove(name).ok_or_else(|| {
+                        format!("{} has no app {name:?} any more", file.display())
+                    })?,
+                };
                 typed.apply_to(&mut app)?;
                 let problems: Vec<_> =
                     app.problems(file).into_iter().map(|problem| problem.text).collect();

@@ -114,6 +114,22 @@ fn an_app_of_another_release_of_a_project_runs_already() {
     }
 }
 
+/// Such a file may take ten seconds, and all files of an app have twelve.
+#[test]
+fn a_primary_executes_the_file_of_its_app_once() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let text = "require('fs').appendFileSync(`${__dirname}/reads`, `${process.ppid}\\n`);
+        module.exports = { apps: [{ name: 'web', script: 'server.js' }] };";
+    std::fs::write(home.path().join("ecosystem.config.js"), text).unwrap();
+    home.fine(&["start"]);
+    let reads = std::fs::read_to_string(home.path().join("reads")).unwrap();
+    let mut readers: Vec<&str> = reads.lines().collect();
+    readers.reverse();
+    // Those of the command that has started it come before.
+    let primary = readers[0];
+    assert_eq!(readers.iter().filter(|reader| **reader == primary).count(), 1, "{reads}");
+}
+
 /// PM2 changes an app by `restart api --watch`, and has more options for its logs.
 #[test]
 fn options_of_start_that_another_verb_is_given_are_answered_by_where_they_belong() {
