@@ -102,11 +102,27 @@ fn node_script(
 
 /// Returns the first line of a script if it names node: `#!/usr/bin/env node`.
 pub(crate) fn first_line(file: &Path) -> Option<FirstLine> {
+    under_node(&interpreter_line(file)?)
+}
+
+/// Returns what the first line of a script names behind `#!`, and behind `env`.
+pub(crate) fn interpreter_in(file: &Path) -> Option<String> {
+    let line = interpreter_line(file)?;
+    let mut words = line.split_whitespace();
+    let first = words.next()?;
+    if Path::new(first).file_name()? != "env" {
+        return Some(first.to_owned());
+    }
+    words.find(|word| !word.starts_with('-') && !word.contains('=')).map(str::to_owned)
+}
+
+/// Returns the first line of a script behind `#!`.
+fn interpreter_line(file: &Path) -> Option<String> {
     let (file, _) = open_for_reading(file, u64::MAX).ok()?;
     let mut head = Vec::new();
     file.take(MAX_FIRST_LINE).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
-    under_node(std::str::from_utf8(line).ok()?)
+    Some(std::str::from_utf8(line).ok()?.to_owned())
 }
 
 /// Splits the line as the kernel does: after the interpreter there is at most one argument.

@@ -503,3 +503,61 @@ fn check_rejects_what_start_would_reject() {
     let (code, _, err) = home.troop(&["run", "-w", "0", "--set", "cgroup.memory=10M", "server.js"]);
     assert!(code == 2 && err.contains("cgroup"), "{code} {err}");
 }
+
+/// It ends as one that a terminal interrupts.
+#[test]
+fn a_program_that_is_not_nodes_is_interrupted_by_a_stop_and_a_reload() {
+    if std::process::Command::new("python3").arg("--version").output().is_err() {
+        return;
+    }
+    let program = "import time
+try:
+    while True: time.sleep(1)
+except KeyboardInterrupt:
+    open('ends', 'a').write('interrupted\\n')
+";
+    let file = "module.exports = { apps: [{ name: 'app', script: 'worker.py' }] }";
+    let home = Home::with(&[("worker.py", program), ("ecosystem.config.js", file)]);
+    let ends = || std::fs::read_to_string(home.path().join("ends")).unwrap_or_default();
+    home.fine(&["start"]);
+    home.fine(&["reload", "app"]);
+    assert_eq!(ends(), "interrupted\n");
+    home.fine(&["stop", "app"]);
+    assert_eq!(ends(), "interrupted\n".repeat(2));
+    // PM2's own variable says otherwise.
+    let mut command = home.command(&["start", "ecosystem.config.js"]);
+    assert!(command.env("PM2_KILL_SIGNAL", "SIGTERM").output().unwrap().status.success());
+    home.fine(&["stop", "app"]);
+    assert_eq!(ends(), "interrupted\n".repeat(2));
+}
+
+/// What JSON does not have is on no way lost.
+#[test]
+fn what_a_program_exports_that_is_no_data_is_named() {
+    let file = "module.exports = { apps: [{
+      name: 'app', script: 'server.js', max_restarts: Infinity, instances: parseInt(process.env.NO_SUCH_VARIABLE),
+      ignore_watch: [/node_modules/, 'logs'], watch: true, env: { A: 1n, B: undefined }, post_update: () => {},
+    }] }";
+    let home = Home::with(&[("server.js", SERVER), ("ecosystem.config.js", file)]);
+    let (code, out, err) = home.troop(&["start"]);
+    for told in [
+        "`apps[0].ignore_watch[0]` has no effect: it is a RegExp",
+        "`apps[0].post_update` has no effect: it is a function",
+        "`instances` has no effect: it is NaN",
+    ] {
+        assert!(code == 0 && err.matches(told).count() == 1, "{told}: {out}{err}");
+    }
+    let written: toml::Table =
+        home.fine(&["init", "--from", "ecosystem.config.js", "-o", "-"]).parse().unwrap();
+    let app = &written["app"]["app"];
+    assert_eq!(app["env"].to_string(), r#"{ A = "1" }"#);
+    assert_eq!(app["restart"]["max"].as_integer(), Some(i64::from(u32::MAX)));
+    assert_eq!(app["watch"]["ignore"].to_string(), r#"["logs"]"#);
+    for (exported, told) in [("() => ({ apps: [] })", "exports a function"), ("new Map()", "a Map")]
+    {
+        let text = format!("module.exports = {exported}");
+        std::fs::write(home.path().join("ecosystem.config.js"), text).unwrap();
+        let (code, _, err) = home.troop(&["check", "ecosystem.config.js"]);
+        assert!(code != 0 && err.contains(told), "{err}");
+    }
+}

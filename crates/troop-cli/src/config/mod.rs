@@ -199,10 +199,9 @@ pub(crate) fn places(file: &Path) -> BTreeMap<(String, String), String> {
 
 /// Parses a text as the content of a file of that name, which is not read. (JavaScript needs node.)
 pub(crate) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
-    let apps = match (format_of(file), file.extension().and_then(|extension| extension.to_str())) {
-        (Some(Format::Procfile), _) => procfile::parse(text, false)?,
-        (Some(Format::Pm2), Some("json")) => pm2::from_value(pm2::json(text)?, file)?.0,
-        (Some(Format::Pm2), _) => pm2::from_value(source::yaml(text)?, file)?.0,
+    let apps = match format_of(file) {
+        Some(Format::Procfile) => procfile::parse(text, false)?,
+        Some(Format::Pm2) => pm2::parse(text, file)?,
         _ => from_toml(text)?,
     };
     checked(apps, file)

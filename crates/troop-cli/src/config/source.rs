@@ -161,7 +161,7 @@ pub(super) fn concise(text: &str) -> String {
 
 /// Parses YAML. Its parser takes quadratic time in the depth of brackets, so the depth is checked
 /// first.
-pub(super) fn yaml(text: &str) -> Result<serde_json::Value, String> {
+pub(super) fn yaml<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     check_depth(text)?;
     serde_yaml_ng::from_str(text).map_err(|e| e.to_string())
 }

@@ -46,7 +46,7 @@ const COMMANDS: [Command; 72] = [
     command("attach 0", &["attach api"], "", By("verbs_of_pm2_do_what_they_do_there")),
     command("ping", &[], "there is no daemon that could be away", Done),
     command("dump · save", &[], "", Done),
-    command("stop jobs · stop api web", &[], "stopped apps stay listed. PM2 stops by `SIGINT`, troop by `stop_signal` (`SIGTERM`): Node programs that handle `SIGINT` alone get that; others need `stop_signal = \"SIGINT\"`", Done),
+    command("stop jobs · stop api web", &[], "stopped apps stay listed. PM2 stops by `SIGINT`, troop by `stop_signal` (`SIGTERM`): Node programs that handle `SIGINT` alone get that; others need `stop_signal = \"SIGINT\"`, which those of a PM2 file have", Done),
     command("start jobs · start 0", &[], "of an app that was stopped; one that runs is left alone (PM2 restarts it)", Done),
     command("delete jobs · del web", &[], "", Done),
     command("resurrect", &[], "", Done),
@@ -95,13 +95,13 @@ const COMMANDS: [Command; 72] = [
 ];
 
 #[rustfmt::skip]
-const FIELDS: [Setting; 63] = [
+const FIELDS: [Setting; 67] = [
     setting("script: \"./server.js\"", "program = \"./server.js\"", "also `exec`, `cmd`, `command`; a text with spaces is a command line"),
     setting("name: \"api\"", "", "the name of the table: `[app.api]`"),
     setting("namespace: \"shop\"", "namespace = \"shop\"", ""),
     setting("args: \"--port 8000\"", "args = [\"--port\", \"8000\"]", ""),
     setting("args: [\"--port\", \"8000\"]", "args = [\"--port\", \"8000\"]", ""),
-    setting("interpreter: \"python3\"", "program = \"python3\"\nargs = [\"./server.js\"]", "also `exec_interpreter`; `\"none\"` executes the script itself, as troop does with programs other than scripts"),
+    setting("interpreter: \"python3\"", "program = \"python3\"\nargs = [\"./server.js\"]\nstop_signal = \"SIGINT\"", "also `exec_interpreter`; `\"none\"` executes the script itself, as troop does with programs other than scripts"),
     setting("node_args: \"--max-old-space-size=512\"", "node_args = [\"--max-old-space-size=512\"]", "also `interpreter_args`"),
     setting("instances: 4", "workers = 4", ""),
     setting("instances: \"max\"", "workers = \"auto\"", "also 0; -1 is one less than there are CPUs"),
@@ -116,6 +116,9 @@ const FIELDS: [Setting; 63] = [
     setting("increment_var: \"PORT\"", "increment_variable = \"PORT\"", ""),
     setting("cwd: \".\"", "", "`cwd`"),
     setting("kill_timeout: 1600", "grace = 1.6", "default: 30 s, there 1.6 s"),
+    setting("script: \"./worker.py\"", "stop_signal = \"SIGINT\"", "PM2's signal for every program that is not Node's. Node programs get the one of `SIGTERM` and `SIGINT` that they handle. `SIGTERM` remains for shells, command lines, npm and others that start the program, as they do not pass `SIGINT` on, and for gunicorn, which would cut off its requests"),
+    setting("kill_signal: \"SIGQUIT\"", "stop_signal = \"SIGQUIT\"", "also `stop_signal`: PM2 has none of them"),
+    setting("env: { PM2_KILL_SIGNAL: \"SIGTERM\" }", "stop_signal = \"SIGTERM\"", "the variables of PM2's daemon have their effect in the environment of `troop start` and in `env`: `PM2_KILL_TIMEOUT` and `PM2_KILL_USE_MESSAGE`, too"),
     setting("shutdown_with_message: true", "shutdown_with_message = true", ""),
     setting("treekill: false", "kill_mode = \"process\"", "default: `\"tree\"`"),
     setting("wait_ready: true", "ready = \"message\"\nassume_ready = 3", "ready in any case after `listen_timeout`, with a warning"),
@@ -126,6 +129,7 @@ const FIELDS: [Setting; 63] = [
     setting("autostart: false", "autostart = false", ""),
     setting("min_uptime: 2000", "restart = { min_uptime = 2 }", ""),
     setting("max_restarts: 5", "restart = { max = 5 }", "for an app that has not been ready yet; one that has is never given up"),
+    setting("max_restarts: Infinity", "restart = { max = 4294967295 }", "a start without a ready worker has failed after `restart.window` all the same. Other numbers without an end, and `NaN`, have no effect, with a warning"),
     setting("restart_delay: 4000", "restart = { delay = 4, max_delay = 4 }", ""),
     setting("exp_backoff_restart_delay: 100", "restart = { delay = 0.1, max_delay = 15 }", ""),
     setting("stop_exit_codes: [0]", "restart = { final_codes = [0] }", ""),
@@ -157,7 +161,7 @@ const FIELDS: [Setting; 63] = [
     setting("post_update: [\"npm install\"]", "", "belongs to `pm2 pull`"),
     setting("install_url: \"x\"", "", ""),
     setting("kill_retry_time: 100", "", ""),
-    setting("watch_options: {}", "", ""),
+    setting("watch_options: {}", "", "the kernel tells of changes; a warning if there is something in it"),
     setting("io: {}", "", ""),
 ];
 

@@ -9,7 +9,11 @@ use serde_json::{Map, Value};
 
 use super::logs::{LogPath, Logs};
 use super::place::{self, Bases};
-use super::{Converted, deployed_variables, serve};
+use super::plain::{
+    exit_codes, filtered, flag, instances, is_nothing, list, not_finite, number, plain, time,
+    variables, words,
+};
+use super::{Converted, deployed_variables, serve, stops};
 use crate::config::app::App;
 use crate::config::tables::{Alone, Auto, Form, KillMode, Ready, Watch, When};
 use crate::config::values::{self, Time, Workers};
@@ -42,11 +46,10 @@ const ALIASES: [(&str, &str); 18] = [
 
 /// Fields that have no effect here and cause no warning: of PM2's monitoring, its own bookkeeping and
 /// Windows.
-const SILENT: [&str; 22] = [
+const SILENT: [&str; 20] = [
     "pmx",
     "vizion",
     "automation",
-    "merge_logs",
     "trace",
     "disable_trace",
     "v8",
@@ -61,7 +64,6 @@ const SILENT: [&str; 22] = [
     "kill_retry_time",
     "execute_command",
     "disable_source_map_support",
-    "watch_options",
     "description",
     "version",
     "post_update",
@@ -118,14 +120,31 @@ const KNOWN: [&str; 47] = [
     "merge_logs",
 ];
 
+/// Fields that are numbers.
+const NUMBERS: [&str; 10] = [
+    "instances",
+    "max_memory_restart",
+    "min_uptime",
+    "max_restarts",
+    "restart_delay",
+    "exp_backoff_restart_delay",
+    "kill_timeout",
+    "listen_timeout",
+    "watch_delay",
+    "port",
+];
+/// Those of them that are limits, of which there may be none.
+const LIMITS: [&str; 2] = ["max_memory_restart", "max_restarts"];
+/// The number of restarts that stands for no limit, which every format can hold.
+const NO_LIMIT: usize = u32::MAX as usize;
+
+/// PM2's modes, by all their names.
+const MODES: [&str; 4] = ["fork", "cluster", "fork_mode", "cluster_mode"];
+
 /// PM2's `listen_timeout` by default.
 pub(crate) const LISTEN_TIMEOUT: Time = Time(Duration::from_secs(3));
 /// PM2's longest delay under `exp_backoff_restart_delay`.
 const MAX_BACKOFF: Duration = Duration::from_secs(15);
-
-/// Inherited variables that workers keep when a file filters all.
-const KEPT: [&str; 10] =
-    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_*", "TZ", "TERM", "TMPDIR"];
 
 /// The fields of an app.
 #[derive(Debug)]
@@ -135,6 +154,7 @@ pub(super) struct Fields<'a> {
     chosen: Option<&'a str>,
     /// Variables of the deployment of that name.
     deployed: Option<&'a Map<String, Value>>,
+    warnings: Vec<String>,
 }
 
 /// What several fields decide together.
@@ -161,16 +181,35 @@ impl<'a> Fields<'a> {
         rest: &'a Map<String, Value>,
     ) -> Fields<'a> {
         let deployed = chosen.and_then(|chosen| deployed_variables(rest, chosen));
-        let mut named = Map::new();
+        let (mut named, mut warnings) = (Map::new(), Vec::new());
         // A field under its own name overrides its other names.
         let (own, others): (Vec<_>, Vec<_>) = fields
             .into_iter()
             .filter(|(_, value)| !is_nothing(value))
             .partition(|(key, _)| canonical(key) == *key);
         for (key, value) in own.into_iter().chain(others) {
-            named.entry(canonical(&key)).or_insert(value);
+            let name = canonical(&key);
+            match not_finite(&value).filter(|_| NUMBERS.contains(&&*name)) {
+                // There is a limit only where there is one.
+                Some("Infinity") if LIMITS.contains(&&*name) => {}
+                // As in PM2, where it becomes null on its way to the daemon.
+                Some(number) => {
+                    warnings.push(format!("`{key}` has no effect: it is {number}"));
+                    continue;
+                }
+                None => {}
+            }
+            match named.get(&name) {
+                Some(other) if *other != value => {
+                    warnings.push(format!(
+                        "`{key}` has no effect beside `{name}`, or another name of it"
+                    ));
+                }
+                Some(_) => {}
+                None => drop(named.insert(name, value)),
+            }
         }
-        Fields { fields: named, chosen, deployed }
+        Fields { fields: named, chosen, deployed, warnings }
     }
 
     fn has_several(&self) -> bool {
@@ -189,7 +228,7 @@ impl<'a> Fields<'a> {
     /// Whether each instance writes to log files of its own, as `out-0.log`.
     fn has_logs_apart(&self) -> bool {
         match self.fields.get("merge_logs") {
-            Some(are_merged) => !is_on(are_merged),
+            Some(are_merged) => flag(are_merged) != Ok(true),
             // PM2 has no number for all CPUs when it decides this.
             None => {
                 let number = self.text("instances").and_then(|n| n.parse::<i64>().ok());
@@ -204,10 +243,10 @@ impl<'a> Fields<'a> {
     }
 
     /// Converts the fields to an app.
-    pub(super) fn convert(self, bases: &Bases) -> Result<Converted, String> {
+    pub(super) fn convert(mut self, bases: &Bases) -> Result<Converted, String> {
+        let mut warnings = std::mem::take(&mut self.warnings);
         let script = self.fields.get("script").and_then(Value::as_str);
         let script = script.ok_or("an app has no `script`")?.to_owned();
-        let mut warnings = Vec::new();
         let name = self.name(&script, &mut warnings);
         let mut app = App::new(script.clone());
         // PM2's default is one instance.
@@ -253,8 +292,11 @@ impl<'a> Fields<'a> {
         warnings.extend(std::mem::take(&mut parts.logs).apply(&name, &mut app.output));
         if serve::is_meant(&script, &parts.args, &app) {
             warnings.extend(serve::apply(&mut app, &parts.args));
+            stops::apply_variables(&mut app).map_err(|e| format!("{name}: {e}"))?;
         } else {
             command(&mut app, script, parts, &place.directory, &mut warnings);
+            stops::apply_variables(&mut app).map_err(|e| format!("{name}: {e}"))?;
+            stops::apply_usual(&mut app, &place.directory);
         }
         let namespace = self.text("namespace").filter(|name| name != "default");
         app.namespace.clone_from(&namespace);
@@ -266,7 +308,7 @@ impl<'a> Fields<'a> {
             let first = script.split(" -").next().unwrap_or(script);
             return names::of_program(Path::new(first));
         };
-        if self.fields.get("append_env_to_name").is_some_and(is_on)
+        if self.fields.get("append_env_to_name").is_some_and(|value| flag(value) == Ok(true))
             && let Some(chosen) = self.chosen
         {
             given = format!("{given}-{chosen}");
@@ -292,68 +334,78 @@ impl<'a> Fields<'a> {
         warnings: &mut Vec<String>,
     ) -> Result<(), String> {
         match key {
-            "script" | "name" | "cwd" | "port" | "namespace" | "append_env_to_name"
-            | "name_prefix" => {}
+            "script" | "name" | "cwd" | "port" | "namespace" | "name_prefix" => {}
+            // Read where they have their effect.
+            "append_env_to_name" | "merge_logs" => drop(flag(value)?),
             "args" => parts.args = words(value),
             "exec_interpreter" => match place::interpreter(&plain(value)) {
                 Ok(interpreter) => parts.interpreter = Some(interpreter),
                 Err(warning) => warnings.push(warning),
             },
             "node_args" => app.node_args = words(value),
-            "source_map_support" => parts.has_source_maps = is_on(value),
+            "source_map_support" => parts.has_source_maps = flag(value)?,
             "instances" => app.workers = Some(instances(value)?),
             "exec_mode" => {
+                if !MODES.contains(&&*plain(value)) {
+                    return Err("it must be fork or cluster".into());
+                }
                 if self.is_forked() && self.has_several() {
                     warnings.push("in fork mode too, workers share what they listen on".into());
                 }
             }
-            "env" => app.env.extend(value.as_object().map(variables).unwrap_or_default()),
+            "env" => app.env.extend(environment(key, value, warnings)),
             "env_file" => app.env_file = list(value).into_iter().map(Into::into).collect(),
             "filter_env" => app.env_remove = filtered(value),
             "instance_var" => {
                 app.slot_variable = Some(plain(value)).filter(|name| name != "NODE_APP_INSTANCE");
             }
             "increment_var" => app.increment_variable = Some(plain(value)),
+            "max_memory_restart" if not_finite(value).is_some() => {}
             "max_memory_restart" => app.recycle.memory = Some(values::size(&plain(value))?),
             "min_uptime" => app.restart.min_uptime = Some(time(value)?),
+            "max_restarts" if not_finite(value).is_some() => app.restart.max = Some(NO_LIMIT),
             "max_restarts" => app.restart.max = Some(number(value)?),
             "restart_delay" => parts.restart_delay = Some(time(value)?),
             "exp_backoff_restart_delay" => parts.backoff = Some(time(value)?),
-            "autorestart" if !is_on(value) => app.restart.when = Some(When::Never),
-            "autorestart" => {}
+            "autorestart" => app.restart.when = (!flag(value)?).then_some(When::Never),
             // As in PM2, 0 turns it off.
             "cron_restart" => parts.cron = Some(plain(value)).filter(|pattern| pattern != "0"),
-            "autostart" => app.autostart = Some(is_on(value)).filter(|is_on| !is_on),
-            "stop_exit_codes" => {
-                app.restart.final_codes =
-                    list(value).iter().filter_map(|code| code.trim().parse().ok()).collect();
-            }
-            "shutdown_with_message" => app.shutdown_with_message = is_on(value),
-            "treekill" => app.kill_mode = (!is_on(value)).then_some(KillMode::Process),
+            "autostart" => app.autostart = Some(flag(value)?).filter(|is_on| !is_on),
+            "stop_exit_codes" => app.restart.final_codes = exit_codes(value)?,
+            "shutdown_with_message" => app.shutdown_with_message = flag(value)?,
+            "treekill" => app.kill_mode = (!flag(value)?).then_some(KillMode::Process),
+            "kill_signal" | "stop_signal" => stops::take(value, app)?,
             "kill_timeout" => app.grace = Some(time(value)?),
             "listen_timeout" => parts.listen_timeout = Some(time(value)?),
-            "wait_ready" => parts.waits_ready = is_on(value),
+            "wait_ready" => parts.waits_ready = flag(value)?,
+            // `true` is PM2's default file.
+            "out_file" | "error_file" | "log_file" | "pid_file"
+                if !value.is_string()
+                    && *value != true
+                    && (key, value) != ("log_file", &false.into()) =>
+            {
+                warnings.push(format!("`{key}` has no effect: it is no path"));
+            }
             "out_file" => parts.logs.out = LogPath::of(value),
             "error_file" => parts.logs.error = LogPath::of(value),
             "log_file" => parts.logs.all = LogPath::of(value),
             "pid_file" => {
-                let path = value.as_str().map(|path| LogPath::named(Path::new(path)));
-                app.worker_pid_file = match path {
+                app.worker_pid_file = match LogPath::of(value) {
                     Some(LogPath::File(path)) => Some(path),
                     _ => None,
                 };
             }
-            "disable_logs" => app.silent = is_on(value),
-            "log_type" => {
-                if plain(value) == "json" {
-                    parts.logs.format = Some(Form::Json);
-                }
-            }
+            "disable_logs" => app.silent = flag(value)?,
+            "log_type" => match &*plain(value) {
+                "json" => parts.logs.format = Some(Form::Json),
+                "raw" => {}
+                other => warnings.push(format!("`log_type` has no effect: {other} is not json")),
+            },
             "time" | "log_date_format" => {
                 if key == "log_date_format" {
                     warnings.push("times are always written as 2026-11-24T10:00:00.000Z".into());
                 }
-                if key == "log_date_format" || is_on(value) {
+                if key == "log_date_format" || flag(value)? {
                     parts.logs.format.get_or_insert(Form::Prefixed);
                 }
             }
@@ -364,15 +416,20 @@ impl<'a> Fields<'a> {
                     Some("true" | "false") => Vec::new(),
                     _ => list(value),
                 };
-                if is_on(value) || !paths.is_empty() {
+                if flag(value) == Ok(true) || !paths.is_empty() {
                     let paths = paths.into_iter().map(Into::into).collect();
                     app.watch = Some(Watch { paths, ..Watch::default() });
                 }
             }
             "ignore_watch" => parts.ignored = list(value),
+            "watch_options" => {
+                if value.as_object().is_none_or(|options| !options.is_empty()) {
+                    warnings.push("`watch_options` has no effect: they are those of PM2's watcher, and the kernel tells troop of changes".into());
+                }
+            }
             "watch_delay" => parts.watch_delay = Some(time(value)?),
             _ if key.starts_with("env_") => {
-                let variables = value.as_object().map(variables).unwrap_or_default();
+                let variables = environment(key, value, warnings);
                 parts.environments.insert(key[4..].to_owned(), variables);
             }
             _ if SILENT.contains(&key) => {}
@@ -383,6 +440,14 @@ impl<'a> Fields<'a> {
         }
         Ok(())
     }
+}
+
+/// Returns the variables of a field.
+fn environment(key: &str, value: &Value, warnings: &mut Vec<String>) -> BTreeMap<String, String> {
+    if !value.is_object() {
+        warnings.push(format!("`{key}` has no effect: it is no object with variables"));
+    }
+    value.as_object().map(variables).unwrap_or_default()
 }
 
 /// Sets the delays of restarts: PM2's back-off overrides its fixed delay.
@@ -451,6 +516,10 @@ fn command(
         if !args.is_empty() {
             warnings.push("`args` have no effect beside a script that is a command line".into());
         }
+        if !app.node_args.is_empty() {
+            warnings
+                .push("`node_args` have no effect beside a script that is a command line".into());
+        }
         (app.program, app.args) = (place::shell().into(), vec!["-c".into(), script]);
         app.node_args.clear();
         return;
@@ -507,75 +576,4 @@ fn snake_case(key: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(text)
-}
-
-/// Whether PM2 treats a value as absent.
-fn is_nothing(value: &Value) -> bool {
-    value.is_null() || value.as_str() == Some("")
-}
-
-/// Converts a list, or a list that is written as a single text.
-fn list(value: &Value) -> Vec<String> {
-    match value {
-        Value::Array(all) => all.iter().map(plain).collect(),
-        Value::Null | Value::Bool(_) => Vec::new(),
-        one => vec![plain(one)],
-    }
-}
-
-fn words(value: &Value) -> Vec<String> {
-    match value {
-        Value::String(text) => shlex::split(text).unwrap_or_else(|| vec![text.clone()]),
-        other => list(other),
-    }
-}
-
-/// Converts a value to text without quotes.
-pub(super) fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// Converts a time; PM2's numbers are milliseconds.
-fn time(value: &Value) -> Result<Time, String> {
-    match value.as_u64().or_else(|| plain(value).trim().parse().ok()) {
-        Some(millis) => values::bounded(Duration::from_millis(millis)),
-        None => values::time(&plain(value)),
-    }
-}
-
-fn number(value: &Value) -> Result<usize, String> {
-    plain(value).trim().parse().map_err(|_| "it must be a number".into())
-}
-
-fn is_on(value: &Value) -> bool {
-    matches!(value, Value::Bool(true)) || matches!(value.as_str(), Some("true"))
-}
-
-/// Returns variables as PM2 passes them on: other values than text as JSON, also `null`.
-fn variables(all: &Map<String, Value>) -> BTreeMap<String, String> {
-    all.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
-}
-
-/// Returns patterns of the inherited variables that workers do not get: one by its name, those with
-/// one of some texts in their names, or, with `true`, all that no program needs.
-fn filtered(value: &Value) -> Vec<String> {
-    match value {
-        Value::Bool(true) => {
-            let kept = KEPT.iter().map(|name| format!("!{name}"));
-            ["*".to_owned()].into_iter().chain(kept).collect()
-        }
-        Value::Array(parts) => parts.iter().map(|part| format!("*{}*", plain(part))).collect(),
-        one => list(one),
-    }
-}
-
-fn instances(value: &Value) -> Result<Workers, String> {
-    match plain(value).as_str() {
-        // One instance per CPU.
-        "0" | "max" => Ok(Workers::Auto),
-        text => values::workers(text),
-    }
 }

@@ -2,7 +2,10 @@
 //!
 //! | file | holds |
 //! | --- | --- |
+//! | `value.rs` | what a file says, as JSON |
 //! | `fields.rs` | what each field of an app means here |
+//! | `plain.rs` | the values of fields |
+//! | `stops.rs` | the signal that asks an app to finish |
 //! | `place.rs` | where an app's script is and runs, and what executes it |
 //! | `logs.rs` | its log files |
 //! | `serve.rs` | apps that serve a directory |
@@ -10,19 +13,21 @@
 pub(crate) mod fields;
 pub(crate) mod logs;
 mod place;
+mod plain;
 mod serve;
+mod stops;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
+use super::Apps;
 use super::app::App;
-use super::{Apps, source};
 use crate::names;
 use fields::Fields;
 use place::Bases;
@@ -32,11 +37,23 @@ const NO_APPS: [&str; 1] = ["deploy"];
 
 /// Reads a file; returns its apps and warnings about fields without effect.
 pub(super) fn read(file: &Path) -> Result<(Apps, Vec<String>), String> {
-    from_value(load(file)?, file)
+    let (value, mut warnings) = value::of(file)?;
+    let (apps, about) = from_value(value, file)?;
+    warnings.extend(about);
+    Ok((apps, warnings))
+}
+
+/// Reads a text as the content of a file of that name, which is no program.
+pub(super) fn parse(text: &str, file: &Path) -> Result<Apps, String> {
+    let value = match file.extension().is_some_and(|extension| extension == "json") {
+        true => value::json(text)?,
+        false => value::yaml(text)?,
+    };
+    Ok(from_value(value, file)?.0)
 }
 
 /// Converts the value of a file to apps.
-pub(super) fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>), String> {
+fn from_value(value: Value, file: &Path) -> Result<(Apps, Vec<String>), String> {
     let shown = file.display();
     let (mut list, mut rest) =
         apps_of(value).ok_or_else(|| format!("{shown} has no list `apps`"))?;
@@ -153,46 +170,6 @@ fn distinct(converted: Vec<Converted>, warnings: &mut Vec<String>) -> Vec<(Strin
         named.push((name, app));
     }
     named
-}
-
-fn load(file: &Path) -> Result<Value, String> {
-    let shown = file.display();
-    match file.extension().and_then(|extension| extension.to_str()) {
-        Some("json") => source::parsed(file, source::text(file)?, json),
-        Some("yml" | "yaml") => source::parsed(file, source::text(file)?, source::yaml),
-        // The file is a program, which only node can evaluate.
-        _ => {
-            source::text(file)?;
-            source::may_run(file)?;
-            let path = std::path::absolute(file).map_err(|e| format!("{shown}: {e}"))?;
-            let script = "import(require('url').pathToFileURL(process.argv[1])).then(m => console.log(JSON.stringify(m.default ?? m)))";
-            let printed = source::run(Command::new("node").args(["-e", script, "--"]).arg(path))
-                .map_err(|e| format!("cannot run node to read {shown}: {e}"))?;
-            if !printed.is_success {
-                let last = printed.err.lines().map(str::trim).rfind(|line| line.contains("Error"));
-                return Err(format!(
-                    "{shown} fails: {}",
-                    source::concise(last.unwrap_or("node could not run it"))
-                ));
-            }
-            // Such files may print text of their own.
-            let last = printed.out.lines().next_back().unwrap_or_default().to_owned();
-            source::parsed(file, last, |text| {
-                serde_json::from_str(text)
-                    .map_err(|e| format!("it does not export what it should: {e}"))
-            })
-        }
-    }
-}
-
-/// Parses JSON. PM2 evaluates such files as JavaScript, so that many have comments, trailing commas
-/// and keys without quotes.
-pub(super) fn json(text: &str) -> Result<Value, String> {
-    if let Ok(value) = serde_json::from_str(text) {
-        return Ok(value);
-    }
-    source::check_depth(text)?;
-    json5::from_str(text).map_err(|e| e.to_string())
 }
 
 /// The chosen environment: `--env production` selects `env_production`.

@@ -97,7 +97,7 @@ fn of_static(served: &Map<String, Value>) -> Value {
         .filter_map(|(name, value)| Some((format!("PM2_SERVE_{name}"), value?.clone())))
         .filter(|(_, value)| !value.is_null())
         .collect();
-    let port = served.get("port").map_or_else(|| PORT.into(), super::fields::plain);
+    let port = served.get("port").map_or_else(|| PORT.into(), super::plain::plain);
     let name = served.get("name").cloned();
     let name = name.unwrap_or_else(|| format!("static-page-server-{port}").into());
     json!({ "name": name, "script": SCRIPT, "env": env })

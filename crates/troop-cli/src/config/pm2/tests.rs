@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::place::Place;
+use super::value::{json, yaml};
 use super::*;
 use crate::config::tables::{Form, KillMode, Ready, When};
 use crate::config::values::{Time, Workers};
@@ -414,4 +415,114 @@ fn times_have_pm2s_units() {
     );
     assert_eq!(app.grace, Some(Time(Duration::from_secs(3))));
     assert_eq!((millis(app.restart.min_uptime), app.restart.max), (Some(5000), Some(2)));
+}
+
+#[test]
+fn numbers_are_read_as_javascript_reads_them() {
+    let app = |fields: &str| convert(&format!(r#"{{script: "a.js", {fields}}}"#)).app;
+    let written = app("max_restarts: 1e1, min_uptime: 5e3, instances: 2.0, kill_timeout: 0.5");
+    assert_eq!((written.restart.max, written.workers), (Some(10), Some(Workers::Number(2))));
+    assert_eq!(millis(written.restart.min_uptime), Some(5000));
+    assert_eq!(written.grace, Some(Time(Duration::from_micros(500))));
+    // As many as there are.
+    let endless = app("max_restarts: Infinity, max_memory_restart: +Infinity");
+    assert_eq!((endless.restart.max, endless.recycle.memory), (Some(u32::MAX as usize), None));
+    assert_eq!(
+        yaml("a: .inf\nb: [-.inf, .nan, 1.5, ~]").unwrap(),
+        json!({ "a": "Infinity", "b": ["-Infinity", "NaN", 1.5, null] })
+    );
+    let text = r#"{"script": "a.js", "max_restarts": 1.5}"#;
+    let Value::Object(fields) = json(text).unwrap() else { panic!("an object") };
+    let e = Fields::new(fields, None, &Map::new()).convert(&Bases::new("".as_ref(), "".as_ref()));
+    assert!(e.unwrap_err().contains("max_restarts: it must be a number"));
+}
+
+#[test]
+fn nothing_is_dropped_without_a_word() {
+    for (fields, about) in [
+        ("instances: NaN", "`instances` has no effect: it is NaN"),
+        ("killTimeout: Infinity", "`killTimeout` has no effect: it is Infinity"),
+        ("max_restarts: NaN", "`max_restarts` has no effect"),
+        ("out: 'a', output: 'b'", "`output` has no effect beside `out_file`"),
+        ("exec: 'b.js'", "`exec` has no effect beside `script`"),
+        ("env: 'A=1'", "`env` has no effect"),
+        ("env_production: ['A=1']", "`env_production` has no effect"),
+        ("out_file: 1", "`out_file` has no effect"),
+        ("pid_file: false", "`pid_file` has no effect"),
+        ("log_type: 'xml'", "`log_type` has no effect"),
+        ("watch_options: { usePolling: true }", "`watch_options` has no effect"),
+        ("script: 'npm start', node_args: '--inspect'", "`node_args` have no effect"),
+    ] {
+        let script = if fields.starts_with("script") { "" } else { "script: 'a.js', " };
+        let Converted { warnings, .. } = convert(&format!("{{{script}{fields}}}"));
+        assert!(warnings.iter().any(|warning| warning.contains(about)), "{fields}: {warnings:?}");
+    }
+    // What PM2 refuses is refused.
+    for (fields, why) in [
+        ("autorestart: 'no'", "autorestart: it must be true or false"),
+        ("treekill: 0", "treekill: it must be true or false"),
+        ("merge_logs: 'yes'", "merge_logs: it must be true or false"),
+        ("exec_mode: 'clustered'", "exec_mode: it must be fork or cluster"),
+        ("stop_exit_codes: [0, 'x']", "stop_exit_codes: it must be a list of exit codes"),
+        ("kill_signal: 'SIGKILL'", "kill_signal: SIGKILL: no program can handle it"),
+        ("kill_signal: 'BYE'", "kill_signal: there is no such signal"),
+        ("env: { PM2_KILL_SIGNAL: 'BYE' }", "PM2_KILL_SIGNAL: there is no such signal"),
+    ] {
+        let Value::Object(all) = json(&format!("{{script: 'a.js', {fields}}}")).unwrap() else {
+            panic!("an object")
+        };
+        let e = Fields::new(all, None, &Map::new()).convert(&Bases::new("".as_ref(), "".as_ref()));
+        assert!(e.as_ref().is_err_and(|e| e.contains(why)), "{fields}: {e:?}");
+    }
+    // The same twice is none the worse for it.
+    assert_eq!(convert("{script: 'a.js', exec: 'a.js', log_type: 'raw'}").warnings, [""; 0]);
+}
+
+#[test]
+fn programs_are_asked_to_finish_by_the_signal_that_pm2_sends() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("snake", "#!/usr/bin/env -S python3 -u\n"),
+        ("shell", "#!/bin/sh\n"),
+        ("node", "#!/usr/bin/env node\n"),
+        ("binary", "\x7fELF"),
+    ] {
+        std::fs::write(home.path().join(name), text).unwrap();
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(home.path().join(name), mode).unwrap();
+    }
+    let bases = Bases::new(home.path(), home.path());
+    let signal = |fields: &str| convert_in(&format!("{{{fields}}}"), &bases).app.stop_signal;
+    for (fields, expected) in [
+        ("script: 'a.py'", Some("SIGINT")),
+        ("script: 'a.rb'", Some("SIGINT")),
+        ("script: './snake'", Some("SIGINT")),
+        ("script: './binary'", Some("SIGINT")),
+        ("script: 'index.ts', interpreter: 'bun'", Some("SIGINT")),
+        // Node programs get the one that they handle.
+        ("script: 'a.js'", None),
+        ("script: './node'", None),
+        ("script: 'a.js', interpreter: '/opt/node/bin/node'", None),
+        // They would not pass it on.
+        ("script: 'a.sh'", None),
+        ("script: './shell'", None),
+        ("script: 'python3 a.py --x'", None),
+        ("script: 'npm', args: 'start'", None),
+        // It would cut off requests.
+        ("script: '/usr/bin/gunicorn', args: 'app:app'", None),
+        ("script: 'venv/bin/gunicorn', interpreter: 'python3'", None),
+        ("script: 'serve'", None),
+        // What is said is done.
+        ("script: 'a.py', kill_signal: 'SIGTERM'", Some("SIGTERM")),
+        ("script: 'a.js', stopSignal: 'SIGUSR2'", Some("SIGUSR2")),
+        ("script: 'a.js', env: { PM2_KILL_SIGNAL: 'SIGQUIT' }", Some("SIGQUIT")),
+    ] {
+        assert_eq!(signal(fields).as_deref(), expected, "{fields}");
+    }
+    let variables = "env: { PM2_KILL_TIMEOUT: 3000, PM2_KILL_USE_MESSAGE: true }";
+    let app = convert(&format!("{{script: 'a.js', {variables}}}")).app;
+    assert_eq!((millis(app.grace), app.shutdown_with_message), (Some(3000), true));
+    let app = convert(&format!("{{script: 'a.js', kill_timeout: 1, {variables}}}")).app;
+    assert_eq!(millis(app.grace), Some(1));
 }
