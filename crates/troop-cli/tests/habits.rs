@@ -385,3 +385,29 @@ fn a_control_directory_that_was_replaced_and_comes_back_is_used_again() {
     wait_until("an answer", || home.troop(&["show", "web", "--quiet"]).0 == 0);
     assert_eq!(home.show("web")["pid"], pid);
 }
+
+#[test]
+fn what_runs_is_told_as_it_is_when_a_verb_for_several_apps_has_done_its_work() {
+    let home = Home::with(&[("server.js", SERVER)]);
+    let all = |verb: &str, apps: &[&str], code: i32, told: &[&str]| {
+        let (ended, out, err) = home.troop(&[&[verb], apps].concat());
+        // A reload tells of its steps, too.
+        let errors: Vec<_> = err.lines().filter(|line| line.starts_with("troop: ")).collect();
+        assert_eq!((ended, &errors[..]), (code, told), "{verb}: {out}");
+    };
+    let none = |word: &str, running: &str| format!("troop: there is no app {word:?}; {running}");
+    for name in ["a", "b"] {
+        home.fine(&["start", "server.js", "-f", "-n", name]);
+    }
+    for verb in ["reset", "flush", "reload", "wait"] {
+        let told = ["no1", "no2"].map(|word| none(word, "running: a, b"));
+        all(verb, &["no1", "a", "no2"], 3, &told.each_ref().map(String::as_str));
+    }
+    all("stop", &["a", "nosuch"], 3, &[&none("nosuch", "running: b")]);
+    all("start", &["a"], 0, &[]);
+    all("restart", &["b", "nosuch", "a"], 3, &[&none("nosuch", "running: a, b")]);
+    all("delete", &["a", "nosuch"], 3, &[&none("nosuch", "running: b")]);
+    let told = ["no1", "no2"].map(|word| none(word, "no app is running"));
+    all("delete", &["no1", "b", "no2"], 3, &told.each_ref().map(String::as_str));
+    all("stop", &["no1", "no2"], 3, &told.each_ref().map(String::as_str));
+}

@@ -154,17 +154,17 @@ pub(crate) fn selected(word: &str) -> Result<Vec<Target>, CliError> {
         .collect()
 }
 
-/// Returns the apps that words select, each one once, or the only one without a word. A word that
-/// selects nothing is an error, which does not keep the other apps from being returned.
-pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<CliError>), CliError> {
+/// Returns the apps that words select, each one once, or the only one without a word; and the words
+/// that select none.
+pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<String>), CliError> {
     if words.is_empty() {
         return Ok((vec![only(everything()?)?], Vec::new()));
     }
-    let (mut targets, mut unknown): (Vec<Target>, Vec<CliError>) = (Vec::new(), Vec::new());
+    let (mut targets, mut unknown): (Vec<Target>, Vec<String>) = (Vec::new(), Vec::new());
     for word in words {
         let found = selected(word)?;
         if found.is_empty() {
-            unknown.push(none(word)?);
+            unknown.push(word.clone());
         }
         for target in found {
             if !targets.iter().any(|known| known.name() == target.name()) {
@@ -172,9 +172,21 @@ pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<CliError>), 
             }
         }
     }
-    match targets.is_empty() {
-        true => Err(unknown.remove(0)),
-        false => Ok((targets, unknown)),
+    Ok((targets, unknown))
+}
+
+/// Returns the apps that a word selects, or the only one without a word.
+///
+/// # Errors
+/// If there is none, too.
+pub(crate) fn some(word: Option<&str>) -> Result<Vec<Target>, CliError> {
+    let found = match word {
+        Some(word) => selected(word)?,
+        None => vec![only(everything()?)?],
+    };
+    match word {
+        Some(word) if found.is_empty() => Err(none(word)?),
+        _ => Ok(found),
     }
 }
 
@@ -203,7 +215,7 @@ fn running(names: &[&str]) -> String {
 }
 
 /// Returns the error for a word that selects no app.
-fn none(word: &str) -> Result<CliError, CliError> {
+pub(crate) fn none(word: &str) -> Result<CliError, CliError> {
     let apps = everything()?;
     if word == "all" {
         return Ok(CliError::NoApp(running(&[])));

@@ -12,6 +12,7 @@ use signal_hook::consts::SIGINT;
 use troop::snapshot::Phase;
 use troop::text::{counted, escaped};
 
+use super::each::{Outcome, each, each_found};
 use super::operate::{named, report, unchanged};
 use super::probe::why_not_ready;
 use super::wait::keeps_ending;
@@ -35,31 +36,8 @@ fn catch_interrupt() -> Result<Arc<AtomicBool>, CliError> {
     Ok(interrupted)
 }
 
-/// Does something to each of the selected apps. One that fails, or a word that names none, does not
-/// keep the others from it; its error is printed, or returned if it is the last one.
-fn each(
-    words: &[String],
-    mut act: impl FnMut(Target) -> Result<(), CliError>,
-) -> Result<(), CliError> {
-    let (found, unknown) = targets::targets(words)?;
-    let are_several = found.len() > 1;
-    let mut last = None;
-    let mut failed = |e: CliError| {
-        if let Some(before) = last.replace(e) {
-            log::line(&format!("troop: {before}"));
-        }
-    };
-    unknown.into_iter().for_each(&mut failed);
-    for target in found {
-        let name = target.name().to_owned();
-        if let Err(e) = act(target) {
-            failed(if are_several { e.of_app(&name) } else { e });
-        }
-    }
-    last.map_or(Ok(()), Err)
-}
-
-/// The same for the apps of configuration files, of which those are started that do not run.
+/// Does something to each of the selected apps, and to those of configuration files, of which those are
+/// started that do not run.
 fn each_started(
     words: &[String],
     chosen: &OfFile,
@@ -74,16 +52,12 @@ fn each_started(
     if files.is_empty() && !(chosen.only.is_empty() && chosen.env.is_none()) {
         return Err(CliError::Usage("--only and --env are for a file with apps: name it".into()));
     }
-    let mut last = None;
-    let mut failed = |e: CliError| {
-        if let Some(before) = last.replace(e) {
-            log::line(&format!("troop: {before}"));
-        }
-    };
+    let mut outcome = Outcome::default();
     if files.is_empty() || !names.is_empty() {
         let names: Vec<_> = names.into_iter().cloned().collect();
-        if let Err(e) = each(&names, &mut act) {
-            failed(e);
+        match each_found(&names, &mut act) {
+            Ok(of_names) => outcome = of_names,
+            Err(e) => outcome.failed(e),
         }
     }
     if let Some(environment) = &chosen.env {
@@ -97,11 +71,11 @@ fn each_started(
         let mut missing = Vec::new();
         for name in names {
             match start::connected(&name, Some(Path::new(file))) {
-                Err(e) => failed(e),
+                Err(e) => outcome.failed(e),
                 Ok(None) => missing.push(name),
                 Ok(Some((client, _))) => {
                     if let Err(e) = act(Target::Running(client)) {
-                        failed(e.of_app(&name));
+                        outcome.failed(e.of_app(&name));
                     }
                 }
             }
@@ -112,10 +86,10 @@ fn each_started(
         let args = Start::of_file(file, &missing, chosen, json)
             .map_err(|e| CliError::Usage(e.to_string()))?;
         if let Err(e) = start::start(&args) {
-            failed(e);
+            outcome.failed(e);
         }
     }
-    last.map_or(Ok(()), Err)
+    outcome.end()
 }
 
 /// Starts an app again, with the environment of this process if that is wanted.
@@ -400,7 +374,7 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
     let say = |name: &str, state: &str, text: &str| {
         report(args.json, &json!({ "name": name, "state": state }), || format!("{name}: {text}"));
     };
-    let result = each(&args.apps, |target| {
+    let mut outcome = each_found(&args.apps, |target| {
         if !args.only.is_empty() && !args.only.iter().any(|name| name == target.name()) {
             return Ok(());
         }
@@ -423,7 +397,7 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
             }
         }
         Ok(())
-    });
+    })?;
     for mut client in stopping {
         if args.no_wait {
             say(client.name(), "stopping", "stopping");
@@ -432,11 +406,14 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
         client.wait_for_end();
         if forget {
             // An app of an earlier version does not do that itself.
-            forget_record(client.name())?;
+            if let Err(e) = forget_record(client.name()) {
+                outcome.failed(e.of_app(client.name()));
+                continue;
+            }
         }
         say(client.name(), done, done);
     }
-    result
+    outcome.end()
 }
 
 fn forget_record(name: &str) -> Result<(), CliError> {

@@ -54,7 +54,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
             entries.extend(all.answers.into_iter().map(Entry::answered));
             all.rest
         }
-        Some(word) => targets::targets(&[word.to_owned()])?.0,
+        Some(word) => targets::some(Some(word))?,
     };
     for target in found {
         match target {

@@ -12,6 +12,7 @@ use troop::program::within::within;
 use troop::snapshot::{Phase, Snapshot, WorkerSnapshot};
 use troop::text::escaped;
 
+use super::each::each;
 use super::masked;
 use super::show::{print_json, snapshots};
 use crate::args::{EnvOf, Flush, Pid, Reset};
@@ -134,8 +135,7 @@ pub(crate) fn pid(args: &Pid) -> Result<(), CliError> {
 
 /// Runs `troop env`.
 pub(crate) fn env(args: &EnvOf) -> Result<(), CliError> {
-    let words: Vec<String> = args.app.iter().cloned().collect();
-    for target in targets::targets(&words)?.0 {
+    for target in targets::some(args.app.as_deref())? {
         let variables = match target {
             Target::Running(mut client) => of_process(&mut client)?,
             Target::Ended(record, _) => {
@@ -194,8 +194,7 @@ fn environment(from: impl Read) -> io::Result<Vec<u8>> {
 /// Runs `troop flush`.
 pub(crate) fn flush(args: &Flush) -> Result<(), CliError> {
     let words = if args.apps.is_empty() { vec!["all".into()] } else { args.apps.clone() };
-    let (found, unknown) = targets::targets(&words)?;
-    for target in found {
+    each(&words, |target| {
         let name = target.name().to_owned();
         let (files, primary): (Vec<PathBuf>, _) = match target {
             Target::Running(mut client) => {
@@ -223,8 +222,8 @@ pub(crate) fn flush(args: &Flush) -> Result<(), CliError> {
             true => format!("{name}: there are no log files"),
             false => format!("{name}: emptied {}", files.join(", ")),
         });
-    }
-    unknown.into_iter().next().map_or(Ok(()), Err)
+        Ok(())
+    })
 }
 
 /// Empties a log file, which is reached as it is when it is written.
@@ -239,15 +238,14 @@ fn empty(path: &Path) -> io::Result<()> {
 
 /// Runs `troop reset`.
 pub(crate) fn reset(args: &Reset) -> Result<(), CliError> {
-    let (found, unknown) = targets::targets(&args.apps)?;
-    for target in found {
+    each(&args.apps, |target| {
         let name = target.name().to_owned();
         if let Target::Running(mut client) = target {
             client.request(Request::Reset, |_| {})?;
         }
         let _ = print::line(&format!("{name}: reset"));
-    }
-    unknown.into_iter().next().map_or(Ok(()), Err)
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(crate) fn probe(args: &Show) -> Result<(), CliError> {
     let (app, worker) = client::target(args.app.as_deref())?;
     let found = match (app, worker) {
         (None | Some("all"), None) => targets::everything()?,
-        (app, _) => targets::targets(&app.map(str::to_owned).into_iter().collect::<Vec<_>>())?.0,
+        (app, _) => targets::some(app)?,
     };
     let (mut clients, mut worst) = (Vec::new(), Vec::new());
     let mut meant = None;

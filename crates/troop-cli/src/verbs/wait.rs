@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use troop::snapshot::Phase;
 
+use super::each::each;
 use super::operate::report;
 use super::probe::why_not_ready;
 use super::show::answers;
@@ -101,10 +102,11 @@ fn ended(record: &Record, end: &End, was_so: bool) -> CliError {
 
 /// Returns the names of the apps to wait for.
 fn names(args: &Wait) -> Result<Vec<String>, CliError> {
-    let (found, unknown) = targets::targets(&args.apps)?;
-    if let Some(unknown) = unknown.into_iter().next() {
-        return Err(unknown);
-    }
+    let mut found = Vec::new();
+    each(&args.apps, |target| {
+        found.push(target);
+        Ok(())
+    })?;
     let are_all = args.apps.iter().any(|word| word == "all");
     let is_meant = |target: &&Target| !are_all || matches!(target, Target::Running(_));
     let names: Vec<_> =
