@@ -247,6 +247,9 @@ fn a_directory_is_served_and_nothing_outside_it() {
     std::os::unix::fs::symlink("a.css", at("b.css")).unwrap();
     rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), rustix::fs::Mode::from_raw_mode(0o666))
         .unwrap();
+    let opened = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::NONBLOCK).unwrap();
+    let watched = rustix::fs::inotify::WatchFlags::OPEN;
+    rustix::fs::inotify::add_watch(&opened, at("pipe"), watched).unwrap();
     let out = home.fine(&["serve", "dist", "127.0.0.1:0", "-n", "docs"]);
     assert!(out.starts_with("docs: 1 worker ready on 127.0.0.1:"), "{out}");
     let address = home.show("docs")["listeners"][0]["address"].as_str().unwrap().to_owned();
@@ -282,6 +285,9 @@ fn a_directory_is_served_and_nothing_outside_it() {
         assert!(answer.starts_with("HTTP/1.1 404"), "{path}: {answer:.300}");
         assert!(!answer.contains("secret") && !answer.contains("hidden"), "{path}: {answer}");
     }
+    // A process that waits to write to it goes on waiting.
+    let event = rustix::io::read(&opened, &mut [0; 64]);
+    assert_eq!(event.err(), Some(rustix::io::Errno::AGAIN), "the pipe was opened");
     let tag = page.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap();
     let known = ask(&address, &format!("GET / HTTP/1.1\r\nIf-None-Match: {tag}"));
     assert!(known.starts_with("HTTP/1.1 304") && known.ends_with("\r\n\r\n"), "{known}");

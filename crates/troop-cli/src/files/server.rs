@@ -199,7 +199,7 @@ impl Files {
                 // A link that leads out of the directory, or to itself.
                 | Errno::XDEV
                 | Errno::LOOP
-                // A socket or a device.
+                // A socket or a device that has taken the place of a file.
                 | Errno::NXIO
                 | Errno::NODEV,
             ) => Ok(None),
@@ -209,14 +209,23 @@ impl Files {
         }
     }
 
-    /// Opens a file below the directory. Does not block, whatever it is.
+    /// Opens a file below the directory for reading if it is regular. Others are only inspected: to open
+    /// a pipe wakes the process that writes to it, and to open a device may have any effect.
     fn open(&self, path: &Path) -> io::Result<(File, Metadata)> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let file = File::from(openat2(&self.directory, path, flags, Mode::empty(), resolve)?);
-        let found = file.metadata()?;
-        Ok((file, found))
+        let open = |flags| {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+            let flags = flags | OFlags::CLOEXEC;
+            let file = File::from(openat2(&self.directory, path, flags, Mode::empty(), resolve)?);
+            let found = file.metadata()?;
+            Ok::<_, io::Error>((file, found))
+        };
+        let (place, found) = open(OFlags::PATH)?;
+        if !found.is_file() {
+            return Ok((place, found));
+        }
+        // Does not block either if something else has taken its place.
+        open(OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
     }
 }
 
