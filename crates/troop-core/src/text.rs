@@ -156,6 +156,15 @@ pub fn tells_of_used_address(words: &str) -> bool {
     signs.iter().any(|sign| words.contains(sign))
 }
 
+/// Whether a line of a program names an error, as Python, Node, Java, Ruby, Rust, Go and many others do.
+#[must_use]
+pub fn tells_of_error(line: &str) -> bool {
+    let signs = ["Error: ", "Error (", "Exception: ", "panicked at", "panic: "];
+    let begins = ["error:", "Error:", "ERROR", "fatal:", "FATAL", "[ERROR]"];
+    signs.iter().any(|sign| line.contains(sign))
+        || begins.iter().any(|begin| line.trim_start().starts_with(begin))
+}
+
 /// Escapes [unsafe](is_unsafe) characters above C0, which JSON permits, in a JSON text. They occur
 /// only in strings, so the value stays the same.
 #[must_use]

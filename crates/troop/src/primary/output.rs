@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
+use troop_core::text::{tells_of_error, tells_of_used_address};
 use troop_sys::poll::{EventFd, Interest, Poller};
 
 use self::marked::MarkedLines;
@@ -20,7 +21,9 @@ use super::wake::Wake;
 
 /// Limits of the kept end of standard error, per worker.
 const MAX_LINES: usize = 40;
-pub(crate) const MAX_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_BYTES: usize = 16 * 1024;
+/// Lines that are shown behind an earlier one which says more.
+const MAX_LINES_BEHIND: usize = 10;
 
 /// The end of the standard error of a worker.
 #[derive(Debug, Default)]
@@ -68,9 +71,26 @@ impl Tail {
             .unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = state.0.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(MAX_LINES)..].join("\n")
+        shown(&text)
     }
+}
+
+/// Returns the last lines. If none of them says why a program has failed, as at the end of a long
+/// backtrace, but an earlier line does, they are that one and fewer of the last.
+fn shown(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let (before, last) = lines.split_at(lines.len().saturating_sub(MAX_LINES));
+    let signs: [fn(&str) -> bool; 2] = [tells_of_used_address, tells_of_error];
+    for sign in signs {
+        if last.iter().any(|line| sign(line)) {
+            break;
+        }
+        let Some(at) = before.iter().rposition(|line| sign(line)) else { continue };
+        let behind = &lines[lines.len() - MAX_LINES_BEHIND..];
+        let between = lines.len() - MAX_LINES_BEHIND - at - 1;
+        return format!("{}\n[{between} more lines]\n{}", before[at], behind.join("\n"));
+    }
+    last.join("\n")
 }
 
 /// The worker and the stream that output came from.
@@ -391,6 +411,25 @@ mod tests {
         }
 
         fn end(&mut self, _: Source) {}
+    }
+
+    #[test]
+    fn the_reason_is_shown_also_where_a_long_backtrace_follows_it() {
+        let frames = |n: usize| (0..n).map(|n| format!("{n}: frame\n")).collect::<String>();
+        let reason = "RuntimeError: Address already in use (os error 98)";
+        let far = shown(&format!("starting\n{reason}\n\nStack backtrace:\n{}", frames(60)));
+        let lines: Vec<_> = far.lines().collect();
+        assert_eq!((lines[0], lines[1], lines.len()), (reason, "[52 more lines]", 12));
+        assert_eq!(lines[11], "59: frame");
+        // An address in use says more than another error.
+        let both = format!("{reason}\n{}Error: it failed\n{}", frames(50), frames(30));
+        assert!(shown(&both).starts_with(reason));
+        // Whatever the last lines say.
+        let near = shown(&format!("{reason}\n{}{reason}\n{}", frames(60), frames(30)));
+        assert_eq!((near.lines().count(), near.matches(reason).count()), (40, 1));
+        assert_eq!(shown(&frames(60)).lines().count(), 40);
+        assert_eq!(shown(&format!("{reason}\n{}", frames(3))).lines().count(), 4);
+        assert_eq!(shown(""), "");
     }
 
     #[test]
