@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{self, App};
 use crate::launcher;
+use crate::program::is_executable;
 
 /// A command, as it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,21 +19,39 @@ pub(crate) struct TypedCommand {
     pub(crate) named_by: PathBuf,
 }
 
-/// Returns the command of a program that was typed with arguments.
-pub(crate) fn of(program: OsString, args: Vec<OsString>) -> TypedCommand {
+/// Returns the command of a program that was typed with arguments, to run in this directory.
+pub(crate) fn of(program: OsString, args: Vec<OsString>, directory: &Path) -> TypedCommand {
     let path = Path::new(&program);
     let found = match path.to_str() {
         Some(_) if path.is_dir() => of_directory(path),
         Some(text) if text.contains(char::is_whitespace) && !path.exists() => of_text(text, &args),
         _ => None,
     };
-    match found {
+    let mut command = match found {
         Some(mut command) => {
             command.args.extend(args);
             command
         }
         None => TypedCommand { named_by: path.to_owned(), program, args, cwd: None },
+    };
+    if let Some(installed) = installed(Path::new(&command.program), directory) {
+        command.program = installed.into();
     }
+    command
+}
+
+/// Returns the program of a package that npm has installed in this directory or one above, if the `PATH`
+/// has none of this name. `npm run` and `npx` find it, too.
+pub(crate) fn installed(name: &Path, directory: &Path) -> Option<PathBuf> {
+    let is_name = !name.as_os_str().as_encoded_bytes().contains(&b'/');
+    if !is_name || name.as_os_str().is_empty() || config::is_on_path(name) {
+        return None;
+    }
+    let own = Path::new("node_modules/.bin").join(name);
+    let directory = std::path::absolute(directory).ok()?;
+    let found = directory.ancestors().find(|at| is_executable(&at.join(&own)))?;
+    // As it would be typed, where it is near.
+    Some(if found == directory { own } else { found.join(own) })
 }
 
 /// Returns the command of a text such as `npm run dev`, by a shell where it needs one.
@@ -81,7 +100,8 @@ mod tests {
     use super::*;
 
     fn typed(program: &str, args: &[&str]) -> (Vec<String>, String) {
-        let command = of(program.into(), args.iter().map(OsString::from).collect());
+        let args = args.iter().map(OsString::from).collect();
+        let command = of(program.into(), args, Path::new("."));
         let words = std::iter::once(command.program).chain(command.args);
         let name = crate::names::of_program(&command.named_by);
         (words.map(|word| word.into_string().unwrap()).collect(), name)
@@ -127,5 +147,32 @@ mod tests {
         assert_eq!(of(&[("package.json", main), ("index.js", "")]).0, "npm start -- x");
         assert_eq!(of(&[("package.json", "{}"), ("index.js", "")]).0, "index.js x");
         assert!(of(&[("index.js", "")]).0.starts_with('/'), "it is no package");
+    }
+
+    #[test]
+    fn a_program_that_npm_has_installed_is_found_by_its_name() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let home = tempfile::tempdir().unwrap();
+        let below = home.path().join("packages/web");
+        std::fs::create_dir_all(&below).unwrap();
+        let bin = home.path().join("node_modules/.bin");
+        std::fs::create_dir_all(&bin).unwrap();
+        for (name, mode) in [("no-such-server", 0o755), ("not-executable", 0o644), ("sh", 0o755)] {
+            std::fs::write(bin.join(name), "").unwrap();
+            std::fs::set_permissions(bin.join(name), std::fs::Permissions::from_mode(mode))
+                .unwrap();
+        }
+        let program = |typed: &str, directory: &Path| {
+            let command = of(typed.into(), vec!["x".into()], directory);
+            (command.program, crate::names::of_program(&command.named_by))
+        };
+        let own = OsString::from("node_modules/.bin/no-such-server");
+        assert_eq!(program("no-such-server", home.path()), (own.clone(), "no-such-server".into()));
+        assert_eq!(program("no-such-server --port 1", home.path()).0, own);
+        let found = bin.join("no-such-server").into_os_string();
+        assert_eq!(program("no-such-server", &below).0, found);
+        for name in ["./no-such-server", "not-executable", "sh", "nothing"] {
+            assert_eq!(program(name, home.path()).0, name);
+        }
     }
 }

@@ -8,6 +8,7 @@ use rustix::process::Resource;
 use troop::Error;
 use troop::text::escaped;
 
+use crate::command;
 use crate::config::{self, Limited};
 use crate::program::is_script;
 use crate::resolve::ResolvedApp;
@@ -73,7 +74,10 @@ fn check_program(program: &Path, here: &Path, search: Option<&OsString>) -> Resu
         None => wrong(format!(
             "there is no program {shown} on the PATH, and no file {}{}",
             path.display(),
-            other_apps(program)
+            match command::installed(program, here) {
+                Some(installed) => format!("; npm has installed {}", installed.display()),
+                None => other_apps(program),
+            }
         )),
     }
 }

@@ -226,7 +226,8 @@ impl Source {
         let mut resolved = match &self.file {
             None => {
                 let typed_program = typed.program.clone().unwrap_or_default();
-                let command = command::of(typed_program, typed.args.clone());
+                let directory = typed.cwd.as_deref().unwrap_or(Path::new("."));
+                let command = command::of(typed_program, typed.args.clone(), directory);
                 let default_name = names::of_program(&command.named_by);
                 let (program, mut args) = typed.pm2.command(command.program, command.args);
                 let shown = program.to_string_lossy().into_owned();

@@ -473,7 +473,7 @@ fn own_cpus() -> Vec<usize> {
 }
 
 /// Whether a program of this name is on the `PATH`.
-fn is_on_path(program: &Path) -> bool {
+pub(crate) fn is_on_path(program: &Path) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }

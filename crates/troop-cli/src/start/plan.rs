@@ -44,7 +44,8 @@ impl Planned {
         match (&self.run.name, &self.choice.app, &self.run.program) {
             (Some(name), ..) => name.clone(),
             (None, app, Some(program)) if app.is_empty() => {
-                let command = command::of(program.clone(), self.run.args.clone());
+                let directory = self.run.cwd.as_deref().unwrap_or(Path::new("."));
+                let command = command::of(program.clone(), self.run.args.clone(), directory);
                 names::of_program(&command.named_by)
             }
             (None, app, _) => app.clone(),
@@ -65,15 +66,15 @@ pub(crate) fn words_of_start(args: &mut Start) {
     }
 }
 
-/// Whether a word is a program that is found on the `PATH`, and nothing in this directory.
+/// Whether a word is a program that is found on the `PATH`, or that npm has installed, and nothing in
+/// this directory.
 pub(crate) fn is_command(word: &OsStr) -> bool {
     let path = Path::new(word);
     let has_slash = word.as_encoded_bytes().contains(&b'/');
     if has_slash || path.exists() || resolve::is_app(word).unwrap_or(true) {
         return false;
     }
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&search).any(|directory| directory.join(path).is_file())
+    config::is_on_path(path) || command::installed(path, Path::new(".")).is_some()
 }
 
 /// Splits the words of `run` behind the program: into further programs or apps of a file, and the
