@@ -147,6 +147,8 @@ struct Shell {
     own: (u32, i64),
     says_in_use: bool,
     shows: bool,
+    /// Listens by itself where others cannot therefore.
+    in_the_way: Option<WorkerId>,
     finished: bool,
     last_ticket: u64,
     /// Those that have not been answered.
@@ -187,6 +189,7 @@ impl Shell {
             own: (1, 80),
             says_in_use: false,
             shows: true,
+            in_the_way: None,
             finished: false,
             last_ticket: 0,
             tickets: BTreeSet::new(),
@@ -257,7 +260,10 @@ impl Shell {
                 let waiting = if self.queues_hold { 2 } else { 0 };
                 let inspection = Inspection {
                     sockets: vec![SocketConnections { accepted: 0, waiting }],
-                    hindrances: needs_hindrances.then(Hindrances::default),
+                    hindrances: needs_hindrances.then(|| Hindrances {
+                        listens: self.in_the_way.map(|worker| (worker, "127.0.0.1:80".into())),
+                        has_children: false,
+                    }),
                     ..Inspection::default()
                 };
                 self.cluster.connections_inspected(self.now, &inspection);
@@ -566,5 +572,24 @@ fn a_new_worker_that_closes_its_listener_again_takes_over_from_none() {
         shell.happen(&Input::Pass { ms: 60_000 }).unwrap();
         let takes_over = shell.log.iter().any(|line| line.contains("Replaced { old"));
         assert_eq!(takes_over, !closes_again, "{:#?}", shell.log);
+    }
+}
+
+#[test]
+fn a_worker_that_is_in_the_way_is_told_at_another_end_where_it_could_not_be_told_before() {
+    for (is_told, times) in [(true, 1), (false, 4)] {
+        let mut shell = Shell::new(None);
+        shell.in_the_way = Some(WorkerId(1));
+        for _ in 0..5 {
+            while shell.processes.len() < 3 {
+                shell.happen(&Input::Pass { ms: 100 }).unwrap();
+            }
+            shell.happen(&Input::Exit { worker: 2, how: ExitHow::Code(1) }).unwrap();
+            if !is_told {
+                shell.cluster.was_not_told();
+            }
+        }
+        let told = shell.log.iter().filter(|line| line.starts_with("NotShared"));
+        assert_eq!(told.count(), times, "{:#?}", shell.log);
     }
 }

@@ -27,6 +27,8 @@ const MAX_QUICK_ENDS: u32 = 3;
 /// becomes free.
 const MAX_TIMES_SEEN: u32 = 3;
 const MAX_TIMES_UNNAMED: u32 = 10;
+/// Checks at which workers are in each other's way, but it is not known yet which one has the address.
+const MAX_TIMES_UNKNOWN: u32 = 10;
 
 /// A report of a background primary to `troop start`: a line of JSON on standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -233,6 +235,7 @@ impl StartupReporter {
     /// Waits until workers cannot start because another one has their address, as programs that bind
     /// it past troop do, and returns the report of that.
     async fn clash(&self, cluster: &Cluster) -> StartupReport {
+        let mut times_unknown = 0;
         loop {
             tokio::time::sleep(CLASH_CHECK_INTERVAL).await;
             let Ok(snapshot) = cluster.snapshot().await else { continue };
@@ -247,7 +250,12 @@ impl StartupReporter {
                 continue;
             }
             let words = || self.last_lines().filter(|words| tells_of_used_address(words));
-            let (words, tip) = match (its_words.or_else(words), clash) {
+            let words = its_words.or_else(words);
+            if words.is_some() && clash.is_none() && times_unknown < MAX_TIMES_UNKNOWN {
+                times_unknown += 1;
+                continue;
+            }
+            let (words, tip) = match (words, clash) {
                 (Some(words), _) => (Some(words.clone()), self.tip(&words)),
                 (None, Some((clash, _))) => (None, Some(clash)),
                 (None, None) => continue,

@@ -247,11 +247,20 @@ impl Cluster {
         }
     }
 
+    /// What was to be told could not be: the last words of the worker that has ended are not known yet.
+    pub fn was_not_told(&mut self) {
+        self.not_shared = None;
+    }
+
     /// A worker has ended. If those of its slot do so quickly and others run, one of these may have
     /// the address that it needs.
     pub(super) fn search_for_clash(&mut self, worker: WorkerId) {
         let Some(supervisor) = &self.supervisor else { return };
-        let keeps_ending = |vacancy: Vacancy| vacancy.quick_ends == QUICK_ENDS;
+        // Once where it is told, and until then each time.
+        let is_untold = self.not_shared.is_none();
+        let keeps_ending = |vacancy: Vacancy| {
+            vacancy.quick_ends == QUICK_ENDS || (is_untold && vacancy.quick_ends > QUICK_ENDS)
+        };
         if supervisor.is_embedded()
             || !supervisor.vacancies().any(keeps_ending)
             || !self.primary.workers().any(|(other, _)| other != worker)

@@ -69,8 +69,13 @@ impl Driver {
             Unshared::Ended(ended) => {
                 let last = self.listeners.last_ended.as_ref().filter(|(last, _)| *last == ended);
                 let tail = last.and_then(|(_, tail)| tail.as_ref());
+                let is_complete = tail.is_none_or(|tail| tail.has_ended());
                 let last_words = tail.map(|tail| tail.text(Duration::ZERO));
                 if last_words.is_some_and(|words| !tells_of_used_address(&words)) {
+                    if !is_complete {
+                        // The next one that ends says the same.
+                        self.cluster.was_not_told();
+                    }
                     return;
                 }
                 (None, String::new())
