@@ -312,16 +312,16 @@ impl StartingPrimary {
                 report(json, &state, || format!("{name}: starting"));
                 Ok(name)
             }
-            StartupReport::Ready { name, pid, workers, listeners, hint: told } => {
+            StartupReport::Ready { name, pid, workers, listeners, own, hint: told } => {
                 told.iter().for_each(|told| log::line(&format!("troop: {name}: {told}")));
                 if name != *shown {
                     log::line(&format!("troop: {}", crate::run::also_runs(shown, &name)));
                 }
-                let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners });
-                let on = if listeners.is_empty() {
-                    String::new()
-                } else {
-                    format!(" on {}", listeners.join(", "))
+                let state = serde_json::json!({ "name": name, "pid": pid, "state": "running", "workers": workers, "listeners": listeners, "own": own });
+                let on = match (&listeners[..], &own[..]) {
+                    ([], []) => String::new(),
+                    ([], own) => format!(" on {}, past troop", own.join(", ")),
+                    (listeners, _) => format!(" on {}", listeners.join(", ")),
                 };
                 let hint = self.hint.filter(|_| !listeners.is_empty());
                 let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();

@@ -40,14 +40,23 @@ fn server(at: SocketAddr) -> String {
     answer.rsplit_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-/// A reload of a program whose successor cannot have the port.
+/// Reloads of a program whose successor cannot have the port. A worker is ready by its age only, so each
+/// start and each reload takes seconds, and those that do not need each other are made at a time.
 fn serves_on(name: &str, arguments: &[&str]) {
+    std::thread::scope(|scope| {
+        scope.spawn(move || keeps_the_old_one(name, arguments));
+        scope.spawn(move || has_the_old_one_leave_first(name, arguments));
+    });
+}
+
+fn start_one(home: &Home, name: &str, arguments: &[&str], more: &[&str]) {
+    let start = ["start", name, "-n", "web", "--set", "min_ready_time=0"];
+    home.fine(&[&start, more, &["--"], arguments].concat());
+}
+
+fn keeps_the_old_one(name: &str, arguments: &[&str]) {
     let home = home(name);
-    let start = |more: &[&str]| {
-        let start = ["start", name, "-n", "web", "--set", "min_ready_time=0"];
-        home.fine(&[&start, more, &["--"], arguments].concat());
-    };
-    start(&[]);
+    start_one(&home, name, arguments, &[]);
     let at = address(&home);
     let before = server(at);
     for app in ["web", "web:1"] {
@@ -60,8 +69,13 @@ fn serves_on(name: &str, arguments: &[&str]) {
     let shown = home.show("web");
     assert_eq!((&shown["phase"], &shown["ready"]), (&"running".into(), &1.into()), "{shown}");
     home.fine(&["stop", "web"]);
-    // The old worker leaves first.
-    start(&["-f", "--set", "max_surge=0", "--set", "max_unavailable=1"]);
+}
+
+fn has_the_old_one_leave_first(name: &str, arguments: &[&str]) {
+    let home = home(name);
+    let leaves = ["--set", "max_surge=0", "--set", "max_unavailable=1"];
+    start_one(&home, name, arguments, &leaves);
+    let at = address(&home);
     let before = server(at);
     home.fine(&["reload", "web"]);
     assert_ne!(server(at), before);
@@ -76,6 +90,10 @@ fn a_node_program_with_a_port_of_its_own_serves_on_when_a_reload_cannot_give_it_
 #[test]
 fn so_does_one_that_a_node_program_starts() {
     serves_on("goes_on.js", &["child"]);
+}
+
+#[test]
+fn so_does_one_whose_parent_listens_on_a_path_of_its_own() {
     serves_on("goes_on.js", &["pipe"]);
 }
 
@@ -85,6 +103,27 @@ fn so_does_a_python_program() {
         serves_on("goes_on.py", &[]);
         serves_on("goes_on.py", &["retries"]);
     }
+}
+
+#[test]
+fn the_address_of_a_program_that_listens_by_itself_is_shown() {
+    let home = home("goes_on.js");
+    let started = home.fine(&["start", "goes_on.js", "-n", "web", "--", "child"]);
+    let at = address(&home).to_string();
+    assert_eq!(started, format!("web: 1 worker ready on {at}, past troop\n"));
+    assert!(home.fine(&["ls"]).lines().any(|line| line.ends_with(&at)));
+    assert!(home.fine(&["show", "web"]).contains(&format!("listen by themselves on {at}\n")));
+    let shown = home.show("web");
+    assert_eq!((&shown["own"][0], &shown["listeners"]), (&at.as_str().into(), &[(); 0][..].into()));
+    // With troop's own listeners it is none of them.
+    let text = "require('http').createServer().listen(0, '127.0.0.1')";
+    std::fs::write(home.path().join("server.js"), text).unwrap();
+    home.fine(&["start", "server.js"]);
+    let shown = home.show("server");
+    assert_eq!(
+        (&shown["own"], shown["listeners"].as_array().unwrap().len()),
+        (&[(); 0][..].into(), 1)
+    );
 }
 
 #[test]

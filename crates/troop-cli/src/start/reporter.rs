@@ -42,6 +42,9 @@ pub(crate) enum StartupReport {
         pid: u32,
         workers: usize,
         listeners: Vec<String>,
+        /// Where workers listen by themselves.
+        #[serde(default)]
+        own: Vec<String>,
         #[serde(default)]
         hint: Option<String>,
     },
@@ -347,6 +350,7 @@ impl StartupReporter {
             pid: snapshot.pid,
             workers,
             listeners,
+            own: snapshot.own,
             hint: hint.or_else(|| startup.hint()),
         });
     }

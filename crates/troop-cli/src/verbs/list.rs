@@ -148,7 +148,7 @@ fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
             let snapshot = &app.snapshot;
             let listening = snapshot.listeners.iter().map(|l| l.address.clone());
             let times = app.schedule.as_ref().filter(|schedule| schedule.is_job).map(times::short);
-            let listening: Vec<_> = listening.chain(times).collect();
+            let listening: Vec<_> = listening.chain(snapshot.own.clone()).chain(times).collect();
             vec![
                 id,
                 app.name.clone(),

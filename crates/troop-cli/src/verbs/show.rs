@@ -155,8 +155,14 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         for line in schedule.iter().flat_map(times::lines) {
             let _ = writeln!(out, "{}", escaped(&line));
         }
-        if *alone {
-            let _ = writeln!(out, "runs alone: listens by itself");
+        let at = match snapshot.own.join(", ") {
+            at if at.is_empty() => at,
+            at => format!(" on {}", escaped(&at)),
+        };
+        match *alone {
+            true => drop(writeln!(out, "runs alone: listens by itself{at}")),
+            false if !at.is_empty() => drop(writeln!(out, "its workers listen by themselves{at}")),
+            false => {}
         }
         let (cpu, memory) = (time(total.cpu_ms), size(total.rss));
         let _ = writeln!(out, "with its workers {cpu} CPU, {memory} memory");

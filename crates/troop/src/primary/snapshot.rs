@@ -47,6 +47,10 @@ pub struct Snapshot {
     pub workers: Vec<WorkerSnapshot>,
     /// The listeners of all workers.
     pub listeners: Vec<ListenerSnapshot>,
+    /// Addresses on which workers, or processes that they have started, listen by themselves, past the
+    /// primary. Workers that listen nowhere with it are inspected until they are a minute old.
+    #[serde(default)]
+    pub own: Vec<String>,
     /// Addresses that lost their workers without a request to close them.
     #[serde(default)]
     pub lost: Vec<LostListener>,

@@ -150,6 +150,13 @@ impl Supervisor {
         }
     }
 
+    /// Returns where workers listen by themselves, as far as it was seen.
+    pub fn own_addresses(&self) -> impl Iterator<Item = &OwnAddress> {
+        self.all_members()
+            .filter_map(|(.., member)| self.own.workers.get(&member.worker))
+            .flat_map(|watched| &watched.now)
+    }
+
     // ---- when to inspect ----
 
     fn all_members(&self) -> impl Iterator<Item = (usize, Which, SlotWorker)> {

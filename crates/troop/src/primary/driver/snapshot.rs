@@ -1,7 +1,8 @@
 //! Takes snapshots of the cluster's whole state.
 
+use troop_core::event::AddressType;
 use troop_core::policy::Scheduling;
-use troop_core::supervise::SupervisorState;
+use troop_core::supervise::{MAX_OWN_ADDRESSES, OwnAddress, SupervisorState};
 
 use super::Driver;
 use crate::activation::ActivationSocket;
@@ -114,6 +115,7 @@ impl Driver {
             last_end: self.cluster.last_end().map(str::to_owned),
             usage: None,
             listeners: listeners.chain(sockets).collect(),
+            own: supervisor.map_or_else(Vec::new, |s| shown(s.own_addresses())),
             lost,
             workers,
         }
@@ -143,4 +145,19 @@ impl Driver {
             );
         missed.chain(unreached).collect()
     }
+}
+
+/// Returns addresses as people read them, each one once: paths only where there is nothing else, because
+/// many programs have some for processes of their own.
+fn shown<'a>(all: impl Iterator<Item = &'a OwnAddress>) -> Vec<String> {
+    let is_path = |own: &&OwnAddress| own.at.address_type == AddressType::Unix;
+    let (paths, others): (Vec<_>, Vec<_>) = all.partition(is_path);
+    let mut shown: Vec<String> = Vec::new();
+    for own in if others.is_empty() { paths } else { others } {
+        let text = own.at.to_string();
+        if shown.len() < MAX_OWN_ADDRESSES && !shown.contains(&text) {
+            shown.push(text);
+        }
+    }
+    shown
 }
