@@ -66,11 +66,10 @@ pub fn main() -> ExitCode {
     troop::program::own_code::use_one_arena();
     let typed = args::typed::arranged(std::env::args_os().collect(), start::is_command);
     let args::Troop { command, .. } = args::Troop::try_parse_from(typed).unwrap_or_else(|mut e| {
-        if let Some(answer) = elsewhere::answer(&mut e) {
-            log::line(&format!("troop: {answer}"));
-            std::process::exit(e.exit_code());
+        match elsewhere::answer(&mut e) {
+            Some(answer) => log::line(&format!("troop: {answer}")),
+            None => drop(e.print()),
         }
-        let _ = e.print();
         let is_start = std::env::args().nth(1).is_some_and(|verb| verb == "start");
         if e.kind() == ErrorKind::UnknownArgument && is_start {
             let shown = match e.get(ContextKind::InvalidArg) {

@@ -46,6 +46,29 @@ fn a_program_that_does_not_exist_is_named_before_a_worker_starts() {
     assert!(!log.contains("\"event\":\"fork\""), "{log}");
 }
 
+/// As `npm run` and `npx` find them.
+#[test]
+fn a_program_that_npm_has_installed_is_started_by_its_name_and_named_where_a_file_has_that() {
+    let file = "[app.web]\nprogram = \"no-such-server\"\n";
+    let home = Home::with(&[("troop.toml", file)]);
+    let bin = home.path().join("node_modules/.bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    let server = "#!/usr/bin/env node
+const [, , at, port] = process.argv;
+require('http').createServer((q, r) => r.end(at)).listen(Number(port), at);";
+    std::fs::write(bin.join("no-such-server"), server).unwrap();
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(bin.join("no-such-server"), mode).unwrap();
+    let typed = ["no-such-server 127.0.0.1 0", "no-such-server"];
+    for (typed, args) in [(typed[0], &[][..]), (typed[1], &["127.0.0.1", "0"])] {
+        let out = home.fine(&[&["start", typed, "-n", "web", "-w", "2", "--"], args].concat());
+        assert!(out.starts_with("web: 2 workers ready on 127.0.0.1:"), "{out}");
+        home.fine(&["delete", "web"]);
+    }
+    let installed = "no program no-such-server on the PATH; npm has installed node_modules/.bin/";
+    fails(&home, &["check"], 2, &[installed]);
+}
+
 #[test]
 fn a_file_with_apps_that_does_not_exist_is_named() {
     let home = Home::with(&[]);
@@ -89,6 +112,9 @@ fn an_option_of_the_program_that_is_typed_without_dashes_before_it_is_explained(
     let home = Home::with(&[("server.js", SERVER)]);
     let tip = "the program's own arguments stand behind `--`: troop start PROGRAM -- --port";
     fails(&home, &["start", "server.js", "--port", "80"], 2, &[tip]);
+    // One that is an option of PM2's, too.
+    let tip = tip.replace("--port", "-p");
+    fails(&home, &["start", "server.js", "-p", "80"], 2, &["there is no option -p here", &tip]);
 }
 
 #[test]

@@ -36,7 +36,16 @@ impl App {
             }
         }
         if program.components().count() == 1 && !is_on_path(&program) {
-            add("program", format!("there is no program {} on the PATH", program.display()));
+            let installed = crate::command::installed(&program, &directory);
+            let instead = installed.map(|found| format!("; npm has installed {}", found.display()));
+            add(
+                "program",
+                format!(
+                    "there is no program {} on the PATH{}",
+                    program.display(),
+                    instead.unwrap_or_default()
+                ),
+            );
         }
         if let Some(name) = &self.user
             && uzers::get_user_by_name(name).is_none()

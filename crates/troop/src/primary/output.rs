@@ -4,6 +4,7 @@
 mod marked;
 mod save;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, PipeReader, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,6 +23,8 @@ use super::wake::Wake;
 /// Limits of the kept end of standard error, per worker.
 const MAX_LINES: usize = 40;
 pub(crate) const MAX_BYTES: usize = 16 * 1024;
+/// The most characters of a line that are shown: of minified JavaScript, Node quotes all of it.
+const MAX_LINE: usize = 500;
 /// Lines that are shown behind an earlier one which says more.
 const MAX_LINES_BEHIND: usize = 10;
 
@@ -88,9 +91,21 @@ fn shown(text: &str) -> String {
         let Some(at) = before.iter().rposition(|line| sign(line)) else { continue };
         let behind = &lines[lines.len() - MAX_LINES_BEHIND..];
         let between = lines.len() - MAX_LINES_BEHIND - at - 1;
-        return format!("{}\n[{between} more lines]\n{}", before[at], behind.join("\n"));
+        return format!("{}\n[{between} more lines]\n{}", cut(before[at]), joined(behind));
     }
-    last.join("\n")
+    joined(last)
+}
+
+fn joined(lines: &[&str]) -> String {
+    lines.iter().map(|line| cut(line)).collect::<Vec<_>>().join("\n")
+}
+
+/// Returns the beginning of a long line, unless it tells of an address, perhaps at its end.
+fn cut(line: &str) -> Cow<'_, str> {
+    match line.char_indices().nth(MAX_LINE) {
+        Some((end, _)) if !tells_of_used_address(line) => Cow::Owned(format!("{}…", &line[..end])),
+        _ => Cow::Borrowed(line),
+    }
 }
 
 /// The worker and the stream that output came from.
@@ -414,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_shown_also_where_a_long_backtrace_follows_it() {
+    fn the_reason_is_shown_also_where_a_long_backtrace_or_line_is_beside_it() {
         let frames = |n: usize| (0..n).map(|n| format!("{n}: frame\n")).collect::<String>();
         let reason = "RuntimeError: Address already in use (os error 98)";
         let far = shown(&format!("starting\n{reason}\n\nStack backtrace:\n{}", frames(60)));
@@ -430,6 +445,10 @@ mod tests {
         assert_eq!(shown(&frames(60)).lines().count(), 40);
         assert_eq!(shown(&format!("{reason}\n{}", frames(3))).lines().count(), 4);
         assert_eq!(shown(""), "");
+        let minified = format!("{}\nSyntaxError: no export\n", "é".repeat(5000));
+        assert_eq!(shown(&minified), format!("{}…\nSyntaxError: no export", "é".repeat(500)));
+        let json = format!("{{\"a\":\"{}\",\"err\":\"EADDRINUSE :::80\"}}", "x".repeat(5000));
+        assert_eq!(shown(&json), json);
     }
 
     #[test]
