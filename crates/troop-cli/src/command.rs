@@ -8,6 +8,10 @@ use crate::config::{self, App};
 use crate::launcher;
 use crate::program::is_executable;
 
+/// Programs that are named on the command line before what is meant.
+const INTERPRETERS: [&str; 11] =
+    ["node", "nodejs", "python", "python3", "ruby", "php", "perl", "bash", "sh", "bun", "deno"];
+
 /// A command, as it is executed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TypedCommand {
@@ -56,7 +60,7 @@ pub(crate) fn installed(name: &Path, directory: &Path) -> Option<PathBuf> {
 
 /// Returns the command of a text such as `npm run dev`, by a shell where it needs one.
 fn of_text(text: &str, args: &[OsString]) -> Option<TypedCommand> {
-    let named_by = PathBuf::from(text.replace('/', "-"));
+    let named_by = named_by(text);
     let App { program, args: mut words, .. } = config::app_of_command(text);
     // The words that were typed behind a script for the shell are arguments of its last command.
     if let ([option, script], "sh", false) = (&mut words[..], program.as_str(), args.is_empty())
@@ -67,6 +71,19 @@ fn of_text(text: &str, args: &[OsString]) -> Option<TypedCommand> {
     }
     let args = words.into_iter().map(OsString::from).collect();
     Some(TypedCommand { program: program.into(), args, cwd: None, named_by })
+}
+
+/// Returns what a command is named by: the words before its first option, as an app of a file, or the
+/// script of an interpreter.
+fn named_by(text: &str) -> PathBuf {
+    let before = text.split(" -").next().unwrap_or_default().trim();
+    if INTERPRETERS.contains(&before) {
+        let words = shlex::split(text).unwrap_or_default();
+        let script = words.into_iter().skip(1).find(|word| Path::new(word).is_file());
+        return script.map_or_else(|| before.into(), PathBuf::from);
+    }
+    let named = if before.is_empty() { text } else { before };
+    PathBuf::from(named.replace('/', "-"))
 }
 
 /// Returns the command of a directory with a `package.json`: its main file, or `npm start`.
@@ -112,6 +129,10 @@ mod tests {
         for (program, args, expected, name) in [
             ("npm run dev", &[][..], &["npm", "run", "dev"][..], "npm-run-dev"),
             ("python3 'a b.py'", &["-v"], &["python3", "a b.py", "-v"], "python3--a-b"),
+            ("gunicorn -w 2 a:b", &[], &["gunicorn", "-w", "2", "a:b"], "gunicorn"),
+            ("npm run dev -- --x", &[], &["npm", "run", "dev", "--", "--x"], "npm-run-dev"),
+            ("php -S a:1", &[], &["php", "-S", "a:1"], "php"),
+            ("sh -eu src/main.rs", &[], &["sh", "-eu", "src/main.rs"], "main"),
             ("php artisan serve", &[], &["php", "artisan", "serve"], "php-artisan-serve"),
             ("echo $A", &[], &["sh", "-c", "exec echo $A"], "echo--A"),
             ("echo $A", &["b c"], &["sh", "-c", "exec echo $A \"$@\"", "sh", "b c"], "echo--A"),
