@@ -45,7 +45,8 @@ pub(crate) fn run(args: Run) -> Result<(), RunError> {
     // waits for the report.
     let is_awaited = started_as.is_some()
         && std::env::var_os(restart::VARIABLE).is_none()
-        && resumption.is_none();
+        && resumption.is_none()
+        && keeper::set_aside().is_none();
     let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
     let result = run_as(args, started_as.as_deref(), reporter.clone(), resumption);
     if let Err(error) = &result
@@ -117,7 +118,14 @@ fn run_as(
     }
     let signals = signals::Signals::catch()
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
-    if is_resumed && resolved.background {
+    if let Some(set_aside) = keeper::set_aside() {
+        log::line(&format!(
+            "troop: {} engines in a row have ended before they were ready, the last one by {}, so this one starts afresh, with new workers",
+            keeper::MAX_UNREADY,
+            set_aside.how
+        ));
+    }
+    if (is_resumed || keeper::set_aside().is_some()) && resolved.background {
         // Whoever started the app has gone.
         if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);
@@ -186,7 +194,7 @@ fn run_as(
                 watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
             }
         });
-    let is_restarted = named_by(restart::VARIABLE).is_some();
+    let is_restarted = named_by(restart::VARIABLE).is_some() || keeper::set_aside().is_some();
     // Another engine's files stay as they are until that has left.
     let begun = begun.and_then(|watched| {
         let pid_files = match is_resumed {

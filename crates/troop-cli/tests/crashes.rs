@@ -125,6 +125,65 @@ fn crashes_under_steering_lose_no_worker_and_no_open_connection() {
     crashes_under_load_cost_no_worker(&["--policy", "steered"]);
 }
 
+/// The engine dies at this point, at the first to the last of these passages; an unchanged Node program
+/// starts meanwhile, listens and is served.
+fn deaths_while_workers_start_cost_no_worker(point: &str, passages: std::ops::RangeInclusive<u32>) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut deaths = 0;
+    for nth in passages {
+        let once = directory.path().join(nth.to_string());
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(["run", "--log", "json", "-w", "2", "--policy", "round-robin"]);
+        command.arg(node("hello.js"));
+        command.env("TROOP_FAULT", format!("{point}:{nth}:{}", once.display()));
+        let mut troop = support::start(command);
+        let mut shown = serde_json::Value::Null;
+        wait_until(&format!("both workers are ready after {point} {nth}"), || {
+            let (_, out, _) = troop.troop(["ls"]);
+            if !(out.contains("running") && out.contains("2/2")) {
+                return false;
+            }
+            let (code, out, _) = troop.troop(["show", "--json"]);
+            let mut all = serde_json::from_str::<serde_json::Value>(&out).unwrap_or_default();
+            shown = all.get_mut(0).map(serde_json::Value::take).unwrap_or_default();
+            code == 0
+        });
+        let address = shown["listeners"][0]["address"].as_str().unwrap();
+        let port = address.rsplit_once(':').unwrap().1.parse().unwrap();
+        let answers: std::collections::BTreeSet<_> =
+            (0..8).map(|_| get(port, "/").unwrap()).collect();
+        assert_eq!(answers.len(), 2, "{point} {nth}: each worker is served: {answers:?}");
+        let has_died = once.exists();
+        deaths += u32::from(has_died);
+        assert_eq!(troop.troop(["stop"]).0, 0);
+        let code = troop.end().0;
+        // One that dies while it ends ends the app.
+        assert!(code == Some(0) || (!has_died && once.exists()), "{point} {nth}: {code:?}");
+    }
+    assert!(deaths > 0, "it never died at {point}");
+}
+
+#[test]
+fn what_was_read_when_the_engine_died_is_heard_by_the_next_one() {
+    deaths_while_workers_start_cost_no_worker("read", 1..=8);
+}
+
+#[test]
+fn what_was_noted_when_the_engine_died_is_heard_by_the_next_one() {
+    deaths_while_workers_start_cost_no_worker("noted", 1..=8);
+}
+
+#[test]
+fn what_was_answered_when_the_engine_died_is_known_to_the_next_one() {
+    deaths_while_workers_start_cost_no_worker("written", 1..=8);
+}
+
+#[test]
+fn a_state_that_was_written_when_the_engine_died_is_gone_on_with() {
+    deaths_while_workers_start_cost_no_worker("held", 1..=8);
+    deaths_while_workers_start_cost_no_worker("cleared", 1..=8);
+}
+
 #[test]
 fn what_happens_while_there_is_no_engine_is_seen_by_the_next_one() {
     let mut troop = app(&["-w", "2"], "hello.js");
@@ -230,4 +289,156 @@ fn apps_in_the_background_go_on_too_with_their_names_records_and_logs() {
     home.fine(&["stop", "web"]);
     assert!(home.fine(&["ls"]).contains("stopped"));
     home.fine(&["start", "web"]);
+}
+
+/// The inode of the server's end of a connection.
+fn server_end(client: &TcpStream) -> String {
+    let [local, peer] =
+        [client.peer_addr(), client.local_addr()].map(|address| address.unwrap().port());
+    let table = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .map(|path| std::fs::read_to_string(path).unwrap_or_default())
+        .concat();
+    let is_it = |fields: &[&str]| {
+        fields.len() > 9
+            && fields[1].ends_with(&format!(":{local:04X}"))
+            && fields[2].ends_with(&format!(":{peer:04X}"))
+    };
+    let lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines
+        .into_iter()
+        .find(|fields| is_it(fields))
+        .map_or(String::new(), |fields| fields[9].to_owned())
+}
+
+fn has_socket(pid: u32, inode: &str) -> bool {
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    held.flatten().any(|entry| {
+        std::fs::read_link(entry.path())
+            .is_ok_and(|to| to.as_os_str() == format!("socket:[{inode}]").as_str())
+    })
+}
+
+#[test]
+fn a_connection_that_waits_for_a_worker_is_served_after_a_crash() {
+    let home = support::Home::with(&[(
+        "slow.js",
+        "const fs = require('fs'); const delay = fs.existsSync('again') ? 2000 : 0; fs.writeFileSync('again', '');
+         setTimeout(() => require('http').createServer((q, r) => r.end('here')).listen(0), delay);",
+    )]);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1", "--policy", "round-robin", "slow.js"]);
+    let mut troop = support::start({
+        command.current_dir(home.path());
+        command
+    });
+    let port = troop.listening(1);
+    kill(troop.workers()[0]);
+    troop.event("exit");
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    client.set_read_timeout(Some(3 * TEST_TIMEOUT)).unwrap();
+    client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let keeper = troop.child.id();
+    let mut inode = String::new();
+    wait_until("the keeper holds it", || {
+        inode = server_end(&client);
+        !inode.is_empty() && has_socket(keeper, &inode)
+    });
+    kill(engine(keeper).unwrap());
+    let mut answer = String::new();
+    // To the end, which would not come if the keeper held it still.
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("here"), "{answer}");
+    assert!(!has_socket(keeper, &inode));
+    assert_eq!(troop.troop(["stop"]).0, 0);
+}
+
+#[test]
+fn a_signal_that_was_not_obeyed_is_passed_on_to_the_next_engine() {
+    let directory = tempfile::tempdir().unwrap();
+    let once = directory.path().join("once");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1"]).arg(node("hello.js"));
+    command.env("TROOP_FAULT", format!("signalled:1:{}", once.display()));
+    let mut troop = support::start(command);
+    troop.listening(1);
+    troop.signal(Signal::TTIN);
+    troop.event("listening");
+    assert!(once.exists());
+    wait_until("both are ready, and no third", || troop.troop(["ls"]).1.contains("2/2"));
+    assert_eq!(troop.troop(["stop"]).0, 0);
+}
+
+#[test]
+fn a_state_that_no_engine_survives_is_set_aside() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
+    command.env("TROOP_FAULT", "restoring:1:");
+    let mut troop = support::start(command);
+    troop.listening(2);
+    let before = troop.workers().to_vec();
+    kill(engine(troop.child.id()).unwrap());
+    let port = troop.listening(2);
+    get(port, "/").unwrap();
+    assert!(
+        troop.seen.iter().any(|line| line.contains("this one starts afresh")),
+        "{:?}",
+        troop.seen
+    );
+    wait_until("the former workers have ended", || !before.iter().any(|pid| is_running(*pid)));
+    let (_, out, _) = troop.troop(["show", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(shown[0]["crashes"], 4, "{out}");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+}
+
+#[test]
+fn whoever_follows_events_goes_on_with_the_next_engine() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    troop.listening(1);
+    let mut follower =
+        troop.command(["events", "--json"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(follower.stdout.take().unwrap()).lines();
+    crash(&troop);
+    crash(&troop);
+    assert_eq!(troop.troop(["scale", "2"]).0, 0);
+    let found = lines.map_while(Result::ok).find(|line| line.contains("\"listening\""));
+    assert!(found.is_some(), "it follows");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn the_keeper_is_the_last_process_that_a_system_without_memory_kills() {
+    let mut troop = app(&["-w", "1"], "hello.js");
+    troop.listening(1);
+    let score = |pid: u32| -> i32 {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        text.trim().parse().unwrap()
+    };
+    let own = score(std::process::id());
+    let keeper = troop.child.id();
+    assert!(score(keeper) <= own);
+    let lowers = "echo -999 2>/dev/null > /proc/self/oom_score_adj";
+    let may_lower = std::process::Command::new("sh").args(["-c", lowers]).status().unwrap();
+    if may_lower.success() {
+        assert_eq!(score(keeper), -999);
+    }
+    assert_eq!((score(engine(keeper).unwrap()), score(troop.workers()[0])), (own, own));
+    crash(&troop);
+    assert_eq!(score(engine(keeper).unwrap()), own);
+    assert_eq!(troop.troop(["stop"]).0, 0);
+}
+
+#[test]
+fn an_app_whose_engine_dies_when_it_is_told_to_stop_is_stopped_by_the_next_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let once = directory.path().join("once");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1"]).arg(node("hello.js"));
+    command.env("TROOP_FAULT", format!("stopping:1:{}", once.display()));
+    let mut troop = support::start(command);
+    troop.listening(1);
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert!(once.exists());
+    assert_eq!(troop.end().0, Some(0));
 }

@@ -153,7 +153,7 @@ fn time_in_which_the_primary_was_stopped_is_not_counted_against_workers() {
 fn after_a_recovery_what_a_worker_was_sent_before_is_no_violation_until_it_has_answered_a_probe() {
     let (mut simulation, worker) = listening(Config { hang_timeout: None, ..Config::default() });
     listens(&mut simulation);
-    simulation.primary.recovered(simulation.now);
+    simulation.primary.recovered(simulation.now, |_| false);
     simulation.act().unwrap();
     let [seq] = asked(&simulation)[..] else { panic!("it is asked once") };
     assert!(seq >= 1 << 32, "numbers are not used again: {seq}");
@@ -174,4 +174,28 @@ fn after_a_recovery_what_a_worker_was_sent_before_is_no_violation_until_it_has_a
     assert_eq!(simulation.violations(worker), 1);
     simulation.says(worker, &refusal(seq + 1));
     assert_eq!(simulation.violations(worker), 2);
+}
+
+#[test]
+fn after_a_recovery_connections_that_waited_and_are_still_there_are_served_and_no_others() {
+    let (mut simulation, worker) = listening(Config { hang_timeout: None, ..Config::default() });
+    listens(&mut simulation);
+    simulation.primary.set_blocked(simulation.now, worker, true);
+    for _ in 0..3 {
+        simulation.happen(Input::Accept { listener: 0 }).unwrap();
+    }
+    let waiting: Vec<_> = simulation.primary.waiting().collect();
+    assert_eq!(waiting.len(), 3);
+    simulation.primary.recovered(simulation.now, |conn| conn == waiting[1]);
+    for lost in [waiting[0], waiting[2]] {
+        simulation.open.remove(&lost);
+        simulation.waiting.remove(&lost);
+    }
+    simulation.act().unwrap();
+    assert!(simulation.workers[&worker].holds.is_empty(), "it is to answer the probe first");
+    let [seq] = asked(&simulation)[..] else { panic!("it is asked once") };
+    simulation.says(worker, NACK);
+    simulation.says(worker, &refusal(seq));
+    let served: Vec<_> = simulation.workers[&worker].holds.values().copied().collect();
+    assert_eq!(served, [waiting[1]]);
 }

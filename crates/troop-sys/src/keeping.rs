@@ -99,6 +99,15 @@ pub fn ended_child() -> Option<(u32, Exit)> {
     Some((pid, exit))
 }
 
+/// Returns the children of this process, which has one thread. Empty where the kernel does not say.
+#[must_use]
+pub fn children() -> Vec<u32> {
+    let own = std::process::id();
+    let text = std::fs::read_to_string(format!("/proc/self/task/{own}/children"));
+    text.map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+        .unwrap_or_default()
+}
+
 /// Waits until one of these can be read, or a time in milliseconds has passed. Returns which can.
 ///
 /// # Errors

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use signal_hook::consts::{SIGHUP, SIGTTOU, SIGUSR1, SIGUSR2};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use troop::keeper;
 
 use super::RunningApp;
 use crate::log;
@@ -25,17 +27,22 @@ impl RunningApp {
             tokio::select! {
                 read = reload.read(&mut bytes) => match read {
                     Ok(1..) => {
+                        keeper::has_obeyed(SIGHUP);
                         let app = self.clone();
                         tokio::spawn(async move { app.reload_without_client().await });
                     }
                     _ => return,
                 },
                 read = reopen.read(&mut others) => match read {
-                    Ok(1..) => self.queue.iter().for_each(|queue| queue.reopen()),
+                    Ok(1..) => {
+                        keeper::has_obeyed(SIGUSR1);
+                        self.queue.iter().for_each(|queue| queue.reopen());
+                    }
                     _ => return,
                 },
                 read = upgrade.read(&mut ignored) => match read {
                     Ok(1..) => {
+                        keeper::has_obeyed(SIGUSR2);
                         let app = self.clone();
                         tokio::spawn(async move { app.upgrade_without_client().await });
                     }
@@ -43,6 +50,7 @@ impl RunningApp {
                 },
                 read = fewer.read(&mut signals) => match read {
                     Ok(count @ 1..) => {
+                        keeper::has_obeyed(SIGTTOU);
                         for _ in 0..count {
                             self.remove_worker().await;
                         }

@@ -72,10 +72,24 @@ impl Client {
     pub(crate) fn request(
         &mut self,
         request: Request,
-        each: impl FnMut(&Value),
+        mut each: impl FnMut(&Value),
     ) -> Result<Value, CliError> {
         let timeout = timeout_of(&request);
-        self.request_within(request, timeout, each)
+        if !matches!(request, Request::Events) {
+            return self.request_within(request, timeout, each);
+        }
+        loop {
+            match self.request_within(Request::Events, timeout, &mut each) {
+                // Another process may go on with the app: its socket stays meanwhile.
+                Err(CliError::Failed(failure)) if failure.kind == "over" => {
+                    match Client::connect(&self.name)? {
+                        Some(client) => *self = client,
+                        None => return Err(CliError::Failed(failure)),
+                    }
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Sends a request whose answer must begin within a time.

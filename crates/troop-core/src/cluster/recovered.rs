@@ -1,7 +1,7 @@
 //! Goes on with a state whose shell was killed.
 
 use super::Cluster;
-use crate::id::Time;
+use crate::id::{ConnId, Time};
 #[cfg(doc)]
 use crate::primary::Primary;
 #[cfg(doc)]
@@ -10,8 +10,8 @@ use crate::supervise::Supervisor;
 impl Cluster {
     /// Another shell goes on with the state, which was written some time before the former one was
     /// killed: see [`Primary::recovered`] and [`Supervisor::recovered`].
-    pub fn recovered(&mut self, now: Time) {
-        self.primary.recovered(now);
+    pub fn recovered(&mut self, now: Time, is_there: impl Fn(ConnId) -> bool) {
+        self.primary.recovered(now, is_there);
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.recovered(now);
         }

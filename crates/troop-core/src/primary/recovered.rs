@@ -5,23 +5,44 @@
 
 use super::worker::HandleWait;
 use super::{Action, Primary};
-use crate::id::{Time, WorkerId};
+use crate::id::{ConnId, Time, WorkerId};
 use crate::wire::outgoing;
 
 /// The shell that was killed has used fewer numbers since the state was written.
 const MAX_USED: u64 = 1 << 32;
 
 impl Primary {
+    /// Returns the connections that wait for a worker.
+    pub fn waiting(&self) -> impl Iterator<Item = ConnId> {
+        let is_reserved = self.listeners.values().any(|listener| listener.reserved > 0);
+        let workers = self.workers.values().take(if is_reserved { usize::MAX } else { 0 });
+        let memberships = workers.flat_map(|worker| worker.memberships.iter());
+        let reserved = memberships.flat_map(|membership| membership.reserved.iter());
+        let queued = self.listeners.values().flat_map(|listener| listener.queue.iter());
+        queued.chain(reserved).map(|waiting| waiting.conn)
+    }
+
     /// Handles the end of the shell that this state is of, some time after it was written: connections
-    /// are forgotten, and answers to what was sent are ignored. Workers that acknowledge each descriptor
+    /// are forgotten, unless they wait and the next shell has them (`is_there`), and answers to what was
+    /// sent are ignored. Workers that acknowledge each descriptor
     /// are sent a [probe](Action::Probe), and get no connections until they have answered it: only then it
     /// is known what further acknowledgements are for.
-    pub fn recovered(&mut self, now: Time) {
+    pub fn recovered(&mut self, now: Time, is_there: impl Fn(ConnId) -> bool) {
         self.clock(now);
         self.seq += MAX_USED;
         self.forgotten = self.seq;
+        // Those that waited for a certain worker have waited longest.
+        let memberships = self.workers.values_mut().flat_map(|state| state.memberships.iter_mut());
+        let reserved: Vec<_> = memberships
+            .flat_map(|of| of.reserved.drain(..).map(|waiting| (of.listener, waiting)))
+            .collect();
+        for (id, waiting) in reserved.into_iter().rev() {
+            if let Some(listener) = self.listeners.get_mut(&id) {
+                listener.queue.push_front(waiting);
+            }
+        }
         for listener in self.listeners.values_mut() {
-            listener.queue.clear();
+            listener.queue.retain(|waiting| is_there(waiting.conn));
             listener.reserved = 0;
         }
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
@@ -34,9 +55,6 @@ impl Primary {
     fn resync(&mut self, worker: WorkerId) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
         state.in_flight.clear();
-        for membership in &mut state.memberships {
-            membership.reserved.clear();
-        }
         state.blocked = false;
         if state.batched || !state.connected {
             state.handle_waits.clear();

@@ -24,6 +24,7 @@ pub(crate) struct Link {
     /// The keeper's process.
     keeper: u32,
     is_broken: AtomicBool,
+    set_aside: Option<SetAside>,
     /// Messages that were received while another one was waited for.
     aside: Mutex<VecDeque<Message>>,
 }
@@ -35,7 +36,7 @@ impl Link {
     /// # Errors
     /// If the keeper has ended.
     pub(super) fn take(value: &OsStr) -> io::Result<Option<Link>> {
-        let Some(number) = number(value) else { return Ok(None) };
+        let Some((number, set_aside)) = parse(value) else { return Ok(None) };
         let Some(keeper) = inherited::maker_of_messages(number) else { return Ok(None) };
         let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
         if parent.map(i32::unsigned_abs) != Some(keeper) {
@@ -43,11 +44,16 @@ impl Link {
         }
         let socket = inherited::take(number)?;
         let (is_broken, aside) = (AtomicBool::new(false), Mutex::default());
-        Ok(Some(Link { socket, keeper, is_broken, aside }))
+        Ok(Some(Link { socket, keeper, is_broken, set_aside, aside }))
     }
 
     pub(crate) fn keeper(&self) -> u32 {
         self.keeper
+    }
+
+    /// Why this engine starts afresh, if it takes the place of others.
+    pub(crate) fn set_aside(&self) -> Option<&SetAside> {
+        self.set_aside.as_ref()
     }
 
     /// Whether the keeper has ended.
@@ -115,7 +121,7 @@ impl Link {
     pub(super) fn leave(&self, command: &mut Command) {
         // It is open, so this cannot fail.
         let _ = fcntl_setfd(&self.socket, FdFlags::empty());
-        command.env(VARIABLE, format!("{ENGINE}{}", self.socket.as_raw_fd()));
+        command.env(VARIABLE, value(&self.socket, None));
     }
 }
 
@@ -125,9 +131,32 @@ impl AsFd for Link {
     }
 }
 
-/// Returns the number of the connection that a value of the variable names.
-fn number(value: &OsStr) -> Option<i32> {
-    value.to_str()?.strip_prefix(ENGINE)?.parse().ok()
+/// A state with which engines ended before they were ready, so that nobody goes on with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    /// How many engines of the app have ended.
+    pub crashes: u32,
+    /// How the last one has ended.
+    pub how: String,
+}
+
+/// Returns what the variable says to an engine.
+pub(super) fn value(socket: &OwnedFd, set_aside: Option<&SetAside>) -> String {
+    let number = socket.as_raw_fd();
+    match set_aside {
+        None => format!("{ENGINE}{number}"),
+        Some(SetAside { crashes, how }) => format!("{ENGINE}{number}:{crashes}:{how}"),
+    }
+}
+
+fn parse(value: &OsStr) -> Option<(i32, Option<SetAside>)> {
+    let text = value.to_str()?.strip_prefix(ENGINE)?;
+    let Some((number, rest)) = text.split_once(':') else {
+        return Some((text.parse().ok()?, None));
+    };
+    let (crashes, how) = rest.split_once(':')?;
+    let set_aside = SetAside { crashes: crashes.parse().ok()?, how: how.to_owned() };
+    Some((number.parse().ok()?, Some(set_aside)))
 }
 
 /// Receives a message that is understood, if one waits.

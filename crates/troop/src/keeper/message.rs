@@ -38,6 +38,8 @@ pub(crate) enum Kind {
     Stays = 11,
     /// Close all descriptors of the state that are held.
     DropAll = 12,
+    /// It has obeyed the signal with this number.
+    HasObeyed = 13,
 
     // ---- from the keeper ----
     /// A child with this number has ended; the key tells how.
@@ -58,7 +60,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn of(number: u32) -> Option<Kind> {
-        const ALL: [Kind; 19] = [
+        const ALL: [Kind; 20] = [
             Kind::CatchesSignals,
             Kind::Reap,
             Kind::Notify,
@@ -71,6 +73,7 @@ impl Kind {
             Kind::HasLeft,
             Kind::Stays,
             Kind::DropAll,
+            Kind::HasObeyed,
             Kind::Ended,
             Kind::Dropped,
             Kind::Held,

@@ -40,6 +40,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,12 +49,16 @@ use troop_sys::environment;
 
 pub use crate::primary::{Leaving, LeftDescriptor, Resumption, Upgrade, refuse};
 pub(crate) use link::Link;
+pub use link::SetAside;
 pub(crate) use message::{Kind, Message};
 
 /// The variable that makes a process a keeper, or its engine.
 pub const VARIABLE: &str = "TROOP_KEEPER";
 /// Its value for an engine, before the number of the connection.
 const ENGINE: &str = "engine:";
+
+/// How many engines may end in a row before they are ready: then it is the state that ends them.
+pub const MAX_UNREADY: u32 = 3;
 
 /// Keys from this one on stand for no part of the state.
 const UNTIL_END: u64 = 1 << 63;
@@ -95,6 +100,12 @@ pub fn enter() -> io::Result<Option<ExitCode>> {
     if let Some(link) = Link::take(&value)? {
         // The keeper has blocked them for itself.
         troop_sys::signals::unblock_all();
+        // It was executed as `/proc/self/exe`.
+        if let Some(name) =
+            std::env::args_os().next().as_deref().map(Path::new).and_then(Path::file_name)
+        {
+            troop_sys::process::set_name(&name.to_string_lossy());
+        }
         let _ = LINK.set(link);
     }
     Ok(None)
@@ -149,6 +160,21 @@ pub fn starter() -> Option<u32> {
     match LINK.get() {
         Some(link) => troop_sys::process::parent(link.keeper()),
         None => rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs()),
+    }
+}
+
+/// Why this engine starts afresh, if others have ended with the state that there was.
+#[must_use]
+pub fn set_aside() -> Option<&'static SetAside> {
+    LINK.get()?.set_aside()
+}
+
+/// Says that this signal was obeyed. Others are passed on again to the next engine, if this one is
+/// killed.
+pub fn has_obeyed(signal: i32) {
+    if let Some(link) = LINK.get() {
+        // A keeper that has ended passes nothing on.
+        let _ = link.send(&Message::about(Kind::HasObeyed, signal.unsigned_abs()));
     }
 }
 

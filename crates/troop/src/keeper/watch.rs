@@ -17,9 +17,9 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use troop_sys::process::{self, Exit};
 use troop_sys::{fdpass, keeping, own_code};
 
-use super::link::receive;
+use super::link::{SetAside, receive, value};
 use super::message::{Kind, Message};
-use super::{ENGINE, Place, UNTIL_END, VARIABLE};
+use super::{MAX_UNREADY, Place, UNTIL_END, VARIABLE};
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -48,8 +48,6 @@ const STATE: u64 = 0;
 const LONG_RUN: Duration = Duration::from_millis(250);
 /// Delays before another engine is started, the last one for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 0, 100, 500, 1000, 2000];
-/// How many engines may end in a row before they are ready: then it is the state that ends them.
-const MAX_UNREADY: u32 = 3;
 /// The variable that names the service manager's socket.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// Variables that name the process that others are for; they are for its engine.
@@ -76,8 +74,11 @@ struct Keeper {
     signals: keeping::Signals,
     engine: Engine,
     next: Option<Next>,
+    oom: OomScore,
     /// Signals for an engine that does not catch them yet.
     waiting: Vec<i32>,
+    /// Those that the engine was sent and has not obeyed yet.
+    unobeyed: Vec<i32>,
     held: BTreeMap<u64, OwnedFd>,
     /// The child whose end the engine was told of last, until it has dealt with that.
     told: Option<u32>,
@@ -111,13 +112,16 @@ fn start(place: Place) -> io::Result<Keeper> {
     }
     let signals = keeping::Signals::hold(&SIGNALS)?;
     keeping::adopt_orphans()?;
-    let engine = Engine::start(Path::new("/proc/self/exe"))?;
-    let (held, waiting) = (BTreeMap::new(), Vec::new());
+    let oom = OomScore::of_this_process();
+    let engine = Engine::start(Path::new("/proc/self/exe"), None, &oom)?;
+    let (held, waiting, unobeyed) = (BTreeMap::new(), Vec::new(), Vec::new());
     Ok(Keeper {
         signals,
         engine,
         next: None,
+        oom,
         waiting,
+        unobeyed,
         held,
         told: None,
         image: None,
@@ -131,21 +135,21 @@ fn start(place: Place) -> io::Result<Keeper> {
 
 impl Engine {
     /// Starts an engine, outside the terminal's foreground group.
-    fn start(program: &Path) -> io::Result<Engine> {
+    fn start(program: &Path, set_aside: Option<&SetAside>, oom: &OomScore) -> io::Result<Engine> {
         let (ours, theirs) = keeping::message_pair()?;
         let theirs = fcntl_dupfd_cloexec(&theirs, APART).unwrap_or(theirs);
         fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut args = std::env::args_os();
         let mut command = Command::new(program);
         command.arg0(args.next().unwrap_or_else(|| "troop".into())).args(args).process_group(0);
-        command.env(VARIABLE, format!("{ENGINE}{}", theirs.as_raw_fd()));
+        command.env(VARIABLE, value(&theirs, set_aside));
         let own = OsString::from(std::process::id().to_string());
         for name in FOR_THIS_PROCESS {
             if std::env::var_os(name).is_some_and(|pid| pid == own) {
                 command.env_remove(name);
             }
         }
-        let pid = command.spawn()?.id();
+        let pid = oom.start_as_before(|| command.spawn())?.id();
         // It is a child and not reaped, so this is the one.
         let pidfd = process::pidfd(pid)?;
         Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals: false, is_resuming: false })
@@ -238,7 +242,7 @@ impl Keeper {
         let has_run_long = self.ready.is_some_and(|since| since.elapsed() >= LONG_RUN);
         self.quick = if has_run_long { 0 } else { self.quick + 1 };
         if self.unready >= MAX_UNREADY {
-            return false;
+            return self.set_aside(exit);
         }
         let delay = DELAYS_MS[(self.quick as usize).min(DELAYS_MS.len() - 1)];
         let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
@@ -247,11 +251,51 @@ impl Keeper {
         // Signals that come meanwhile wait.
         let _ = keeping::wait(&[], Some(delay));
         let program = format!("/proc/self/fd/{}", image.as_raw_fd());
-        let Ok(engine) = Engine::start(Path::new(&program)) else { return false };
-        (self.engine, self.told, self.ready) = (engine, None, None);
-        self.engine.is_resuming = true;
+        let Ok(engine) = Engine::start(Path::new(&program), None, &self.oom) else { return false };
+        self.replace_engine(engine);
         (self.crashes, self.crash) = (self.crashes.saturating_add(1), Some(exit));
         true
+    }
+
+    /// The engines ended before they were ready, so it is the state that ends them: the next one starts
+    /// afresh. Workers end with their channels, or are told to. Returns whether there is another one.
+    fn set_aside(&mut self, exit: Exit) -> bool {
+        let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
+            return false;
+        };
+        self.crashes = self.crashes.saturating_add(1);
+        let set_aside = SetAside { crashes: self.crashes, how: exit.to_string() };
+        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
+        self.held.retain(|key, _| *key >= UNTIL_END);
+        for child in keeping::children() {
+            if let Ok(child) = process::pidfd(child) {
+                let _ = process::signal(child.as_fd(), SIGTERM);
+            }
+        }
+        let Ok(engine) = Engine::start(Path::new(&program), Some(&set_aside), &self.oom) else {
+            return false;
+        };
+        self.replace_engine(engine);
+        true
+    }
+
+    /// Another engine goes on. What the former one was told and has not done is for this one.
+    fn replace_engine(&mut self, engine: Engine) {
+        (self.engine, self.told, self.ready) = (engine, None, None);
+        self.engine.is_resuming = true;
+        for signal in std::mem::take(&mut self.unobeyed) {
+            self.await_catching(signal);
+        }
+        if self.held.keys().any(|key| *key >= UNTIL_END) {
+            // Somebody has told the former one to end, and waits for that.
+            self.await_catching(SIGTERM);
+        }
+    }
+
+    fn await_catching(&mut self, signal: i32) {
+        if !self.waiting.contains(&signal) {
+            self.waiting.push(signal);
+        }
     }
 
     /// Tells the engine that it goes on.
@@ -270,9 +314,16 @@ impl Keeper {
         let is_there = !process::has_ended(self.engine.pidfd.as_fd());
         let is_ending = ENDING.contains(&signal) && !self.engine.is_resuming;
         if is_there && (self.engine.catches_signals || is_ending) {
-            self.engine.signal(signal);
-        } else if !self.waiting.contains(&signal) {
-            self.waiting.push(signal);
+            self.send_signal(signal);
+        } else {
+            self.await_catching(signal);
+        }
+    }
+
+    fn send_signal(&mut self, signal: i32) {
+        self.engine.signal(signal);
+        if !self.unobeyed.contains(&signal) {
+            self.unobeyed.push(signal);
         }
     }
 
@@ -285,11 +336,21 @@ impl Keeper {
                 own_code::release();
                 own_code::release_free_memory();
                 self.image = File::open(format!("/proc/{}/exe", self.engine.pid)).ok();
-                self.waiting.drain(..).for_each(|signal| self.engine.signal(signal));
+                for signal in std::mem::take(&mut self.waiting) {
+                    self.send_signal(signal);
+                }
             }
             Kind::Reap if self.told == Some(message.number) => {
                 self.told = None;
                 process::reap_child(message.number);
+            }
+            Kind::HasObeyed => {
+                let is_other = |signal: &i32| signal.unsigned_abs() != message.number;
+                self.unobeyed.retain(is_other);
+                if !self.engine.catches_signals {
+                    // It has found it where the former engine had left it.
+                    self.waiting.retain(is_other);
+                }
             }
             Kind::Notify => notify(&message.rest),
             Kind::Hold => {
@@ -349,7 +410,7 @@ impl Keeper {
             return;
         }
         let until = Instant::now() + UPGRADE_TIMEOUT;
-        match Engine::start(program) {
+        match Engine::start(program, None, &self.oom) {
             Ok(engine) => self.next = Some(Next { engine, until }),
             Err(e) => self.give_up(&format!("cannot execute {}: {e}", program.display())),
         }
@@ -376,6 +437,8 @@ impl Keeper {
         // In this order: if this process is killed in between, there is none rather than two.
         former.send(&Message::new(Kind::Over), None);
         self.ready = None;
+        // Those that the former one has caught are part of what it has left.
+        self.unobeyed.clear();
         self.send_commit();
     }
 
@@ -399,6 +462,34 @@ impl Keeper {
             self.told = self.engine.send(&Message::ended(pid, exit), None).then_some(pid);
             return;
         }
+    }
+}
+
+/// How likely it is that the system kills this process when it runs out of memory
+/// (`/proc/PID/oom_score_adj`): last of all, where that is allowed. Engines and workers are as before.
+struct OomScore {
+    before: Option<String>,
+}
+
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+/// The lowest score of a process that the system may kill at all.
+const LOWEST_SCORE: &str = "-999";
+
+impl OomScore {
+    fn of_this_process() -> OomScore {
+        OomScore { before: std::fs::read_to_string(OOM_SCORE).ok() }
+    }
+
+    fn start_as_before<T>(&self, start: impl FnOnce() -> T) -> T {
+        let Some(before) = &self.before else { return start() };
+        // It may be raised by everybody, and lowered by root.
+        let _ = std::fs::write(OOM_SCORE, before);
+        let started = start();
+        let is_higher = before.trim().parse::<i32>().is_ok_and(|score| score > -999);
+        if is_higher {
+            let _ = std::fs::write(OOM_SCORE, LOWEST_SCORE);
+        }
+        started
     }
 }
 

@@ -49,6 +49,21 @@ pub(crate) struct Channel {
     pub(crate) closer: Option<Closer>,
     /// Whether a thread consumes a message with too many descriptors, so that nobody else may read.
     pub(crate) is_consumed_aside: bool,
+    /// Something has come but answers and reports about connections.
+    pub(crate) has_changed: bool,
+    /// What is known of descriptors that another engine has received with the line that comes.
+    pub(crate) lost: Option<LostHandles>,
+    /// The worker and this process may not agree on what was written or acknowledged.
+    pub(crate) is_doubtful: bool,
+}
+
+/// Descriptors that another engine has received, which was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LostHandles {
+    /// It has not done anything with them: the worker is to send them again.
+    Unused,
+    /// It may have told the worker that they have come.
+    PerhapsAcknowledged,
 }
 
 /// Maximum number of descriptors that wait for the end of their line. A worker sends one at a time.
@@ -96,6 +111,9 @@ impl Channel {
             most_handles,
             closer,
             is_consumed_aside: false,
+            has_changed: false,
+            lost: None,
+            is_doubtful: false,
         }
     }
 
@@ -131,6 +149,11 @@ impl Channel {
         self.outbox.write_with(handle, |out| write_line(out, advanced, line));
     }
 
+    /// Whether the beginning of a line was read.
+    fn is_in_line(&self) -> bool {
+        !self.reader.unfinished().0.bytes.is_empty()
+    }
+
     /// Handles input line by line.
     pub(crate) fn receive(
         &mut self,
@@ -142,6 +165,7 @@ impl Channel {
         Outlets { mut relay, messages, mut moves }: Outlets<'_>,
     ) {
         core.heard(now, id);
+        self.has_changed |= self.is_in_line();
         let worker = &self.worker;
         let closer = self.closer.as_ref();
         let mut chunk =
@@ -246,10 +270,15 @@ impl Channel {
                             Err(violation) => core.violated(id, violation),
                         }
                     }
-                    None => {
-                        send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
-                        core.violated(id, Violation::MissingHandle);
-                    }
+                    None => match self.lost {
+                        Some(LostHandles::PerhapsAcknowledged) => self.is_doubtful = true,
+                        lost => {
+                            send_line(&mut self.outbox, self.advanced, HANDLE_NACK);
+                            if lost.is_none() {
+                                core.violated(id, Violation::MissingHandle);
+                            }
+                        }
+                    },
                 },
                 Ok(
                     Incoming::SocketGetCount(_)
@@ -265,6 +294,7 @@ impl Channel {
                     socket_all_closed(self.outbox.buffer(), &key)
                 }
                 Ok(message) => {
+                    self.has_changed |= !is_of_connections(&message);
                     if let (Some(relay), Incoming::Cluster(message)) = (&mut relay, &message)
                         && matches!(
                             message.act,
@@ -281,11 +311,32 @@ impl Channel {
                 return;
             }
         }
+        if self.is_in_line() {
+            self.has_changed = true;
+        } else {
+            self.lost = None;
+        }
         let surplus = self.reader.take_surplus();
         if surplus > 0 {
             core.violated(id, Violation::SurplusHandles(surplus));
         }
     }
+}
+
+/// Whether a message changes nothing but what is known of connections.
+fn is_of_connections(message: &Incoming<'_>) -> bool {
+    matches!(
+        message,
+        Incoming::Answer { .. }
+            | Incoming::HandleAck
+            | Incoming::HandleNack
+            | Incoming::Unknown
+            | Incoming::Troop(
+                TroopMessage::Taken { .. }
+                    | TroopMessage::Load { .. }
+                    | TroopMessage::Counted { .. }
+            )
+    )
 }
 
 /// Returns a line in the format of a channel; `frame` is the buffer for a translated one.

@@ -183,7 +183,10 @@ impl Driver {
                 let claims = self.cluster.claims();
                 self.request(Request::Recycle { worker, reason, claims }, Reply::Recycle(reply));
             }
-            Command::Stop { at_once, reply } => self.stop(at_once, reply),
+            Command::Stop { at_once, reply } => {
+                troop_sys::fault::point("stopping");
+                self.stop(at_once, reply);
+            }
             Command::Replace(execute, failed) => self.replace(execute, failed),
             // As every command, it has the state written down.
             Command::NoteChanged => {}

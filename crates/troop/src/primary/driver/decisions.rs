@@ -140,7 +140,10 @@ impl Driver {
                 self.send_listener(worker, listener, shard, &line)
             }
             Action::Probe { worker, line } => self.send_probe(worker, &line),
-            Action::Bind { listener, worker, spec } => self.bind(listener, worker, spec),
+            Action::Bind { listener, worker, spec } => {
+                self.has_bound = true;
+                self.bind(listener, worker, spec);
+            }
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
             Action::Unbind { listener } => {
                 // A program that starts workers itself may start more.

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use troop_core::Time;
+use troop_sys::fault;
 use troop_sys::poll::Interest;
 
 use super::signals::SignalMeans;
@@ -20,6 +21,15 @@ use crate::primary::saved::kept::Copies;
 /// workers takes milliseconds.
 const PAUSE_FACTOR: u32 = 4;
 
+/// Interval between attempts while the program has nothing to write down yet.
+const NOTE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Age of connections that wait from which on the keeper holds them, too.
+const HOLD_DELAY: Duration = Duration::from_millis(10);
+
+/// Interval between attempts to replace a worker with which it is not certain what was said.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Returns what is written down with the state for the program's own use, if it is to be written down
 /// already.
 pub(crate) type KeptNote = Box<dyn FnMut(&mut Leaving<'_, '_>) -> Option<Vec<u8>> + Send>;
@@ -32,6 +42,9 @@ impl Driver {
         self.poller.add(link, Token::Keeper, Interest::Read)?;
         self.workers.keep(link);
         self.note = note;
+        if let Some(set_aside) = link.set_aside() {
+            (self.crashes, self.last_crash) = (set_aside.crashes, Some(set_aside.how.clone()));
+        }
         // If it has ended, that is heard of now.
         let _ = link.send(&Message::new(Kind::CatchesSignals));
         // What has come before waits elsewhere.
@@ -42,6 +55,8 @@ impl Driver {
     /// Has the keeper close its copies: nothing is to outlive what this engine closes. If this engine is
     /// killed from now on, the app ends.
     pub(super) fn close_copies(&mut self) {
+        self.channels.drop_journal();
+        self.connections.forget_held();
         if let (Some(link), Some(_)) = (keeper::link(), self.copies.take()) {
             // A keeper that has ended holds nothing.
             let _ = link.send(&Message::new(Kind::DropAll));
@@ -72,39 +87,119 @@ impl Driver {
     /// Has the keeper hold the state, if something has changed. Returns whether it has said something
     /// meanwhile.
     pub(super) fn keep_state(&mut self) -> bool {
+        self.hold_waiting();
         self.write_state();
         keeper::link().is_some_and(Link::has_put_aside)
     }
 
-    fn write_state(&mut self) {
-        if self.keep_at > self.now || !std::mem::take(&mut self.is_changed) {
+    /// When connections have waited so long that the keeper is to hold them, too.
+    pub(super) fn hold_deadline(&self) -> Option<Time> {
+        self.hold_at
+    }
+
+    /// Connections that have waited for a moment become part of the state.
+    fn hold_waiting(&mut self) {
+        if self.copies.is_none() {
             return;
         }
+        let Driver { cluster, connections, inspected, .. } = self;
+        let waiting = cluster.primary.waiting().chain(inspected.ids());
+        let mut new = waiting.filter(|conn| !connections.is_held(*conn)).peekable();
+        if new.peek().is_none() {
+            self.hold_at = None;
+            return;
+        }
+        match self.hold_at {
+            None => self.hold_at = Some(self.now + HOLD_DELAY),
+            Some(at) if at <= self.now => {
+                let new: Vec<_> = new.collect();
+                self.connections.hold(new);
+                self.hold_at = None;
+                self.change();
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Writes the state down at once if a socket was bound: its address must be what a worker is told
+    /// next.
+    pub(super) fn keep_bound(&mut self) {
+        if std::mem::take(&mut self.has_bound) && self.copies.is_some() {
+            self.keep_at = self.now;
+            self.write_state();
+            // What is sent now is not in it.
+            self.change();
+        }
+    }
+
+    fn write_state(&mut self) {
+        if self.channels.take_changed() {
+            self.change();
+        }
+        if !self.is_changed {
+            return self.channels.clear_journal();
+        }
+        if self.keep_at > self.now && !self.channels.needs_room() {
+            return;
+        }
+        self.is_changed = false;
         let begun = Instant::now();
         let Some(link) = keeper::link() else { return };
         if !self.is_state_kept() {
             return self.close_copies();
         }
         let (Some(mut note), copies) = (self.note.take(), self.copies.take()) else { return };
+        self.channels.keep_journal();
         let held = copies.map_or_else(|| Copies::after(Vec::new()), Ok).and_then(|mut copies| {
             // Output is not paused for this: its reader may take nothing.
             let mut state = self.save(false)?;
             let text = note(&mut Leaving::new(&mut state.writer));
-            let held = match text {
-                Some(text) => copies.hold(&state, &text, link),
-                None => Ok(()),
+            let is_held = match text {
+                Some(text) => copies.hold(&state, &text, link).map(|()| true)?,
+                None => false,
             };
-            held.map(|()| copies)
+            Ok((copies, is_held))
         });
         self.note = Some(note);
         self.keep_at = self.now + begun.elapsed() * PAUSE_FACTOR;
         match held {
-            Ok(copies) => self.copies = Some(copies),
+            Ok((copies, false)) => {
+                self.copies = Some(copies);
+                self.keep_at = self.now + NOTE_INTERVAL;
+                self.change();
+            }
+            Ok((copies, true)) => {
+                self.copies = Some(copies);
+                self.connections.send_held(link);
+                fault::point("held");
+                self.channels.clear_journal();
+                fault::point("cleared");
+                self.say_obeyed();
+            }
             // What is held may be out of date, so nothing is.
             Err(_) => {
                 let _ = link.send(&Message::new(Kind::DropAll));
+                self.connections.forget_held();
+                self.channels.clear_journal();
                 self.change();
             }
+        }
+    }
+
+    pub(super) fn doubted_deadline(&self) -> Option<Time> {
+        (!self.doubted.is_empty()).then_some(self.now + DOUBT_INTERVAL)
+    }
+
+    /// Replaces workers with which it is not certain what a killed engine has said, one after the other.
+    pub(super) fn replace_doubted(&mut self) {
+        const WHY: &str =
+            "the engine was killed while they exchanged messages, so it is not certain which";
+        let primary = &self.cluster.primary;
+        self.doubted.retain(|worker| primary.status(*worker).is_some());
+        let Some(worker) = self.doubted.first().copied() else { return };
+        if self.cluster.recycle(self.now, worker, WHY.into()) {
+            self.doubted.remove(0);
+            self.change();
         }
     }
 

@@ -163,6 +163,12 @@ pub(crate) struct Driver {
     note: Option<KeptNote>,
     /// Something has changed but connections since the state was written down.
     is_changed: bool,
+    /// When connections that wait become part of it.
+    hold_at: Option<Time>,
+    /// A socket was bound since, whose address a worker gets to know.
+    has_bound: bool,
+    /// Workers with which it is not certain what a killed engine has said, to be replaced.
+    doubted: Vec<WorkerId>,
     /// When it is written down again at the earliest.
     keep_at: Time,
     origin: Instant,
@@ -213,6 +219,9 @@ impl Driver {
             last_crash: None,
             note: None,
             is_changed: true,
+            hold_at: None,
+            has_bound: false,
+            doubted: Vec::new(),
             keep_at: Time(0),
             origin: Instant::now(),
             now: Time(1),

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use troop_core::snapshot;
 use troop_core::supervise::SupervisorState;
+use troop_core::{WorkerId, snapshot};
+use troop_sys::fault;
 
 use super::Driver;
-use super::channels::SavedChannels;
+use super::channels::{SavedChannels, SavedJournal};
 use super::connections::SavedConnections;
 use super::listeners::SavedListeners;
 use super::signals::SignalMeans;
@@ -32,9 +33,13 @@ struct SavedDriver {
     listeners: SavedListeners,
     connections: SavedConnections,
     signals: Vec<(Key, SignalMeans)>,
-    /// Whether this is all; else it was written in case that this engine is killed, without connections.
+    /// Whether this is all; else it was written in case that this engine is killed, with no connections but
+    /// those that wait.
     is_complete: bool,
     last_crash: Option<String>,
+    /// What was read since is here.
+    journal: Option<SavedJournal>,
+    doubted: Vec<WorkerId>,
 }
 
 fn monotonic() -> Duration {
@@ -64,7 +69,8 @@ impl Driver {
         self.workers.unsaved().or_else(|| self.channels.unsaved())
     }
 
-    /// Writes down the state, with connections if it is to be complete. Nothing of it changes until the result is dropped.
+    /// Writes down the state, with all connections if it is to be complete. Nothing of it changes until the
+    /// result is dropped.
     pub(super) fn save(&self, is_complete: bool) -> io::Result<SavedState<'_>> {
         let mut writer = Writer::default();
         let saved = SavedDriver {
@@ -74,13 +80,12 @@ impl Driver {
             workers: self.workers.save(&mut writer)?,
             channels: self.channels.save(&mut writer),
             listeners: self.listeners.save(&mut writer),
-            connections: match is_complete {
-                true => self.connections.save(&self.inspected, &mut writer),
-                false => SavedConnections::default(),
-            },
+            connections: self.connections.save(&self.inspected, is_complete, &mut writer),
             signals: self.signals.save(&mut writer),
             is_complete,
             last_crash: self.last_crash.clone(),
+            journal: self.channels.save_journal(&mut writer),
+            doubted: self.doubted.clone(),
         };
         let core = snapshot::write(&self.cluster).map_err(io::Error::other)?;
         Ok(SavedState { core, driver: serde_json::to_vec(&saved)?, writer })
@@ -105,6 +110,7 @@ impl Driver {
         let origin = Instant::now().checked_sub(elapsed);
         self.origin = origin.ok_or_else(|| invalid(format!("it is {elapsed:?} old")))?;
         self.now = self.clock();
+        fault::point("restoring");
         self.scarcity.set_base(saved.base);
         self.divide_descriptors();
         self.restore_workers(saved.workers, &mut reader)?;
@@ -121,12 +127,20 @@ impl Driver {
         self.connections.restore(
             saved.connections,
             &mut self.inspected,
-            &mut reader,
-            &self.poller,
+            saved.is_complete,
+            (&mut reader, &self.poller),
         )?;
-        match saved.is_complete {
-            true => self.cluster.resumed(self.now),
-            false => self.cluster.recovered(self.now),
+        self.doubted = saved.doubted;
+        if saved.is_complete {
+            self.cluster.resumed(self.now);
+        } else {
+            let Driver { cluster, connections, now, .. } = self;
+            cluster.recovered(*now, |conn| connections.fd(conn).is_some());
+            if let Some(journal) = &saved.journal {
+                let entries = self.channels.resume_journal(journal, &mut reader)?;
+                let doubted = self.repeat(entries);
+                self.doubted.extend(doubted);
+            }
         }
         self.obey_earlier(saved.signals, &mut reader)?;
         self.plan_upkeep();

@@ -5,11 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGTTIN, SIGTTOU, SIGWINCH};
 use troop_core::Time;
+use troop_sys::fault;
 use troop_sys::poll::Interest;
 
 use super::poller::EventPoller;
 use super::{Driver, Token};
+use crate::keeper;
 use crate::primary::saved::{Key, Reader, Writer};
 use crate::primary::{MAX_WORKERS, Reload};
 
@@ -31,9 +34,24 @@ pub(crate) enum SignalMeans {
     ChildEnded,
 }
 
+impl SignalMeans {
+    /// The signal, unless the app ends with it.
+    fn number(self) -> Option<i32> {
+        match self {
+            SignalMeans::OneMore => Some(SIGTTIN),
+            SignalMeans::OneLess => Some(SIGTTOU),
+            SignalMeans::Reload => Some(SIGHUP),
+            SignalMeans::Pause => Some(SIGWINCH),
+            SignalMeans::Stop | SignalMeans::StopNow | SignalMeans::ChildEnded => None,
+        }
+    }
+}
+
 /// Where signals arrive, and what they mean.
 #[derive(Default)]
 pub(super) struct Signals {
+    /// Those that were obeyed since the state was written down.
+    obeyed: Vec<i32>,
     pipes: Vec<(UnixStream, SignalMeans)>,
     /// When the first signal to stop arrived.
     stopped: Option<Time>,
@@ -121,7 +139,19 @@ impl Driver {
         self.apply_signal(means);
     }
 
+    /// What was obeyed is part of the state that the keeper holds.
+    pub(super) fn say_obeyed(&mut self) {
+        self.signals.obeyed.drain(..).for_each(keeper::has_obeyed);
+    }
+
     fn apply_signal(&mut self, means: SignalMeans) {
+        fault::point("signalled");
+        if keeper::is_kept()
+            && let Some(signal) = means.number()
+        {
+            self.signals.obeyed.push(signal);
+            self.change();
+        }
         let Some(supervisor) = self.cluster.supervisor_mut() else {
             if means == SignalMeans::ChildEnded {
                 self.workers.child_ended(self.now);

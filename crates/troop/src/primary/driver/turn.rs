@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use troop_core::Time;
 use troop_core::supervise::Outcome;
+use troop_sys::fault;
 use troop_sys::poll::Ready;
 
 use super::channels::{LAST_READS, READ_BURST, pace};
@@ -206,6 +207,8 @@ impl Driver {
     /// Ends of processes come after the commands: a program that ends a worker says so before it
     /// sends the signal ([`Command::Release`]), and what it has ended has no successor.
     fn carry_out(&mut self, mut stage: Stage) {
+        self.channels.note_acting();
+        fault::point("acting");
         loop {
             while let Some(action) = self.cluster.next_action(self.now) {
                 self.apply(action);
@@ -229,9 +232,11 @@ impl Driver {
                     self.accept();
                     stage = Stage::Write;
                 }
+                Stage::Write if self.has_bound => self.keep_bound(),
                 Stage::Write if self.channels.has_unflushed() || self.channels.has_batches() => {
                     self.flush_batches();
                     self.flush();
+                    fault::point("written");
                     self.channels.flush_relays(self.now, &mut self.poller);
                 }
                 Stage::Write => break,
@@ -260,6 +265,7 @@ impl Driver {
         self.closing.tick(self.now);
         self.complete_answers();
         self.kill_late();
+        self.replace_doubted();
     }
 
     /// How long to wait at most.
@@ -280,6 +286,8 @@ impl Driver {
             self.workers.next_deadline(self.now),
             self.replacement_deadline(),
             self.keep_deadline(),
+            self.doubted_deadline(),
+            self.hold_deadline(),
         ];
         let due = deadlines.into_iter().flatten().min()?;
         // Rounded up, so that the deadline has come when the wait is over.

@@ -12,7 +12,7 @@ use troop_sys::keeping;
 
 use super::file::{LeftDescriptor, RestoredState, SavedState};
 use super::slots::{self, Slots};
-use super::{Writer, invalid};
+use super::{FIRST_CONNECTION, Held, Writer, invalid};
 use crate::error::{Error, Result};
 use crate::keeper::{Kind, Link, Message, link};
 use crate::primary::driver::how;
@@ -70,6 +70,7 @@ impl Copies {
     /// # Errors
     /// When out of descriptors or memory.
     pub(crate) fn after(keys: Vec<u64>) -> io::Result<Copies> {
+        let keys: Vec<u64> = keys.into_iter().filter(|key| *key < FIRST_CONNECTION).collect();
         let next = keys.iter().max().copied().unwrap_or(STATE) + 1;
         let stat = fstat(eventfd(0, EventfdFlags::CLOEXEC)?)?;
         let anonymous = (stat.st_dev, stat.st_ino);
@@ -93,7 +94,10 @@ impl Copies {
         let mut gone = std::mem::take(&mut self.passing);
         let mut keys = Vec::new();
         for held in &state.writer.descriptors {
-            keys.push(self.hold_one(held.as_fd(), &before, link)?);
+            keys.push(match held {
+                Held::Kept(_, key) => *key,
+                held => self.hold_one(held.as_fd(), &before, link)?,
+            });
         }
         gone.extend(
             before.iter().filter(|(is, _)| !self.held.contains_key(*is)).map(|(_, key)| key),

@@ -5,6 +5,7 @@
 //! state of the core is written as a whole ([`troop_core::snapshot`]).
 
 mod file;
+pub(crate) mod journal;
 pub(crate) mod kept;
 mod slots;
 
@@ -28,8 +29,13 @@ pub(crate) struct Bytes {
     len: usize,
 }
 
+/// Keys from this one on are those of connections that the keeper holds.
+pub(crate) const FIRST_CONNECTION: u64 = 1 << 62;
+
 /// A descriptor that is saved.
 enum Held<'a> {
+    /// The keeper holds it under this key, or gets it when the state is written down.
+    Kept(BorrowedFd<'a>, u64),
     Borrowed(BorrowedFd<'a>),
     Shared(Arc<OwnedFd>),
     Owned(OwnedFd),
@@ -38,7 +44,7 @@ enum Held<'a> {
 impl AsFd for Held<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Held::Borrowed(fd) => *fd,
+            Held::Borrowed(fd) | Held::Kept(fd, _) => *fd,
             Held::Shared(fd) => fd.as_fd(),
             Held::Owned(fd) => fd.as_fd(),
         }
@@ -67,6 +73,11 @@ impl<'a> Writer<'a> {
     /// Saves a descriptor.
     pub(crate) fn descriptor(&mut self, fd: &'a impl AsFd) -> Key {
         self.hold(Held::Borrowed(fd.as_fd()))
+    }
+
+    /// Saves a descriptor that the keeper holds under a key of its own.
+    pub(crate) fn kept(&mut self, fd: &'a impl AsFd, key: u64) -> Key {
+        self.hold(Held::Kept(fd.as_fd(), key))
     }
 
     /// Saves a descriptor that has several owners.

@@ -5,6 +5,7 @@
 //! [`mail`]. [`relays`] has the same for relays, [`direct_io`] what a program's thread does itself.
 
 mod direct_io;
+mod journal;
 mod mail;
 pub(super) mod pace;
 mod read;
@@ -23,7 +24,9 @@ use crate::channel::{Mail, READ_SIZE};
 use crate::event::Event;
 use crate::primary::channel::Channel;
 use crate::primary::relay::Relay;
+use crate::primary::saved::journal::Journal;
 use direct_io::ReclaimedChannels;
+pub(super) use journal::SavedJournal;
 use pace::Pace;
 pub(super) use read::{LAST_READS, READ_BURST};
 pub(super) use save::SavedChannels;
@@ -57,6 +60,10 @@ pub(super) struct Channels {
     mail: Mail,
     /// Room for what is read.
     buffer: Vec<u8>,
+    /// The same in memory that outlives this engine, if another one could go on.
+    journal: Option<Journal>,
+    /// Something has changed in the channels that another engine would have to know.
+    has_changed: bool,
     received: Vec<OwnedFd>,
     /// Room for a line.
     line: Vec<u8>,
@@ -81,6 +88,8 @@ impl Default for Channels {
             messages: Vec::new(),
             mail: Mail::default(),
             buffer: vec![0; READ_SIZE],
+            journal: None,
+            has_changed: false,
             received: Vec::new(),
             line: Vec::new(),
             frame: Vec::new(),

@@ -1,13 +1,14 @@
 //! Reads the channels, and sees their ends.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use troop_core::event::Violation;
 use troop_core::primary::Primary;
 use troop_core::{Time, WorkerId};
-use troop_sys::{fdpass, socket};
+use troop_sys::{fault, fdpass, socket};
 
 use super::Channels;
 use crate::error::Error;
@@ -17,6 +18,7 @@ use crate::primary::driver::closing::CloseAside;
 use crate::primary::driver::connections::Moves;
 use crate::primary::driver::events::Events;
 use crate::primary::driver::{Driver, Token};
+use crate::primary::saved::journal::Journal;
 use crate::primary::wake::Command;
 
 /// Reads per channel before others have their turn.
@@ -34,18 +36,74 @@ fn receive(
     handles: &mut Vec<OwnedFd>,
     takes_none: bool,
 ) -> io::Result<fdpass::Received> {
-    let socket = channel.socket.as_fd();
     if channel.closer.is_none() {
-        return fdpass::recv_few(socket, bytes, handles);
+        return fdpass::recv_few(channel.socket.as_fd(), bytes, handles);
     }
-    let seen = match takes_none {
-        true => fdpass::peek_none(socket, bytes)?,
-        false => fdpass::peek_two(socket, bytes, handles)?,
-    };
+    let seen = look(channel, bytes, handles, takes_none)?;
     if !seen.truncated && seen.len > 0 {
-        fdpass::consume(socket, &mut bytes[..seen.len])?;
+        fdpass::consume(channel.socket.as_fd(), &mut bytes[..seen.len])?;
     }
     Ok(seen)
+}
+
+fn look(
+    channel: &Channel,
+    bytes: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    takes_none: bool,
+) -> io::Result<fdpass::Received> {
+    match takes_none {
+        true => fdpass::peek_none(channel.socket.as_fd(), bytes),
+        false => fdpass::peek_two(channel.socket.as_fd(), bytes, handles),
+    }
+}
+
+/// Where the bytes of a read are.
+enum Place {
+    Buffer(usize),
+    Journal(Range<usize>),
+}
+
+/// Reads as [`receive`] does, into the journal. `None` if there is no room until the state is written
+/// down.
+fn receive_kept(
+    id: WorkerId,
+    channel: &Channel,
+    journal: &mut Journal,
+    buffer: &mut [u8],
+    handles: &mut Vec<OwnedFd>,
+    takes_none: bool,
+) -> Option<io::Result<(fdpass::Received, Place)>> {
+    let room = journal.begin(id, buffer.len())?;
+    let received = match channel.closer {
+        None => fdpass::recv_few(channel.socket.as_fd(), room, handles),
+        Some(_) => {
+            let most = room.len();
+            match look(channel, &mut buffer[..most], handles, takes_none) {
+                Ok(seen) if !seen.truncated && seen.len > 0 => {
+                    fdpass::consume(channel.socket.as_fd(), &mut room[..seen.len]).map(|_| seen)
+                }
+                seen => seen,
+            }
+        }
+    };
+    fault::point("read");
+    let is_left = |received: &fdpass::Received| received.truncated && channel.closer.is_some();
+    let len = match &received {
+        // It is still there, and read again by another engine.
+        Ok(received) if is_left(received) => 0,
+        Ok(received) => received.len,
+        Err(_) => 0,
+    };
+    let at = journal.finish(id, len, !handles.is_empty());
+    fault::point("noted");
+    Some(received.map(|received| {
+        let place = match is_left(&received) {
+            true => Place::Buffer(received.len),
+            false => Place::Journal(at),
+        };
+        (received, place)
+    }))
 }
 
 /// What came of a read.
@@ -72,10 +130,12 @@ impl Channels {
             || self.relays.get(&id).is_some_and(|relay| relay.is_full())
     }
 
-    /// Reads once, and takes in what has come.
+    /// Reads once, and takes in what has come. The last words of a worker are for nobody else.
+    #[expect(clippy::too_many_arguments, reason = "the parts of the driver that a read needs")]
     fn read(
         &mut self,
         id: WorkerId,
+        are_last: bool,
         now: Time,
         core: &mut Primary,
         moves: Moves<'_>,
@@ -91,8 +151,18 @@ impl Channels {
         // stays, so there must not be many of them.
         let takes_none =
             channel.closer.as_ref().is_some_and(|closer| !closer.accepts() || core.is_cut_off(id));
-        let received = match receive(channel, &mut self.buffer, &mut self.received, takes_none) {
-            Ok(fdpass::Received { len: 0, .. }) => return Read::Ended,
+        let result = match self.journal.as_mut().filter(|_| !are_last) {
+            None => receive(channel, &mut self.buffer, &mut self.received, takes_none)
+                .map(|received| (received, Place::Buffer(received.len))),
+            Some(journal) => {
+                let (buffer, handles) = (&mut self.buffer, &mut self.received);
+                let read = receive_kept(id, channel, journal, buffer, handles, takes_none);
+                let Some(read) = read else { return Read::Nothing };
+                read
+            }
+        };
+        let (received, place) = match result {
+            Ok((fdpass::Received { len: 0, .. }, _)) => return Read::Ended,
             Ok(received) => received,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Read::Nothing,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Read::Interrupted,
@@ -101,7 +171,11 @@ impl Channels {
         // A read stops at descriptors, also at those that were lost.
         let more =
             received.len == self.buffer.len() || received.truncated || !self.received.is_empty();
-        let bytes = &self.buffer[..received.len];
+        let bytes = match (place, &self.journal) {
+            (Place::Journal(at), Some(journal)) => journal.read(at),
+            (Place::Journal(_), None) => &[],
+            (Place::Buffer(len), _) => &self.buffer[..len],
+        };
         let is_left = received.truncated && channel.closer.is_some();
         if let Some(closer) = &channel.closer {
             if !self.received.iter().all(socket::is_socket) {
@@ -123,6 +197,7 @@ impl Channels {
             let is_relayed = relay.is_some();
             let outlets = Outlets { relay, messages: &mut self.messages, moves };
             channel.receive(now, core, id, bytes, &mut self.received, outlets);
+            self.has_changed |= std::mem::take(&mut channel.has_changed);
             if is_relayed {
                 self.pace.relayed(bytes.len());
                 self.unflushed_relays.push(id);
@@ -156,7 +231,8 @@ impl Driver {
                 (!self.scarcity.pauses_accepting(), self.questions.has_room_for_moved());
             let Driver { channels, cluster, listeners, connections, closing, events, .. } = self;
             let moves = connections.moves(listeners, has_room, may_ask);
-            match channels.read(id, self.now, &mut cluster.primary, moves, closing, events) {
+            let (core, are_last) = (&mut cluster.primary, burst == LAST_READS);
+            match channels.read(id, are_last, self.now, core, moves, closing, events) {
                 Read::Some { len, more, is_left } => {
                     if is_left {
                         self.consume_aside(id, len);

@@ -16,6 +16,9 @@ use crate::primary::driver::connections::Connections;
 use crate::primary::driver::poller::EventPoller;
 use crate::primary::driver::{Driver, Token};
 
+/// What the kernel writes as a whole or not at all, in bytes; it takes more in several pieces.
+const MAX_WHOLE: usize = 16 * 1024;
+
 /// What became of what waits in a channel.
 enum Written {
     /// There is room for more, or not.
@@ -83,7 +86,14 @@ impl Channels {
         poller: &mut EventPoller,
     ) -> Written {
         let Some(channel) = self.of_workers.get_mut(&id) else { return Written::HasRoom(false) };
+        // A part of that may be written, and this engine be killed before it knows of which.
+        let is_uncertain = channel.blocked || channel.outbox.len() > MAX_WHOLE;
+        if let Some(journal) = self.journal.as_mut().filter(|_| is_uncertain) {
+            journal.note_writing(id);
+            self.has_changed = true;
+        }
         let outcome = channel.outbox.flush(channel.socket.as_fd());
+        self.has_changed |= matches!(outcome, Ok(Flushed::Blocked));
         channel.show_unwritten();
         let blocked = match outcome {
             Ok(Flushed::All) if channel.last => return Written::Ended,

@@ -43,6 +43,11 @@ impl Inspected {
         self.peeked.iter()
     }
 
+    /// The connections whose first bytes are waited for.
+    pub(in crate::primary::driver) fn ids(&self) -> impl Iterator<Item = ConnId> {
+        self.peeked.keys().copied()
+    }
+
     pub(super) fn wait(&mut self, conn: ConnId, peeked: PeekedConnection) {
         self.deadlines.insert((peeked.until, conn));
         self.peeked.insert(conn, peeked);

@@ -8,6 +8,7 @@
 
 mod callback;
 mod handover;
+mod held;
 mod inject;
 mod inspect;
 mod moves;
@@ -20,6 +21,7 @@ use troop_core::{ConnId, Time, WorkerId};
 use troop_sys::socket::{self, Traffic};
 
 pub(super) use callback::PendingQuestions;
+use held::Held;
 use inject::Injections;
 pub(crate) use inject::{ConnectionEnds, Injected};
 pub(super) use inspect::Inspected;
@@ -42,6 +44,8 @@ struct Conn {
     kept: bool,
     /// Its number, if it was moved.
     cookie: Option<u64>,
+    /// The key under which the keeper holds it, or is to.
+    held: Option<u64>,
 }
 
 /// All connections that the primary has copies of.
@@ -53,6 +57,7 @@ pub(super) struct Connections {
     /// Those that a worker has just given back.
     moved: Vec<MovedConnection>,
     owners: Owners,
+    held: Held,
 }
 
 impl Connections {
@@ -64,6 +69,7 @@ impl Connections {
             was_sent: false,
             kept: false,
             cookie: None,
+            held: None,
         })
     }
 
@@ -75,9 +81,11 @@ impl Connections {
     /// connection blocking, which all copies share: this undoes it.
     #[inline]
     pub(super) fn prepare(&mut self, conn: ConnId, worker: WorkerId) {
-        if let Some(conn) = self.all.get_mut(conn.0 as usize)
-            && std::mem::replace(&mut conn.was_sent, true)
-        {
+        let Some(conn) = self.all.get_mut(conn.0 as usize) else { return };
+        if let Some(key) = conn.held.take() {
+            self.held.let_go(key);
+        }
+        if std::mem::replace(&mut conn.was_sent, true) {
             if let Some(cookie) = conn.cookie {
                 self.owners.set(cookie, Some(worker));
             }
@@ -106,7 +114,10 @@ impl Connections {
         closing: &mut CloseAside,
     ) {
         self.injections.settle(conn, taken);
-        let Some(Conn { fd, is_unix, .. }) = self.all.try_remove(conn.0 as usize) else { return };
+        let Some(Conn { fd, is_unix, held, .. }) = self.all.try_remove(conn.0 as usize) else {
+            return;
+        };
+        held.into_iter().for_each(|key| self.held.let_go(key));
         // Descriptors that nobody has received are closed with it.
         if is_unix && socket::unread(&fd) > 0 {
             closing.closer();

@@ -130,6 +130,7 @@ impl Driver {
             let peer = if is_ip { socket::peer_address(&fd) } else { None };
             let before = socket::traffic(fd.as_fd());
             let conn = self.connections.insert(Conn {
+                held: None,
                 fd,
                 is_unix: !is_ip,
                 before,
