@@ -315,3 +315,23 @@ fn the_root_of_the_crate_has_the_names_that_most_programs_need_and_no_others() {
         .collect();
     assert!((15..=25).contains(&names.len()), "{} names: {names:?}", names.len());
 }
+
+#[test]
+fn each_fault_names_a_test_that_causes_it() {
+    let sources = files(&[".rs"]);
+    let list = read("docs/faults.md");
+    let (mut rows, mut missing) = (0, Vec::new());
+    for row in list.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        rows += 1;
+        let number: usize = row.split('|').nth(1).unwrap().trim().parse().unwrap();
+        assert_eq!(number, rows, "{row}");
+        let tests = row.split('|').rfind(|cell| !cell.trim().is_empty()).unwrap();
+        for name in tests.split('`').skip(1).step_by(2) {
+            let is_there = |(_, text): &(PathBuf, String)| text.contains(&format!("fn {name}("));
+            if !sources.iter().any(is_there) {
+                missing.push(name.to_owned());
+            }
+        }
+    }
+    assert!(rows > 50 && missing.is_empty(), "{rows} faults; no such tests: {missing:?}");
+}
