@@ -204,8 +204,7 @@ fn a_worker_that_takes_all_descriptors_does_not_affect_others() {
 fn clients_wait_while_descriptors_are_scarce_and_it_is_reported_once() {
     let port = free_port();
     let mut troop = Running::with_files(
-        // With a keeper the engine has 50 of its own.
-        72,
+        64,
         &[
             "-w",
             "2",
@@ -237,7 +236,7 @@ fn clients_wait_while_descriptors_are_scarce_and_it_is_reported_once() {
         cpu < Duration::from_millis(400),
         "the primary uses {cpu:?} of CPU in two seconds while clients wait"
     );
-    assert!(troop.descriptors() < 68, "{} of 72 descriptors are in use", troop.descriptors());
+    assert!(troop.descriptors() < 60, "{} of 64 descriptors are in use", troop.descriptors());
     troop.show();
     signal(rustix::process::Signal::CONT);
     for mut client in clients {

@@ -26,6 +26,8 @@ pub(crate) struct Socket {
     pub(crate) options: Option<Box<Options>>,
     /// Its inode, which identifies it among all sockets of the system.
     pub(crate) inode: u64,
+    /// Whether its clients may send descriptors.
+    pub(crate) is_unix: bool,
     /// Whether the primary accepts on it.
     pub(crate) watched: bool,
     /// Whether it does not listen any more, so that the poller does not watch it.
@@ -61,11 +63,13 @@ impl Socket {
 
     pub(crate) fn new(fd: OwnedFd, listener: ListenerId) -> Socket {
         let inode = diag::inode(&fd).unwrap_or(0);
+        let is_unix = socket::is_unix(&fd);
         Socket {
             fd,
             listener,
             options: None,
             inode,
+            is_unix,
             watched: false,
             unreported: false,
             ready: false,

@@ -41,6 +41,8 @@ pub(super) struct Scarcity {
     check_at: Option<Time>,
     /// When connections are accepted again.
     accept_again: Option<Time>,
+    /// The descriptors of this process are what is short: they come back as connections leave.
+    is_by_number: bool,
     said: Vec<Said>,
     /// Descriptors that were in use before there were workers.
     base: Option<usize>,
@@ -53,6 +55,7 @@ impl Default for Scarcity {
             tight: false,
             check_at: None,
             accept_again: None,
+            is_by_number: false,
             said: Vec::new(),
             base: None,
         }
@@ -131,14 +134,17 @@ impl Driver {
     /// The kernel keeps the connections meanwhile; nothing is lost.
     pub(super) fn pause_accepting(&mut self, source: io::Error) {
         self.scarcity.accept_again = Some(self.now + CHECK_INTERVAL);
+        self.scarcity.is_by_number = source.raw_os_error() == Some(Errno::MFILE.raw_os_error());
         self.short("accept a connection", source);
     }
 
-    /// Sees whether there are descriptors again.
+    /// Sees whether there are descriptors again: at once when it is this process that has too few, whose
+    /// turns are rare while it does not accept.
     pub(super) fn check_descriptors(&mut self) {
         let is_due = |at: Option<Time>| at.is_some_and(|due| due <= self.now);
-        let (pause_ends, look) =
-            (is_due(self.scarcity.accept_again), is_due(self.scarcity.check_at));
+        let Scarcity { accept_again, is_by_number, .. } = self.scarcity;
+        let pause_ends = is_due(accept_again) || (is_by_number && accept_again.is_some());
+        let look = is_due(self.scarcity.check_at);
         if pause_ends {
             self.scarcity.accept_again = None;
         }

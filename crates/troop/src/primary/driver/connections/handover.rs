@@ -116,7 +116,7 @@ impl Driver {
             Ok((fd, peer)) => {
                 self.channels.is_urgent();
                 self.check_descriptor_number(fd.as_raw_fd());
-                let conn = self.connections.add(fd, peer.is_none());
+                let conn = self.connections.add(fd, self.listeners.is_unix(number));
                 if needs.answer {
                     self.ask(id, conn, peer);
                 } else if needs.bytes {

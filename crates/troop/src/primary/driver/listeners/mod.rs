@@ -89,6 +89,11 @@ impl Listeners {
             .is_some_and(|listener| listener.grouped && listener.sockets.first() == Some(&number))
     }
 
+    #[inline]
+    pub(super) fn is_unix(&self, number: usize) -> bool {
+        self.sockets.get(number).is_some_and(|socket| socket.is_unix)
+    }
+
     /// The listener that a socket is a shard of, and which one.
     pub(super) fn shard_of(&self, number: usize) -> Option<(ListenerId, usize)> {
         let id = self.sockets.get(number)?.listener;
