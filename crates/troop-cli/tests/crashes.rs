@@ -4,13 +4,14 @@
 
 mod support;
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::kept_client::KeptClient;
 use support::{Running, node, run};
-use troop_testkit::{engine, is_running, talk, wait_until};
+use troop_testkit::{TEST_TIMEOUT, engine, is_running, talk, wait_until};
 
 /// How often it is killed under load.
 const CRASHES: usize = 10;
