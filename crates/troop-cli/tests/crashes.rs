@@ -443,3 +443,49 @@ fn an_app_whose_engine_dies_when_it_is_told_to_stop_is_stopped_by_the_next_one()
     assert!(once.exists());
     assert_eq!(troop.end().0, Some(0));
 }
+
+#[test]
+fn a_port_that_was_closed_when_the_engine_died_is_closed_by_the_next_one() {
+    let mut deaths = 0;
+    for nth in 1..=4 {
+        let directory = tempfile::tempdir().unwrap();
+        let once = directory.path().join(nth.to_string());
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+        command.args(["run", "--log", "json", "-w", "1", "--policy", "round-robin"]);
+        command.arg(node("closes.js"));
+        command.env("TROOP_FAULT", format!("closed:{nth}:{}", once.display()));
+        let mut troop = support::start(command);
+        let mut ports = Vec::new();
+        wait_until(&format!("it listens on both ports, {nth}"), || {
+            let (_, out, _) = troop.troop(["show", "--json"]);
+            let shown: serde_json::Value = serde_json::from_str(&out).unwrap_or_default();
+            let listeners = shown[0]["listeners"].as_array().cloned().unwrap_or_default();
+            let port =
+                |l: &serde_json::Value| l["address"].as_str()?.rsplit_once(':')?.1.parse().ok();
+            ports = listeners.iter().filter_map(port).collect();
+            ports.len() == 2 && troop.troop(["ls"]).1.contains("1/1")
+        });
+        let is_first =
+            |port: &&u16| get(**port, "/").is_ok_and(|answer| !answer.contains("second"));
+        let first = *ports.iter().find(is_first).unwrap();
+        let worker = get(first, "/").unwrap();
+        let (worker, second) = worker.split_once(' ').unwrap();
+        let second: u16 = second.trim().parse().unwrap();
+        let died_before = once.exists();
+        let closing = get(first, "/close").unwrap();
+        assert_eq!(closing.trim(), format!("{worker} closed"), "{nth}");
+        wait_until(&format!("the second port refuses, {nth}"), || {
+            std::net::TcpStream::connect(("127.0.0.1", second)).is_err()
+        });
+        let died_by_it = once.exists() && !died_before;
+        deaths += u32::from(died_by_it);
+        let answer = get(first, "/").unwrap();
+        assert_eq!(answer.trim(), format!("{worker} closed"), "the worker stays, {nth}");
+        let (_, out, _) = troop.troop(["show", "--json"]);
+        let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(shown[0]["crashes"], u32::from(once.exists()), "{nth}: {out}");
+        assert_eq!(troop.troop(["stop"]).0, 0);
+        assert!(troop.end().0 == Some(0) || !died_by_it);
+    }
+    assert!(deaths > 0, "it never died when a port was closed");
+}

@@ -10,14 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Cluster;
 
-/// The version of the format that [`write()`] writes, and the only one that [`read`] accepts. Every
-/// change of the state's fields increments it.
-pub const VERSION: u32 = 16;
+/// The major version of the format that [`write()`] writes, and the only one that [`read`] accepts.
+pub const VERSION: u32 = 17;
+
+/// The minor version of what [`write()`] writes. A new field that has a default increments it, every
+/// other change of the state's fields the [major](VERSION) one: [`read`] has to do without fields that
+/// an older minor version does not have, and ignores those of a newer one.
+pub const MINOR: u32 = 1;
 
 /// The reason why a snapshot could not be written or read.
 #[derive(Debug)]
 pub enum SnapshotError {
-    /// The snapshot has this other version.
+    /// The snapshot has this other major version.
     Version(u32),
     /// The state cannot be serialized, or the bytes are not a snapshot.
     Format(serde_json::Error),
@@ -57,15 +61,16 @@ pub fn write(cluster: &Cluster) -> Result<Vec<u8>, SnapshotError> {
     #[derive(Serialize)]
     struct Written<'a> {
         version: u32,
+        minor: u32,
         cluster: &'a Cluster,
     }
-    Ok(serde_json::to_vec(&Written { version: VERSION, cluster })?)
+    Ok(serde_json::to_vec(&Written { version: VERSION, minor: MINOR, cluster })?)
 }
 
 /// Restores a cluster from the output of [`write()`].
 ///
 /// # Errors
-/// [`SnapshotError::Version`] for another version, whatever else the bytes contain;
+/// [`SnapshotError::Version`] for another major version, whatever else the bytes contain;
 /// [`SnapshotError::Format`] if they are not a snapshot.
 pub fn read(snapshot: &[u8]) -> Result<Cluster, SnapshotError> {
     #[derive(Deserialize)]

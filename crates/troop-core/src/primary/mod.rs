@@ -38,6 +38,7 @@ pub use budget::Budget;
 pub use config::{Config, Rebalanced};
 pub use handover::Needs;
 use lapsed::Lapsed;
+pub use recovered::MAX_UNWRITTEN_FORKS;
 pub use repairs::{RepairReport, Repairs};
 pub use reports::DEFAULT_REPORT_INTERVAL;
 pub use unused::Successors;

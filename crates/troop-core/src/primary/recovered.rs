@@ -10,6 +10,9 @@ use crate::wire::outgoing;
 
 /// The shell that was killed has used fewer numbers since the state was written.
 const MAX_USED: u64 = 1 << 32;
+/// Maximum number of workers that a shell forks before it writes the state again, if others could have to
+/// go on with it: so many ids are left out then, because the shell that was killed may have used them.
+pub const MAX_UNWRITTEN_FORKS: u32 = 16;
 
 impl Primary {
     /// Returns the connections that wait for a worker.
@@ -26,11 +29,12 @@ impl Primary {
     /// are forgotten, unless they wait and the next shell has them (`is_there`), and answers to what was
     /// sent are ignored. Workers that acknowledge each descriptor
     /// are sent a [probe](Action::Probe), and get no connections until they have answered it: only then it
-    /// is known what further acknowledgements are for.
+    /// is known what further acknowledgements are for. [`MAX_UNWRITTEN_FORKS`] ids are left out.
     pub fn recovered(&mut self, now: Time, is_there: impl Fn(ConnId) -> bool) {
         self.clock(now);
         self.seq += MAX_USED;
         self.forgotten = self.seq;
+        self.last_worker = self.last_worker.saturating_add(MAX_UNWRITTEN_FORKS);
         // Those that waited for a certain worker have waited longest.
         let memberships = self.workers.values_mut().flat_map(|state| state.memberships.iter_mut());
         let reserved: Vec<_> = memberships

@@ -93,6 +93,26 @@ pub fn input() -> impl Strategy<Value = Input> {
     ]
 }
 
+impl Input {
+    /// Whether a shell writes down what has changed by it, whatever the primary does then.
+    fn is_change(&self) -> bool {
+        matches!(
+            self,
+            Input::Fork { .. }
+                | Input::Reschedule { .. }
+                | Input::Weigh { .. }
+                | Input::Hold { .. }
+                | Input::Shut { .. }
+                | Input::Foreign { .. }
+                | Input::Disconnect { .. }
+                | Input::Violation { .. }
+                | Input::ChannelClosed { .. }
+                | Input::Exit { .. }
+                | Input::CloseUnused
+        )
+    }
+}
+
 impl Simulation {
     pub fn close_channel(&mut self, worker: WorkerId, by_worker: bool) {
         self.primary.channel_closed(self.now, worker, by_worker);
@@ -158,6 +178,9 @@ impl Simulation {
 
     /// Reports an input, and leaves its actions in the queue.
     pub fn happen_late(&mut self, input: Input) -> Result<(), TestCaseError> {
+        if input.is_change() {
+            self.note_change();
+        }
         match input {
             Input::Fork { troop } => {
                 if self.workers.len() < 8 {

@@ -2,6 +2,7 @@
 //! decides.
 #![allow(dead_code, unused_imports, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
+mod crashes;
 mod inputs;
 pub mod steps;
 
@@ -15,6 +16,7 @@ use troop_core::wire::incoming::{self, Incoming, TroopMessage};
 use troop_core::wire::outgoing::SockName;
 use troop_core::{ConnId, ListenerId, Time, WorkerId};
 
+pub use crashes::{Crashes, Kept};
 pub use inputs::{Input, input};
 
 /// Schedulings of the ports 1 to 7.
@@ -101,6 +103,9 @@ pub struct Simulation {
     /// action, or an input without one.
     pub reread_every: Option<u32>,
     pub steps: u32,
+    /// What is written down, if the primary can crash.
+    pub kept: Option<Kept>,
+    pub crashes: Crashes,
     /// Whether actions are carried out late, after further inputs, so that they may be out of date.
     pub is_late: bool,
 }
@@ -132,6 +137,8 @@ impl Simulation {
             log: None,
             reread_every: None,
             steps: 0,
+            kept: None,
+            crashes: Crashes::default(),
             is_late: false,
         }
     }
@@ -150,6 +157,7 @@ impl Simulation {
     }
 
     pub fn say(&mut self, worker: WorkerId, line: &str) {
+        self.note_message(worker, line);
         let parsed = incoming::parse(line.as_bytes()).unwrap();
         self.primary.message(self.now, worker, parsed);
     }
@@ -177,6 +185,13 @@ impl Simulation {
     }
 
     pub fn act(&mut self) -> Result<(), TestCaseError> {
+        self.carry_out_all()?;
+        self.write_changes();
+        Ok(())
+    }
+
+    /// Carries out everything, and does not write down what has changed unless that is urgent.
+    pub fn carry_out_all(&mut self) -> Result<(), TestCaseError> {
         loop {
             self.steps += 1;
             if self.reread_every.is_some_and(|every| self.steps.is_multiple_of(every)) {
@@ -186,8 +201,10 @@ impl Simulation {
                 if let Some(log) = &mut self.log {
                     log.push(format!("{action:?}"));
                 }
+                self.note_action(&action);
                 self.carry_out(action)?;
             } else if !self.primary.close_abandoned(self.now, self.successors) {
+                self.write_urgently();
                 return self.check();
             }
         }

@@ -141,7 +141,8 @@ impl Driver {
             }
             Action::Probe { worker, line } => self.send_probe(worker, &line),
             Action::Bind { listener, worker, spec } => {
-                self.has_bound = true;
+                self.is_urgent = true;
+                self.release_closed();
                 self.bind(listener, worker, spec);
             }
             Action::Reach { listener, worker } => self.reach(listener, Some(worker)),
@@ -154,7 +155,10 @@ impl Driver {
             }
             Action::Watch { listener, shard, on } => self.watch(listener, shard, on),
             Action::Take { listener, shard, count } => self.take_queued(listener, shard, count),
-            Action::Open { listener } => self.open_more(listener),
+            Action::Open { listener } => {
+                self.is_urgent = true;
+                self.open_more(listener);
+            }
             Action::Steer { listener, program } => self.steer(listener, &program),
             Action::Sample { listener } => self.sample(listener),
             Action::Count { worker } => self.count(worker),

@@ -1,7 +1,6 @@
 //! What the driver hears from the keeper of this engine.
 
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,14 +120,32 @@ impl Driver {
         }
     }
 
-    /// Writes the state down at once if a socket was bound: its address must be what a worker is told
-    /// next.
-    pub(super) fn keep_bound(&mut self) {
-        if std::mem::take(&mut self.has_bound) && self.copies.is_some() {
-            self.keep_at = self.now;
-            self.write_state();
-            // What is sent now is not in it.
-            self.change();
+    /// Whether the state must be written down before anything is sent: workers get to know what is not part
+    /// of it, or a socket was closed, which nobody is to find open any more.
+    pub(super) fn has_urgent_change(&self) -> bool {
+        self.is_urgent || self.copies.as_ref().is_some_and(Copies::has_closed)
+    }
+
+    /// Writes the state down at once.
+    pub(super) fn keep_urgent_change(&mut self) {
+        self.is_urgent = false;
+        if self.copies.is_none() {
+            return;
+        }
+        fault::point("closed");
+        self.keep_at = self.now;
+        self.change();
+        self.write_state();
+        // If it could not be written.
+        self.release_closed();
+        // What is sent now is not in it.
+        self.change();
+    }
+
+    /// The keeper has no copies of sockets that this engine has closed from now on.
+    pub(super) fn release_closed(&mut self) {
+        if let (Some(copies), Some(link)) = (&mut self.copies, keeper::link()) {
+            copies.release_closed(link);
         }
     }
 
@@ -171,6 +188,7 @@ impl Driver {
             Ok((copies, true)) => {
                 self.copies = Some(copies);
                 self.connections.send_held(link);
+                self.workers.note_forks_written();
                 fault::point("held");
                 self.channels.clear_journal();
                 fault::point("cleared");
@@ -200,13 +218,6 @@ impl Driver {
         if self.cluster.recycle(self.now, worker, WHY.into()) {
             self.doubted.remove(0);
             self.change();
-        }
-    }
-
-    /// A descriptor is closed next that others would notice if it stayed open.
-    pub(super) fn release_copy(copies: &mut Option<Copies>, fd: BorrowedFd<'_>) {
-        if let (Some(copies), Some(link)) = (copies, keeper::link()) {
-            copies.release(fd, link);
         }
     }
 

@@ -165,8 +165,8 @@ pub(crate) struct Driver {
     is_changed: bool,
     /// When connections that wait become part of it.
     hold_at: Option<Time>,
-    /// A socket was bound since, whose address a worker gets to know.
-    has_bound: bool,
+    /// Workers get to know what has happened since: the address of a socket, or an id.
+    is_urgent: bool,
     /// Workers with which it is not certain what a killed engine has said, to be replaced.
     doubted: Vec<WorkerId>,
     /// When it is written down again at the earliest.
@@ -220,7 +220,7 @@ impl Driver {
             note: None,
             is_changed: true,
             hold_at: None,
-            has_bound: false,
+            is_urgent: false,
             doubted: Vec::new(),
             keep_at: Time(0),
             origin: Instant::now(),

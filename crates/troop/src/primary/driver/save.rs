@@ -37,8 +37,11 @@ struct SavedDriver {
     /// those that wait.
     is_complete: bool,
     last_crash: Option<String>,
-    /// What was read since is here.
+    /// What was read since is here. Since 5.1.
+    #[serde(default)]
     journal: Option<SavedJournal>,
+    /// Since 5.1.
+    #[serde(default)]
     doubted: Vec<WorkerId>,
 }
 
@@ -134,6 +137,7 @@ impl Driver {
         if saved.is_complete {
             self.cluster.resumed(self.now);
         } else {
+            self.steer_all_again();
             let Driver { cluster, connections, now, .. } = self;
             cluster.recovered(*now, |conn| connections.fd(conn).is_some());
             if let Some(journal) = &saved.journal {

@@ -144,17 +144,15 @@ impl Driver {
         let is_due = |at: Option<Time>| at.is_some_and(|due| due <= self.now);
         let Scarcity { accept_again, is_by_number, .. } = self.scarcity;
         let pause_ends = is_due(accept_again) || (is_by_number && accept_again.is_some());
-        let look = is_due(self.scarcity.check_at);
-        if pause_ends {
-            self.scarcity.accept_again = None;
-        }
-        if !pause_ends && !look {
+        if !pause_ends && !is_due(self.scarcity.check_at) {
             return;
         }
         let budget = self.cluster.primary.budget();
         let lowest = process::lowest_free_descriptor(self.poller.as_fd()).map_or(i32::MAX, |fd| fd);
-        if lowest >= number(budget.usable()) {
-            self.scarcity.accept_again = Some(self.now + CHECK_INTERVAL);
+        if pause_ends {
+            // One at a time can always be had, if everything else has used up what is not reserved.
+            let has_room = lowest < number(budget.usable()) || self.connections.is_empty();
+            self.scarcity.accept_again = (!has_room).then_some(self.now + CHECK_INTERVAL);
         }
         if !self.scarcity.tight {
             return;

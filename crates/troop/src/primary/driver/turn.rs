@@ -232,7 +232,7 @@ impl Driver {
                     self.accept();
                     stage = Stage::Write;
                 }
-                Stage::Write if self.has_bound => self.keep_bound(),
+                Stage::Write if self.has_urgent_change() => self.keep_urgent_change(),
                 Stage::Write if self.channels.has_unflushed() || self.channels.has_batches() => {
                     self.flush_batches();
                     self.flush();

@@ -14,9 +14,12 @@ use troop_sys::{inherited, signals};
 use super::{Held, Reader, Writer, invalid};
 use crate::error::{Error, Result};
 
-/// The version of what this file and the driver write. Every change of their fields increments it;
-/// that of the core's state is [another](troop_core::snapshot::VERSION).
-const VERSION: u32 = 4;
+/// The major version of what this file and the driver write. Every change of their fields increments it
+/// but a new one that has a default, which increments [`MINOR`]; the core's state has
+/// [others](troop_core::snapshot::VERSION).
+const VERSION: u32 = 5;
+/// The minor version: others of the same major version are read.
+const MINOR: u32 = 1;
 /// The longest first line, in bytes.
 const MAX_HEAD: usize = 4 << 20;
 /// The longest part that follows, in bytes.
@@ -28,6 +31,8 @@ const MAX: u64 = 5 << 30;
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
     version: u32,
+    #[serde(default)]
+    minor: u32,
     /// What the descriptors are known by: their numbers, or their keys.
     descriptors: Vec<u64>,
     /// The lengths of the parts that follow, in bytes.
@@ -78,7 +83,7 @@ impl SavedState<'_> {
     pub(super) fn encode(&self, descriptors: Vec<u64>, note: &[u8]) -> io::Result<Vec<u8>> {
         let parts = [&self.core, &self.driver, &self.writer.bytes, note];
         let [core, driver, bytes, note] = parts.map(<[u8]>::len);
-        let head = Head { version: VERSION, descriptors, core, driver, bytes, note };
+        let head = Head { version: VERSION, minor: MINOR, descriptors, core, driver, bytes, note };
         let mut whole = serde_json::to_vec(&head)?;
         // The program that reads it could not tell this one any more.
         if whole.len() > MAX_HEAD || parts.iter().any(|part| part.len() > MAX_PART) {
@@ -237,5 +242,25 @@ mod tests {
         }
         let error = RestoredState::inherited(file.into_raw_fd()).unwrap_err();
         assert_eq!(error.to_string(), "it belongs to user 64017");
+    }
+
+    #[test]
+    fn a_state_of_another_minor_version_is_read_and_one_of_another_major_one_refused_by_name() {
+        let state = |version: u32, more: &str| {
+            let lengths = r#""descriptors":[],"core":2,"driver":1,"bytes":0,"note":3"#;
+            format!("{{\"version\":{version},{lengths}{more}}}\n{{}}1two").into_bytes()
+        };
+        // The first one did not name its minor version.
+        for more in ["", r#","minor":1"#, r#","minor":2,"what_is_new":{"since":"then"}"#] {
+            let read = RestoredState::decode(&state(VERSION, more), |_| None).unwrap();
+            assert_eq!((&read.core[..], read.note()), (&b"{}"[..], &b"two"[..]), "{more}");
+        }
+        for version in [VERSION - 1, VERSION + 1] {
+            let error = RestoredState::decode(&state(version, ""), |_| None).unwrap_err();
+            let expected = format!(
+                "the state of a primary of version {version}; this program reads version {VERSION}"
+            );
+            assert_eq!(error.to_string(), expected);
+        }
     }
 }

@@ -59,6 +59,8 @@ pub(crate) struct Copies {
     held: BTreeMap<Identity, u64>,
     /// Keys of what is held no longer than until the next time.
     passing: Vec<u64>,
+    /// Keys of what is closed here, and still part of the state.
+    closed: Vec<u64>,
     next: u64,
     /// The inode that the kernel's own files have together.
     anonymous: (u64, u64),
@@ -75,7 +77,7 @@ impl Copies {
         let stat = fstat(eventfd(0, EventfdFlags::CLOEXEC)?)?;
         let anonymous = (stat.st_dev, stat.st_ino);
         let (slots, held) = (Slots::new()?, BTreeMap::new());
-        Ok(Copies { slots, held, passing: keys, next, anonymous })
+        Ok(Copies { slots, held, passing: keys, closed: Vec::new(), next, anonymous })
     }
 
     /// Has the keeper hold this state: what it does not hold yet of it, and nothing else. Waits until it
@@ -92,6 +94,7 @@ impl Copies {
     ) -> io::Result<()> {
         let before = std::mem::take(&mut self.held);
         let mut gone = std::mem::take(&mut self.passing);
+        gone.append(&mut self.closed);
         let mut keys = Vec::new();
         for held in &state.writer.descriptors {
             keys.push(match held {
@@ -104,25 +107,27 @@ impl Copies {
         );
         self.slots.write(&state.encode(keys, note)?)?;
         link.send_with(&Message::of_key(Kind::Hold, STATE), Some(self.slots.as_fd()))?;
-        for key in &gone {
-            link.send(&Message::of_key(Kind::Drop, *key))?;
-        }
-        let Some(last) = gone.last() else { return Ok(()) };
-        let is_closed = |message: &Message| message.kind == Kind::Dropped && message.key == *last;
-        wait_for(link, Some(DROP_TIMEOUT), is_closed).map(drop)
+        close(&gone, link)
     }
 
-    /// Has the keeper close its copy of a descriptor that is closed here next: what would go on listening,
-    /// for example. Waits for that, for a second at most.
-    pub(crate) fn release(&mut self, fd: BorrowedFd<'_>, link: &Link) {
-        let Some(key) = identity(fd).ok().and_then(|identity| self.held.remove(&identity)) else {
-            return;
-        };
-        let is_closed = |message: &Message| message.kind == Kind::Dropped && message.key == key;
+    /// A descriptor is closed here next that others notice: what would go on listening, for example. The
+    /// keeper closes its copy [as soon as](Copies::has_closed) the state does not have it any more: whoever
+    /// goes on with the state must find everything that is in it.
+    pub(crate) fn note_closed(&mut self, fd: BorrowedFd<'_>) {
+        let key = identity(fd).ok().and_then(|identity| self.held.remove(&identity));
+        self.closed.extend(key);
+    }
+
+    /// Whether the state is to be written at once, because of [`note_closed`](Copies::note_closed).
+    pub(crate) fn has_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
+    /// Has the keeper close them although they are part of the state: another socket is bound to the
+    /// address next, or there is no state any more. Waits for that, for a second at most.
+    pub(crate) fn release_closed(&mut self, link: &Link) {
         // If the keeper has ended, it has closed everything.
-        let _ = link
-            .send(&Message::of_key(Kind::Drop, key))
-            .and_then(|()| wait_for(link, Some(DROP_TIMEOUT), is_closed));
+        let _ = close(&std::mem::take(&mut self.closed), link);
     }
 
     fn hold_one(
@@ -148,6 +153,16 @@ impl Copies {
         }
         Ok(key)
     }
+}
+
+/// Has the keeper close what it holds under these keys. Waits for that, for a second at most.
+fn close(keys: &[u64], link: &Link) -> io::Result<()> {
+    for key in keys {
+        link.send(&Message::of_key(Kind::Drop, *key))?;
+    }
+    let Some(last) = keys.last() else { return Ok(()) };
+    let is_closed = |message: &Message| message.kind == Kind::Dropped && message.key == *last;
+    wait_for(link, Some(DROP_TIMEOUT), is_closed).map(drop)
 }
 
 /// A state that another engine has left to this one, or is about to: see

@@ -77,6 +77,11 @@ impl Connections {
         ConnId(u32::try_from(self.all.insert(conn)).unwrap_or(u32::MAX))
     }
 
+    /// Whether the primary has none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
     /// Called before a worker is sent a copy. A worker that had one before may have made the
     /// connection blocking, which all copies share: this undoes it.
     #[inline]

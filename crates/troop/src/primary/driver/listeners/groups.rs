@@ -263,6 +263,14 @@ impl Driver {
         self.steer_again(id);
     }
 
+    /// Another engine may have given the kernel other programs since the state was written down.
+    pub(in crate::primary::driver) fn steer_all_again(&mut self) {
+        let open = self.listeners.open.iter();
+        let grouped = open.filter(|(_, listener)| listener.grouped).map(|(id, _)| *id);
+        let grouped: Vec<_> = grouped.collect();
+        grouped.into_iter().for_each(|id| self.steer_again(id));
+    }
+
     fn steer_again(&mut self, id: ListenerId) {
         if let Err(source) = self.listeners.steer(id) {
             self.fail(

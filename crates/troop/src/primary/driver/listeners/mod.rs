@@ -159,7 +159,7 @@ impl Listeners {
                 // reported.
                 poller.remove(&socket.fd);
             }
-            Driver::release_copy(copies, socket.fd.as_fd());
+            copies.iter_mut().for_each(|copies| copies.note_closed(socket.fd.as_fd()));
             // With connections that nobody has accepted, descriptors are closed that they carry.
             let is_awaited = |socket: &Socket| {
                 socket::is_unix(&socket.fd) && socket::is_readable(socket.fd.as_fd())
@@ -178,7 +178,7 @@ impl Listeners {
     /// Closes a socket that gets no new connections.
     fn close_retired(&mut self, number: usize, poller: &EventPoller, copies: &mut Option<Copies>) {
         let Some(socket) = self.sockets.try_remove(number) else { return };
-        Driver::release_copy(copies, socket.fd.as_fd());
+        copies.iter_mut().for_each(|copies| copies.note_closed(socket.fd.as_fd()));
         if socket.watched && !socket.unreported {
             poller.remove(&socket.fd);
         }

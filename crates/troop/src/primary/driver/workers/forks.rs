@@ -10,14 +10,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use troop_core::primary::DEFAULT_WEIGHT;
+use troop_core::primary::{DEFAULT_WEIGHT, MAX_UNWRITTEN_FORKS};
 use troop_core::supervise::{Slot, Supervisor};
 use troop_core::wire::incoming;
 use troop_core::{Time, WorkerId};
 use troop_sys::poll::Interest;
 use troop_sys::process;
 
-use super::{Notifications, Process, end_signals};
+use super::{Notifications, Process, Workers, end_signals};
 use crate::channel::Mailbox;
 use crate::closer::Closer;
 use crate::error::{Error, Result};
@@ -97,6 +97,8 @@ pub(super) struct Forks {
     threads: Vec<Thread>,
     /// When what is under way is not waited for any more.
     given_up_at: Option<Time>,
+    /// How many have begun since the state was written down for the last time.
+    unwritten: u32,
 }
 
 impl Forks {
@@ -206,6 +208,13 @@ impl Forks {
     }
 }
 
+impl Workers {
+    /// The ids of all workers that were forked are part of the state that is held.
+    pub(in crate::primary::driver) fn note_forks_written(&mut self) {
+        self.forks.unwritten = 0;
+    }
+}
+
 impl Driver {
     pub(in crate::primary::driver) fn fork(
         &mut self,
@@ -244,7 +253,8 @@ impl Driver {
     }
 
     fn start_waiting(&mut self) {
-        while self.workers.forks.may_begin(self.now)
+        while (self.copies.is_none() || self.workers.forks.unwritten < MAX_UNWRITTEN_FORKS)
+            && self.workers.forks.may_begin(self.now)
             && let Some(wanted) = self.workers.forks.waiting.pop_front()
         {
             let (setup, slot) = match &wanted.by {
@@ -259,6 +269,8 @@ impl Driver {
                 }
             };
             let id = self.cluster.primary.fork();
+            self.workers.forks.unwritten += 1;
+            self.is_urgent = true;
             self.divide_descriptors();
             let closer = self.closing.closer_for(setup.is_other_user());
             self.events.push(Event::Setup { setup: setup.clone() });
