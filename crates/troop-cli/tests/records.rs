@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -174,6 +174,49 @@ fn an_app_whose_primary_died_is_listed_as_crashed_and_can_be_started_again() {
     kill(&home, "web");
     home.fine(&["delete", "web"]);
     assert!(states(&home).is_empty());
+}
+
+/// Its keeper was killed, or it is told to stop, and a client keeps it from ending.
+#[test]
+fn an_app_that_is_stopping_is_started_when_it_has_ended() {
+    let home = Home::with(&[(
+        "server.js",
+        "const http = require('http');
+         http.createServer((q, r) => { r.write('begun'); process.once('SIGUSR2', () => r.end('over')); }).listen(0);",
+    )]);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    for is_killed in [true, false] {
+        let before = home.show("web");
+        let address = before["listeners"][0]["address"].as_str().unwrap();
+        let port: u16 = address.rsplit_once(':').unwrap().1.parse().unwrap();
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        client.read_exact(&mut [0; 8]).unwrap();
+        let stop = home.command(&["stop", "web"]);
+        let stop = (!is_killed).then_some(stop).map(|mut stop| stop.spawn().unwrap());
+        if is_killed {
+            let pid = i32::try_from(before["pid"].as_i64().unwrap()).unwrap();
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+        }
+        wait_until("it stops", || {
+            let (_, out, _) = home.troop(&["ls"]);
+            out.contains("stopping")
+        });
+        let mut start = home.command(&["start", "web"]);
+        let mut start = start.stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        let mut lines = std::io::BufReader::new(start.stderr.take().unwrap());
+        lines.read_line(&mut said).unwrap();
+        assert!(said.contains("web is stopping, and is started when it has ended"), "{said}");
+        let worker = i32::try_from(before["workers"][0]["pid"].as_i64().unwrap()).unwrap();
+        kill_process(Pid::from_raw(worker).unwrap(), Signal::USR2).unwrap();
+        assert!(start.wait().unwrap().success());
+        stop.into_iter().for_each(|mut stop| assert!(stop.wait().unwrap().success()));
+        let after = home.show("web");
+        assert_ne!(after["pid"], before["pid"]);
+        assert_eq!(states(&home), ["web running"]);
+    }
+    home.fine(&["delete", "web"]);
 }
 
 #[test]

@@ -1,15 +1,22 @@
 //! Apps that are to be started and run already.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
+use troop::snapshot::Phase;
 
 use super::{Planned, report};
 use crate::control::client::Client;
 use crate::control::protocol::Failure;
 use crate::error::CliError;
 use crate::records::listed;
-use crate::resolve;
+use crate::{log, resolve};
+
+/// Time that an app has to say whether it stops.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Interval in which one that stops is looked after.
+const STOPPING_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An app that runs already.
 pub(super) struct Running {
@@ -67,8 +74,31 @@ pub(super) fn already(app: &Planned) -> Result<Option<Running>, CliError> {
 
 /// Returns the app of a name that runs, for one of this name in a file.
 fn of_name(name: &str, file: Option<&Path>) -> Result<Option<Running>, CliError> {
-    let running = connected(name, file)?;
-    Ok(running.map(|(client, other)| Running { name: client.name().to_owned(), other }))
+    let Some((client, other)) = connected(name, file)? else { return Ok(None) };
+    let running = unless_stopping(client)?;
+    Ok(running.map(|client| Running { name: client.name().to_owned(), other }))
+}
+
+/// Waits for the end of an app that is stopping: because somebody wants that, or its first process was
+/// killed. Returns the client of one that is not.
+pub(crate) fn unless_stopping(mut client: Client) -> Result<Option<Client>, CliError> {
+    let is_stopping = |client: &mut Client| {
+        client.snapshot_within(ANSWER_TIMEOUT).map(|app| app.snapshot.phase == Phase::Stopping)
+    };
+    // One that does not answer is not known to stop.
+    if !is_stopping(&mut client).unwrap_or(false) {
+        return Ok(Some(client));
+    }
+    let name = client.name().to_owned();
+    log::line(&format!("troop: {name} is stopping, and is started when it has ended"));
+    drop(client);
+    loop {
+        std::thread::sleep(STOPPING_INTERVAL);
+        let Some(mut client) = Client::connect(&name)? else { return Ok(None) };
+        if let Ok(false) = is_stopping(&mut client) {
+            return Ok(Some(client));
+        }
+    }
 }
 
 /// Connects to the app of a name that runs, for one of this name in a file. The text is where it comes

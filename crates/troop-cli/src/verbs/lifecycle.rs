@@ -115,7 +115,18 @@ pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError
             resume(&record, args.update_env, args.no_wait, args.json, &interrupted)
         }
         Target::Running(client) => {
-            start::say_running(client.name(), None, args.json);
+            let name = client.name().to_owned();
+            match start::unless_stopping(client)? {
+                Some(client) => start::say_running(client.name(), None, args.json),
+                None => {
+                    let record = listed::of(&name).filter(|app| app.end.is_some());
+                    let record = record.map(|app| app.record).ok_or_else(|| {
+                        let why = format!("{name} has ended, and is not known any more");
+                        CliError::Failed(Failure::new("failed", why))
+                    })?;
+                    resume(&record, args.update_env, args.no_wait, args.json, &interrupted)?;
+                }
+            }
             Ok(())
         }
     })
