@@ -35,6 +35,13 @@ fn kill(pid: u32) {
     kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
 }
 
+/// How many engines have ended, as the one that is there says.
+fn crashes(troop: &Running) -> u64 {
+    let (_, out, _) = troop.troop(["show", "--json"]);
+    let shown = serde_json::from_str::<serde_json::Value>(&out).unwrap_or_default();
+    shown[0]["crashes"].as_u64().unwrap_or(0)
+}
+
 /// Kills the engine, and waits until another one answers. Returns the number of crashes that it shows.
 fn crash(troop: &Running) -> u64 {
     let before = engine(troop.child.id()).expect("an engine");
@@ -183,6 +190,27 @@ fn what_was_answered_when_the_engine_died_is_known_to_the_next_one() {
 fn a_state_that_was_written_when_the_engine_died_is_gone_on_with() {
     deaths_while_workers_start_cost_no_worker("held", 1..=8);
     deaths_while_workers_start_cost_no_worker("cleared", 1..=8);
+}
+
+/// It has closed a worker's channel, which the keeper does not hold any more either, and the state that is
+/// held still names it.
+#[test]
+fn an_engine_that_dies_when_it_has_closed_a_channel_is_followed_by_one_that_goes_on() {
+    let home = tempfile::tempdir().unwrap();
+    let once = home.path().join("once");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
+    command.env("TROOP_FAULT", format!("released:1:{}", once.display()));
+    let mut troop = support::start(command);
+    troop.listening(2);
+    let workers = troop.workers().to_vec();
+    kill(workers[0]);
+    wait_until("another engine", || crashes(&troop) == 1);
+    assert!(once.exists());
+    troop.event("listening");
+    assert!(!is_running(workers[0]) && is_running(workers[1]));
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
 }
 
 #[test]

@@ -129,6 +129,17 @@ pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// Whether the process behind a pidfd has ended and was reaped, so that nobody tells of it any more.
+#[must_use]
+pub fn is_reaped(pidfd: BorrowedFd<'_>) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let no_info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: signal 0 is sent to nobody; there is no information with it.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), 0, no_info, 0) };
+    sent < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH)
+}
+
 /// Returns the process group of a process.
 #[must_use]
 pub fn group_of(pid: u32) -> Option<u32> {
@@ -345,6 +356,12 @@ pub fn raise_descriptor_limit() -> Option<u64> {
         );
     }
     before.current
+}
+
+/// Sets the soft limit on descriptors, which may be lower than what is open. `None` is no limit.
+pub fn lower_descriptor_limit(limit: Option<u64>) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit, ..getrlimit(Resource::Nofile) });
 }
 
 /// Returns this process's soft limit on descriptors.

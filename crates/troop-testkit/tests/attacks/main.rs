@@ -19,6 +19,7 @@ mod few_descriptors;
 mod files;
 mod flooding;
 mod hanging;
+mod kept;
 mod limits;
 mod listeners;
 mod moves;

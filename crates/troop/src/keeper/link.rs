@@ -24,6 +24,8 @@ pub(crate) struct Link {
     /// The keeper's process.
     keeper: u32,
     is_broken: AtomicBool,
+    /// It has not answered in time, and is not waited for again until it says something.
+    is_silent: AtomicBool,
     set_aside: Option<SetAside>,
     /// Messages that were received while another one was waited for.
     aside: Mutex<VecDeque<Message>>,
@@ -43,8 +45,9 @@ impl Link {
             return Err(io::Error::other(format!("its keeper, process {keeper}, has ended")));
         }
         let socket = inherited::take(number)?;
-        let (is_broken, aside) = (AtomicBool::new(false), Mutex::default());
-        Ok(Some(Link { socket, keeper, is_broken, set_aside, aside }))
+        let (is_broken, is_silent) = (AtomicBool::new(false), AtomicBool::new(false));
+        let aside = Mutex::default();
+        Ok(Some(Link { socket, keeper, is_broken, is_silent, set_aside, aside }))
     }
 
     pub(crate) fn keeper(&self) -> u32 {
@@ -63,6 +66,15 @@ impl Link {
 
     pub(crate) fn note_broken(&self) {
         self.is_broken.store(true, Ordering::Release);
+    }
+
+    /// Whether the keeper does not answer: it is stopped, for example.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.is_silent.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_silent(&self) {
+        self.is_silent.store(true, Ordering::Release);
     }
 
     /// Sends a message.
@@ -84,9 +96,13 @@ impl Link {
     ) -> io::Result<()> {
         let (bytes, fds) = (message.encode(), fd.as_slice());
         match fdpass::send(self.socket.as_fd(), &bytes, fds) {
-            Err(e) if fdpass::is_temporary(&e) => {
+            Err(e) if fdpass::is_temporary(&e) && !self.is_silent() => {
                 keeping::wait_for_room(self.socket.as_fd(), SEND_TIMEOUT_MS);
-                fdpass::send(self.socket.as_fd(), &bytes, fds).map(drop)
+                let sent = fdpass::send(self.socket.as_fd(), &bytes, fds).map(drop);
+                if sent.as_ref().is_err_and(fdpass::is_temporary) {
+                    self.note_silent();
+                }
+                sent
             }
             sent => sent.map(drop),
         }
@@ -100,7 +116,11 @@ impl Link {
         if let Some(message) = self.aside().pop_front() {
             return Ok(Some((message, None)));
         }
-        receive(self.socket.as_fd())
+        let received = receive(self.socket.as_fd());
+        if let Ok(Some(_)) = received {
+            self.is_silent.store(false, Ordering::Release);
+        }
+        received
     }
 
     fn aside(&self) -> MutexGuard<'_, VecDeque<Message>> {
@@ -170,6 +190,9 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Message, Opt
             Ok(received) => received.len,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // The peer was killed before it had read everything. That is told once, and before what it
+            // has sent itself.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => continue,
             Err(e) if fdpass::is_gone(&e) => 0,
             Err(e) => return Err(e),
         };

@@ -29,9 +29,11 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `watch.rs` | the keeper |
+//! | `before.rs` | what it has for itself |
 //! | `link.rs` | the engine's connection to it |
 //! | `message.rs` | what they tell each other |
 
+mod before;
 mod link;
 mod message;
 mod watch;

@@ -17,6 +17,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use troop_sys::process::{self, Exit};
 use troop_sys::{fdpass, keeping, own_code};
 
+use super::before::Before;
 use super::link::{SetAside, receive, value};
 use super::message::{Kind, Message};
 use super::{MAX_UNREADY, Place, UNTIL_END, VARIABLE};
@@ -48,8 +49,13 @@ const STATE: u64 = 0;
 const LONG_RUN: Duration = Duration::from_millis(250);
 /// Delays before another engine is started, the last one for all that follow.
 const DELAYS_MS: [u64; 6] = [0, 0, 100, 500, 1000, 2000];
+/// Delays before a start is tried again for which there was no room, the last one for all that follow.
+const RETRIES_MS: [u64; 4] = [1, 10, 100, 500];
+const LAST_RETRY_MS: u64 = 1000;
 /// The variable that names the service manager's socket.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
+/// Time that it has to take a notification.
+const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
 /// Variables that name the process that others are for; they are for its engine.
 const FOR_THIS_PROCESS: [&str; 2] = ["LISTEN_PID", "WATCHDOG_PID"];
 
@@ -74,7 +80,7 @@ struct Keeper {
     signals: keeping::Signals,
     engine: Engine,
     next: Option<Next>,
-    oom: OomScore,
+    before: Before,
     /// Signals for an engine that does not catch them yet.
     waiting: Vec<i32>,
     /// Those that the engine was sent and has not obeyed yet.
@@ -82,7 +88,7 @@ struct Keeper {
     held: BTreeMap<u64, OwnedFd>,
     /// The child whose end the engine was told of last, until it has dealt with that.
     told: Option<u32>,
-    /// The program of the engine that was ready last.
+    /// The program of the engine that was ready last; before one was, this one.
     image: Option<File>,
     /// How many engines were killed, how many of these in a row that ran shortly, and how the last one was,
     /// until another one goes on.
@@ -112,19 +118,19 @@ fn start(place: Place) -> io::Result<Keeper> {
     }
     let signals = keeping::Signals::hold(&SIGNALS)?;
     keeping::adopt_orphans()?;
-    let oom = OomScore::of_this_process();
-    let engine = Engine::start(Path::new("/proc/self/exe"), None, &oom)?;
+    let before = Before::of_this_process();
+    let engine = Engine::start(Path::new("/proc/self/exe"), None, &before)?;
     let (held, waiting, unobeyed) = (BTreeMap::new(), Vec::new(), Vec::new());
     Ok(Keeper {
         signals,
         engine,
         next: None,
-        oom,
+        before,
         waiting,
         unobeyed,
         held,
         told: None,
-        image: None,
+        image: File::open("/proc/self/exe").ok(),
         crashes: 0,
         quick: 0,
         crash: None,
@@ -135,7 +141,7 @@ fn start(place: Place) -> io::Result<Keeper> {
 
 impl Engine {
     /// Starts an engine, outside the terminal's foreground group.
-    fn start(program: &Path, set_aside: Option<&SetAside>, oom: &OomScore) -> io::Result<Engine> {
+    fn start(program: &Path, set_aside: Option<&SetAside>, before: &Before) -> io::Result<Engine> {
         let (ours, theirs) = keeping::message_pair()?;
         let theirs = fcntl_dupfd_cloexec(&theirs, APART).unwrap_or(theirs);
         fcntl_setfd(&theirs, FdFlags::empty())?;
@@ -149,7 +155,7 @@ impl Engine {
                 command.env_remove(name);
             }
         }
-        let pid = oom.start_as_before(|| command.spawn())?.id();
+        let pid = before.start(|| command.spawn())?.id();
         // It is a child and not reaped, so this is the one.
         let pidfd = process::pidfd(pid)?;
         Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals: false, is_resuming: false })
@@ -248,10 +254,10 @@ impl Keeper {
         let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
             return false;
         };
+        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
         // Signals that come meanwhile wait.
         let _ = keeping::wait(&[], Some(delay));
-        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
-        let Ok(engine) = Engine::start(Path::new(&program), None, &self.oom) else { return false };
+        let Some(engine) = self.start_engine(Path::new(&program), None) else { return false };
         self.replace_engine(engine);
         (self.crashes, self.crash) = (self.crashes.saturating_add(1), Some(exit));
         true
@@ -266,17 +272,41 @@ impl Keeper {
         self.crashes = self.crashes.saturating_add(1);
         let set_aside = SetAside { crashes: self.crashes, how: exit.to_string() };
         let program = format!("/proc/self/fd/{}", image.as_raw_fd());
-        self.held.retain(|key, _| *key >= UNTIL_END);
+        self.let_all_go();
         for child in keeping::children() {
             if let Ok(child) = process::pidfd(child) {
                 let _ = process::signal(child.as_fd(), SIGTERM);
             }
         }
-        let Ok(engine) = Engine::start(Path::new(&program), Some(&set_aside), &self.oom) else {
+        let Some(engine) = self.start_engine(Path::new(&program), Some(&set_aside)) else {
             return false;
         };
         self.replace_engine(engine);
         true
+    }
+
+    /// Starts an engine in place of one that has ended. As long as there can be no more processes it is
+    /// tried again. `None` if it cannot be started at all, or the app is to end.
+    fn start_engine(&mut self, program: &Path, set_aside: Option<&SetAside>) -> Option<Engine> {
+        for delay in RETRIES_MS.iter().chain(std::iter::repeat(&LAST_RETRY_MS)) {
+            match Engine::start(program, set_aside, &self.before) {
+                Ok(engine) => return Some(engine),
+                Err(e) if is_scarce(&e) => {}
+                Err(_) => return None,
+            }
+            // These count, too. The next engine does not hear of them.
+            while let Some((pid, _)) = keeping::ended_child() {
+                process::reap_child(pid);
+            }
+            while let Some(signal) = self.signals.next() {
+                if ENDING.contains(&signal) {
+                    return None;
+                }
+                self.pass_on(signal);
+            }
+            let _ = keeping::wait(&[self.signals.as_fd()], Some(*delay));
+        }
+        None
     }
 
     /// Another engine goes on. What the former one was told and has not done is for this one.
@@ -335,7 +365,10 @@ impl Keeper {
                 // What only the start needed is not needed until there is another engine.
                 own_code::release();
                 own_code::release_free_memory();
-                self.image = File::open(format!("/proc/{}/exe", self.engine.pid)).ok();
+                // If it was killed meanwhile, the program of the one before goes on.
+                if let Ok(image) = File::open(format!("/proc/{}/exe", self.engine.pid)) {
+                    self.image = Some(image);
+                }
                 for signal in std::mem::take(&mut self.waiting) {
                     self.send_signal(signal);
                 }
@@ -353,17 +386,13 @@ impl Keeper {
                 }
             }
             Kind::Notify => notify(&message.rest),
-            Kind::Hold => {
-                if let Some(fd) = fd {
-                    self.held.insert(message.key, fd);
-                }
-            }
-            Kind::Drop => {
-                self.held.remove(&message.key);
-                self.engine.send(&Message::of_key(Kind::Dropped, message.key), None);
-            }
-            // Those that are held until the end are no part of the state.
-            Kind::DropAll => self.held.retain(|key, _| *key >= UNTIL_END),
+            Kind::Hold => match fd {
+                Some(fd) => keeping::close(self.held.insert(message.key, fd)),
+                // There was no room for it.
+                None => self.say_dropped(message.key),
+            },
+            Kind::Drop => self.let_go(message.key),
+            Kind::DropAll => self.let_all_go(),
             Kind::CouldGoOn => self.send_commit(),
             Kind::Fetch => {
                 let held = self.held.get(&message.key);
@@ -382,6 +411,22 @@ impl Keeper {
             // What only the keeper says, or only an engine to come.
             _ => {}
         }
+    }
+
+    /// Holds nothing under this key any more, and says so.
+    fn let_go(&mut self, key: u64) {
+        keeping::close(self.held.remove(&key));
+        self.say_dropped(key);
+    }
+
+    fn say_dropped(&mut self, key: u64) {
+        self.engine.send(&Message::of_key(Kind::Dropped, key), None);
+    }
+
+    /// Holds no state any more. What is held until the end is no part of that.
+    fn let_all_go(&mut self) {
+        let until_end = self.held.split_off(&UNTIL_END);
+        keeping::close(std::mem::replace(&mut self.held, until_end));
     }
 
     fn hear_next(&mut self, message: &Message) {
@@ -410,7 +455,7 @@ impl Keeper {
             return;
         }
         let until = Instant::now() + UPGRADE_TIMEOUT;
-        match Engine::start(program, None, &self.oom) {
+        match Engine::start(program, None, &self.before) {
             Ok(engine) => self.next = Some(Next { engine, until }),
             Err(e) => self.give_up(&format!("cannot execute {}: {e}", program.display())),
         }
@@ -465,32 +510,13 @@ impl Keeper {
     }
 }
 
-/// How likely it is that the system kills this process when it runs out of memory
-/// (`/proc/PID/oom_score_adj`): last of all, where that is allowed. Engines and workers are as before.
-struct OomScore {
-    before: Option<String>,
-}
-
-const OOM_SCORE: &str = "/proc/self/oom_score_adj";
-/// The lowest score of a process that the system may kill at all.
-const LOWEST_SCORE: &str = "-999";
-
-impl OomScore {
-    fn of_this_process() -> OomScore {
-        OomScore { before: std::fs::read_to_string(OOM_SCORE).ok() }
-    }
-
-    fn start_as_before<T>(&self, start: impl FnOnce() -> T) -> T {
-        let Some(before) = &self.before else { return start() };
-        // It may be raised by everybody, and lowered by root.
-        let _ = std::fs::write(OOM_SCORE, before);
-        let started = start();
-        let is_higher = before.trim().parse::<i32>().is_ok_and(|score| score > -999);
-        if is_higher {
-            let _ = std::fs::write(OOM_SCORE, LOWEST_SCORE);
-        }
-        started
-    }
+/// Whether there may be room later.
+fn is_scarce(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = Errno::from_io_error(error);
+    number.is_some_and(|number| {
+        [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE].contains(&number)
+    })
 }
 
 /// Sends a notification to the service manager, which takes it from its service's main process only.
@@ -501,7 +527,12 @@ fn notify(text: &[u8]) {
         None => SocketAddr::from_pathname(&at),
     };
     // A failure is ignored: the service manager does not listen any more.
-    let _ = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(text, &address));
+    let _ = address.and_then(|address| {
+        let socket = UnixDatagram::unbound()?;
+        // One that takes nothing delays nothing else.
+        socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
+        socket.send_to_addr(text, &address)
+    });
 }
 
 /// Ends as the engine has ended.

@@ -18,6 +18,7 @@ use troop_sys::socket::{self, Kind};
 use super::driver::Moves;
 use super::handle::WorkerHandle;
 use super::relay::Relay;
+use super::saved::long_line::LongLine;
 use crate::channel::{MAX_LINE, MAX_QUEUED, Outbox, Unsettled, framing};
 use crate::closer::{Closer, Foreign};
 use crate::event::Event;
@@ -51,6 +52,8 @@ pub(crate) struct Channel {
     pub(crate) is_consumed_aside: bool,
     /// Something has come but answers and reports about connections.
     pub(crate) has_changed: bool,
+    /// The beginning of a long line, as far as it is part of the state that is held.
+    pub(crate) long_line: Option<LongLine>,
     /// What is known of descriptors that another engine has received with the line that comes.
     pub(crate) lost: Option<LostHandles>,
     /// The worker and this process may not agree on what was written or acknowledged.
@@ -112,6 +115,7 @@ impl Channel {
             closer,
             is_consumed_aside: false,
             has_changed: false,
+            long_line: None,
             lost: None,
             is_doubtful: false,
         }

@@ -1,6 +1,7 @@
 //! What the driver hears from the keeper of this engine.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use super::{Driver, Token};
 use crate::error::Error;
 use crate::event::Event;
 use crate::keeper::{self, Kind, Link, Message};
-use crate::primary::saved::Leaving;
-use crate::primary::saved::kept::Copies;
+use crate::primary::saved::kept::{Copies, STATE};
+use crate::primary::saved::{FIRST_CONNECTION, Leaving};
 
 /// Of the time, at most one part in this many is spent on writing the state down: that of thousands of
 /// workers takes milliseconds.
@@ -22,6 +23,12 @@ const PAUSE_FACTOR: u32 = 4;
 
 /// Interval between attempts while the program has nothing to write down yet.
 const NOTE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Interval between attempts while the keeper does not answer.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The same after it had no room for a descriptor.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Age of connections that wait from which on the keeper holds them, too.
 const HOLD_DELAY: Duration = Duration::from_millis(10);
@@ -165,9 +172,17 @@ impl Driver {
         if !self.is_state_kept() {
             return self.close_copies();
         }
+        if link.is_silent() {
+            return self.keep_nothing(link);
+        }
         let (Some(mut note), copies) = (self.note.take(), self.copies.take()) else { return };
         self.channels.keep_journal();
-        let held = copies.map_or_else(|| Copies::after(Vec::new()), Ok).and_then(|mut copies| {
+        self.channels.save_long_lines();
+        let afresh = || {
+            link.send(&Message::new(Kind::DropAll))?;
+            Copies::after(Vec::new())
+        };
+        let held = copies.map_or_else(afresh, Ok).and_then(|mut copies| {
             // Output is not paused for this: its reader may take nothing.
             let mut state = self.save(false)?;
             let text = note(&mut Leaving::new(&mut state.writer));
@@ -181,6 +196,10 @@ impl Driver {
         self.keep_at = self.now + begun.elapsed() * PAUSE_FACTOR;
         match held {
             Ok((copies, false)) => {
+                if self.channels.needs_room() {
+                    // Otherwise nothing could be read any more.
+                    self.channels.clear_journal();
+                }
                 self.copies = Some(copies);
                 self.keep_at = self.now + NOTE_INTERVAL;
                 self.change();
@@ -194,14 +213,20 @@ impl Driver {
                 fault::point("cleared");
                 self.say_obeyed();
             }
-            // What is held may be out of date, so nothing is.
-            Err(_) => {
-                let _ = link.send(&Message::new(Kind::DropAll));
-                self.connections.forget_held();
-                self.channels.clear_journal();
-                self.change();
-            }
+            Err(_) => self.keep_nothing(link),
         }
+    }
+
+    /// What the keeper holds may be out of date, so it is to hold nothing until it can be told more.
+    fn keep_nothing(&mut self, link: &Link) {
+        self.copies = None;
+        self.connections.forget_held();
+        self.channels.drop_journal();
+        // The second one is answered, so that it is known when the keeper goes on.
+        let is_told = link.send(&Message::new(Kind::DropAll));
+        let _ = is_told.and_then(|()| link.send(&Message::of_key(Kind::Drop, STATE)));
+        self.keep_at = self.now + SILENCE_INTERVAL;
+        self.change();
     }
 
     pub(super) fn doubted_deadline(&self) -> Option<Time> {
@@ -217,6 +242,25 @@ impl Driver {
         let Some(worker) = self.doubted.first().copied() else { return };
         if self.cluster.recycle(self.now, worker, WHY.into()) {
             self.doubted.remove(0);
+            self.change();
+        }
+    }
+
+    /// The keeper has no copy of this any more, although it is part of the state: the last close is here.
+    pub(super) fn release_copy(&mut self, fd: BorrowedFd<'_>) {
+        if let Some(copies) = &mut self.copies {
+            copies.note_closed(fd);
+        }
+        self.release_closed();
+        fault::point("released");
+    }
+
+    /// The keeper holds nothing under this key. If it is to, it had no room for it, and is told again later.
+    fn is_not_held(&mut self, key: u64) {
+        if key >= FIRST_CONNECTION {
+            self.connections.was_refused(key);
+        } else if self.copies.as_mut().is_some_and(|copies| copies.was_refused(key)) {
+            self.keep_at = self.now + REFUSED_INTERVAL;
             self.change();
         }
     }
@@ -247,6 +291,7 @@ impl Driver {
             Kind::Ended => self.workers.told(message.number, message.exit()),
             Kind::Leave => self.may_leave(),
             Kind::Failed => self.not_upgraded(&message.text()),
+            Kind::Dropped => self.is_not_held(message.key),
             _ => {}
         }
     }

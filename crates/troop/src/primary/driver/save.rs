@@ -81,7 +81,7 @@ impl Driver {
             monotonic: monotonic(),
             base: self.scarcity.base(),
             workers: self.workers.save(&mut writer)?,
-            channels: self.channels.save(&mut writer),
+            channels: self.channels.save(is_complete, &mut writer),
             listeners: self.listeners.save(&mut writer),
             connections: self.connections.save(&self.inspected, is_complete, &mut writer),
             signals: self.signals.save(&mut writer),
@@ -103,9 +103,9 @@ impl Driver {
 
     /// Goes on with the state of another driver. The core's has been read.
     pub(crate) fn restore(&mut self, state: RestoredState) -> io::Result<()> {
-        let RestoredState { driver, mut reader, keys, crashes, last_crash, .. } = state;
+        let RestoredState { driver, mut reader, held, crashes, last_crash, .. } = state;
         if keeper::is_kept() {
-            self.copies = Some(Copies::after(keys)?);
+            self.copies = Some(Copies::after(held)?);
         }
         let mut saved: SavedDriver = serde_json::from_slice(&driver)?;
         (self.crashes, self.last_crash) = (crashes, last_crash.or(saved.last_crash.take()));

@@ -11,13 +11,14 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 use troop_sys::{inherited, signals};
 
+use super::kept::Identity;
 use super::{Held, Reader, Writer, invalid};
 use crate::error::{Error, Result};
 
 /// The major version of what this file and the driver write. Every change of their fields increments it
 /// but a new one that has a default, which increments [`MINOR`]; the core's state has
 /// [others](troop_core::snapshot::VERSION).
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 /// The minor version: others of the same major version are read.
 const MINOR: u32 = 1;
 /// The longest first line, in bytes.
@@ -118,8 +119,8 @@ pub struct RestoredState {
     pub(crate) driver: Vec<u8>,
     pub(crate) reader: Reader,
     note: Vec<u8>,
-    /// What its descriptors were known by.
-    pub(crate) keys: Vec<u64>,
+    /// What the keeper holds for it, under which keys.
+    pub(crate) held: Vec<(u64, Option<Identity>)>,
     /// How many engines of this app were killed, and how the last one was.
     pub(crate) crashes: u32,
     pub(crate) last_crash: Option<String>,
@@ -171,8 +172,7 @@ impl RestoredState {
         let end =
             bytes.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
         let head: Head = serde_json::from_slice(&bytes[..end])?;
-        let keys = head.descriptors;
-        let descriptors = keys.iter().copied().map(take).collect();
+        let descriptors = head.descriptors.into_iter().map(take).collect();
         if head.version != VERSION {
             return Err(invalid(format!(
                 "the state of a primary of version {}; this program reads version {VERSION}",
@@ -189,7 +189,7 @@ impl RestoredState {
         let (bytes, note) = (part(head.bytes)?, part(head.note)?);
         let reader = Reader { descriptors, bytes };
         let (crashes, last_crash) = (0, None);
-        Ok(RestoredState { core, driver, reader, note, keys, crashes, last_crash })
+        Ok(RestoredState { core, driver, reader, note, held: Vec::new(), crashes, last_crash })
     }
 
     /// Returns what the program has left for its own use.

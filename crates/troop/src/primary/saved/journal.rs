@@ -86,7 +86,8 @@ impl Journal {
         let mut journal = Journal { memory, end: START, open: None };
         let entries = journal.entries(after);
         if journal.get(VALID) == 0 {
-            // It was being emptied.
+            // It was being emptied, up to where is not known.
+            journal.end = SIZE - HEAD;
             journal.clear();
         }
         Ok((journal, entries))
@@ -335,11 +336,18 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_being_emptied_has_nothing() {
+    fn one_that_is_being_emptied_has_nothing_also_later() {
         let mut journal = Journal::new().unwrap();
         let start = journal.position();
         read(&mut journal, b"one\n", false);
+        read(&mut journal, b"two\n", false);
         journal.put(VALID, 0);
-        assert_eq!(found(&journal, start), []);
+        let file = journal.as_fd().try_clone_to_owned().unwrap();
+        let (mut next, entries) = Journal::resume(file, start).unwrap();
+        assert_eq!(entries, []);
+        // As long as the first one was.
+        let after = next.position();
+        read(&mut next, b"new\n", false);
+        assert_eq!(found(&next, after), [entry(b"new\n", false, false)]);
     }
 }

@@ -21,7 +21,7 @@ use crate::primary::driver::how;
 static IS_COMING: AtomicBool = AtomicBool::new(false);
 
 /// The key of the file with the bytes.
-const STATE: u64 = 0;
+pub(crate) const STATE: u64 = 0;
 /// Time that the keeper has to close what it is not to hold any more.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time that the keeper has to answer.
@@ -44,7 +44,7 @@ impl<'w, 'a> Leaving<'w, 'a> {
 
 /// A descriptor, as far as another one can be told from it: device, inode and access. Several of one
 /// socket or pipe are as good as one.
-type Identity = (u64, u64, u32);
+pub(crate) type Identity = (u64, u64, u32);
 
 fn identity(fd: BorrowedFd<'_>) -> io::Result<Identity> {
     let stat = fstat(fd)?;
@@ -67,17 +67,24 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// Begins with what another engine had the keeper hold.
+    /// Begins with what another engine had the keeper hold: keys, and what was found under them.
     ///
     /// # Errors
     /// When out of descriptors or memory.
-    pub(crate) fn after(keys: Vec<u64>) -> io::Result<Copies> {
-        let keys: Vec<u64> = keys.into_iter().filter(|key| *key < FIRST_CONNECTION).collect();
-        let next = keys.iter().max().copied().unwrap_or(STATE) + 1;
+    pub(crate) fn after(former: Vec<(u64, Option<Identity>)>) -> io::Result<Copies> {
         let stat = fstat(eventfd(0, EventfdFlags::CLOEXEC)?)?;
         let anonymous = (stat.st_dev, stat.st_ino);
-        let (slots, held) = (Slots::new()?, BTreeMap::new());
-        Ok(Copies { slots, held, passing: keys, closed: Vec::new(), next, anonymous })
+        let (mut held, mut passing, mut next) = (BTreeMap::new(), Vec::new(), STATE + 1);
+        for (key, identity) in former.into_iter().filter(|(key, _)| *key < FIRST_CONNECTION) {
+            next = next.max(key + 1);
+            let identity = identity.filter(|(device, inode, _)| (*device, *inode) != anonymous);
+            // Several descriptors of a state may be held under one key.
+            let is_held = identity.is_some_and(|is| *held.entry(is).or_insert(key) == key);
+            if !is_held {
+                passing.push(key);
+            }
+        }
+        Ok(Copies { slots: Slots::new()?, held, passing, closed: Vec::new(), next, anonymous })
     }
 
     /// Has the keeper hold this state: what it does not hold yet of it, and nothing else. Waits until it
@@ -108,6 +115,14 @@ impl Copies {
         self.slots.write(&state.encode(keys, note)?)?;
         link.send_with(&Message::of_key(Kind::Hold, STATE), Some(self.slots.as_fd()))?;
         close(&gone, link)
+    }
+
+    /// The keeper had no room for what it is to hold under this key. Returns whether there is such a thing.
+    pub(crate) fn was_refused(&mut self, key: u64) -> bool {
+        let known = self.passing.len() + self.held.len();
+        self.passing.retain(|passing| *passing != key);
+        self.held.retain(|_, held| *held != key);
+        key == STATE || self.passing.len() + self.held.len() < known
     }
 
     /// A descriptor is closed here next that others notice: what would go on listening, for example. The
@@ -163,6 +178,12 @@ fn close(keys: &[u64], link: &Link) -> io::Result<()> {
     let Some(last) = keys.last() else { return Ok(()) };
     let is_closed = |message: &Message| message.kind == Kind::Dropped && message.key == *last;
     wait_for(link, Some(DROP_TIMEOUT), is_closed).map(drop)
+}
+
+/// The same for one.
+pub(crate) fn release(link: &Link, key: u64) {
+    // If it has ended, it has closed everything.
+    let _ = close(&[key], link);
 }
 
 /// A state that another engine has left to this one, or is about to: see
@@ -223,10 +244,19 @@ impl Resumption {
             return Err(Error::NotReplaced("the former engine has not left".into()));
         };
         IS_COMING.store(false, Ordering::Release);
+        // The other one had raised it.
+        let _ = troop_sys::process::raise_descriptor_limit();
         let read = || {
             let held = fetch(self.link, STATE)?;
             let bytes = slots::read(held.ok_or_else(|| invalid("it is missing".into()))?)?;
-            RestoredState::decode(&bytes, |key| fetch(self.link, key).ok().flatten())
+            let mut held = Vec::new();
+            let mut state = RestoredState::decode(&bytes, |key| {
+                let found = fetch(self.link, key).ok().flatten();
+                held.push((key, found.as_ref().and_then(|fd| identity(fd.as_fd()).ok())));
+                found
+            })?;
+            state.held = held;
+            Ok(state)
         };
         let mut state = read().map_err(going_on)?;
         // How often an engine was killed, and how the last one was.
@@ -253,7 +283,7 @@ fn fetch(link: &Link, key: u64) -> io::Result<Option<OwnedFd>> {
     wait_for(link, Some(ANSWER_TIMEOUT), is_wanted).map(|(_, fd)| fd)
 }
 
-/// Waits for a message. Others are put aside.
+/// Waits for a message, unless the keeper has failed to answer before. Others are put aside.
 ///
 /// # Errors
 /// `TimedOut`, or if the keeper has ended.
@@ -270,7 +300,8 @@ pub(crate) fn wait_for(
             Ok(Some((message, _))) => others.push(message),
             Ok(None) => {
                 let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-                if left.is_some_and(|left| left.is_zero()) {
+                if left.is_some_and(|left| left.is_zero() || link.is_silent()) {
+                    link.note_silent();
                     break Err(io::ErrorKind::TimedOut.into());
                 }
                 let left = left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX));

@@ -7,10 +7,12 @@
 mod file;
 pub(crate) mod journal;
 pub(crate) mod kept;
+pub(crate) mod long_line;
 mod slots;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +119,15 @@ impl Reader {
     pub(crate) fn descriptor(&mut self, key: Key) -> io::Result<OwnedFd> {
         let held = self.descriptors.get_mut(key.0 as usize).and_then(Option::take);
         held.ok_or_else(|| invalid(format!("its descriptor {} is missing", key.0)))
+    }
+
+    /// Returns a socket, once, or one that is closed in place of it: the former engine has closed it,
+    /// and was killed before it had that written down.
+    pub(crate) fn socket(&mut self, key: Key) -> io::Result<OwnedFd> {
+        match self.descriptor(key) {
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(UnixStream::pair()?.0.into()),
+            socket => socket,
+        }
     }
 
     /// Returns bytes.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 
 use super::invalid;
 
@@ -21,10 +21,20 @@ pub(crate) struct Slots {
     file: File,
     /// The number of the state that was written last.
     last: u64,
-    /// Where each slot's bytes begin, and how many have room there.
-    rooms: [(u64, u64); 2],
+    rooms: [Room; 2],
     end: u64,
 }
+
+/// Where a slot's bytes begin, how many have room there, and how many were written there.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    at: u64,
+    len: u64,
+    used: u64,
+}
+
+/// Room that was used is given back to the system where so many bytes of it are not used any more.
+const MAX_UNUSED: u64 = 1 << 20;
 
 impl Slots {
     /// # Errors
@@ -34,7 +44,8 @@ impl Slots {
         let file = File::from(memfd_create("troop-state", flags)?);
         file.set_len(START)?;
         fcntl_add_seals(&file, SealFlags::SHRINK)?;
-        Ok(Slots { file, last: 0, rooms: [(START, 0); 2], end: START })
+        let room = Room { at: START, len: 0, used: 0 };
+        Ok(Slots { file, last: 0, rooms: [room; 2], end: START })
     }
 
     /// Writes a state, and leaves the one before as it is.
@@ -45,13 +56,20 @@ impl Slots {
         let number = self.last + 1;
         let slot = (number % 2) as usize;
         let len = state.len() as u64;
-        if self.rooms[slot].1 < len {
+        let Room { at, len: room, used } = self.rooms[slot];
+        if room < len {
+            self.give_back(at, used);
             // At its end the file has room, and states are of one size mostly.
             let room = (len * 2).next_multiple_of(START);
-            self.rooms[slot] = (self.end, room);
+            self.rooms[slot] = Room { at: self.end, len: room, used: 0 };
             self.end += room;
+        } else if used > len + MAX_UNUSED {
+            let kept = len.next_multiple_of(START);
+            self.give_back(at + kept, used.saturating_sub(kept));
+            self.rooms[slot].used = kept;
         }
-        let at = self.rooms[slot].0;
+        let Room { at, used, .. } = self.rooms[slot];
+        self.rooms[slot].used = used.max(len);
         self.file.write_all_at(state, at)?;
         let mut head = [0; HEAD];
         for (part, value) in
@@ -62,6 +80,15 @@ impl Slots {
         self.file.write_all_at(&head, (slot * HEAD) as u64)?;
         self.last = number;
         Ok(())
+    }
+
+    /// Gives memory back to the system. The file stays as long.
+    fn give_back(&self, at: u64, len: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if len > 0 {
+            // Where that is not possible, it is used again only as far as it is large enough.
+            let _ = fallocate(&self.file, flags, at, len);
+        }
     }
 }
 
@@ -133,12 +160,25 @@ mod tests {
     }
 
     #[test]
+    fn a_large_state_takes_no_memory_once_it_is_small_again() {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut slots = Slots::new().unwrap();
+        for size in (0..40).map(|number| number << 18).chain([100; 2]) {
+            let state = vec![7; size];
+            slots.write(&state).unwrap();
+            assert_eq!(last(&slots), state);
+        }
+        let bytes = slots.file.metadata().unwrap().blocks() * 512;
+        assert!(bytes < 4 * MAX_UNUSED, "{bytes}");
+    }
+
+    #[test]
     fn a_state_that_was_not_completely_written_leaves_the_one_before() {
         let mut slots = Slots::new().unwrap();
         slots.write(&[1; 9000]).unwrap();
         slots.write(&[2; 9000]).unwrap();
         // As if the writer had died: its bytes are there in part, then its head, too.
-        let at = slots.rooms[1].0;
+        let at = slots.rooms[1].at;
         slots.file.write_all_at(&[3; 500], at).unwrap();
         assert_eq!(last(&slots), [2; 9000]);
         slots.file.write_all_at(&3_u64.to_ne_bytes(), HEAD as u64).unwrap();

@@ -282,6 +282,8 @@ impl Driver {
     pub(in crate::primary::driver) fn channel_closed(&mut self, id: WorkerId, by_worker: bool) {
         let Some(channel) = self.channels.of_workers.remove(&id) else { return };
         let Channel { socket, has_copy, closer, worker, .. } = channel;
+        // What lies in it, and takes long to close, is closed here, and not by the keeper.
+        self.release_copy(socket.as_fd());
         let lost = worker.shared.mailbox.close();
         if lost > 0 {
             self.events.push(Event::Error {

@@ -10,6 +10,7 @@ use troop_core::ConnId;
 use super::Connections;
 use crate::keeper::{Kind, Link, Message, link};
 use crate::primary::saved::FIRST_CONNECTION;
+use crate::primary::saved::kept::release;
 
 /// The keys of connections that the keeper holds.
 #[derive(Debug)]
@@ -44,6 +45,14 @@ impl Held {
             let _ = link.send(&Message::of_key(Kind::Drop, key));
         }
     }
+
+    /// The same, and waits until it is closed, so that the last close is here: for one with which others
+    /// are closed, which may take long.
+    pub(super) fn let_go_before(&mut self, key: u64) {
+        if let (true, Some(link)) = (self.sent.remove(&key), link()) {
+            release(link, key);
+        }
+    }
 }
 
 impl Connections {
@@ -74,6 +83,15 @@ impl Connections {
                 Ok(()) => drop(self.held.sent.insert(key)),
                 Err(_) => conn.held = None,
             }
+        }
+    }
+
+    /// The keeper had no room for this one.
+    pub(in crate::primary::driver) fn was_refused(&mut self, key: u64) {
+        if self.held.sent.remove(&key)
+            && let Some((_, conn)) = self.all.iter_mut().find(|(_, conn)| conn.held == Some(key))
+        {
+            conn.held = None;
         }
     }
 

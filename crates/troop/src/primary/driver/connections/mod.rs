@@ -122,7 +122,10 @@ impl Connections {
         let Some(Conn { fd, is_unix, held, .. }) = self.all.try_remove(conn.0 as usize) else {
             return;
         };
-        held.into_iter().for_each(|key| self.held.let_go(key));
+        held.into_iter().for_each(|key| match is_unix {
+            true => self.held.let_go_before(key),
+            false => self.held.let_go(key),
+        });
         // Descriptors that nobody has received are closed with it.
         if is_unix && socket::unread(&fd) > 0 {
             closing.closer();

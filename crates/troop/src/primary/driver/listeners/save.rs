@@ -132,7 +132,7 @@ impl Listeners {
         let socket = |saved: SavedSocket| -> io::Result<(usize, Socket)> {
             let SavedSocket { number, fd, listener, options, is_watched, retired } = saved;
             watched.extend(is_watched.then_some(number));
-            let socket = Socket::new(from.descriptor(fd)?, listener);
+            let socket = Socket::new(from.socket(fd)?, listener);
             Ok((number, Socket { options, retired, ..socket }))
         };
         let sockets = saved.sockets.into_iter().map(socket);

@@ -96,10 +96,16 @@ impl Driver {
             return process.try_reap();
         };
         let pid = process.handle.pid();
+        if !process::has_ended(process.pidfd.as_fd()) {
+            // What was told was another process, which had the number before.
+            kept.ends.remove(&pid);
+            return None;
+        }
         let since = kept.awaited.iter().find(|(worker, _)| *worker == id).map(|(_, since)| *since);
         let exit = match kept.ends.remove(&pid) {
             Some(exit) => exit,
-            None if !process::has_ended(process.pidfd.as_fd()) => return None,
+            // The former engine has dealt with its end, and has not written that down any more.
+            None if process::is_reaped(process.pidfd.as_fd()) => Exit::Unknown,
             None if kept.link.is_broken()
                 || since.is_some_and(|since| since + REPORT_TIMEOUT <= self.now) =>
             {
