@@ -26,6 +26,9 @@ use crate::records::listed::{self, Listed};
 use crate::records::{Ending, Record, Text, own_env};
 use crate::{config, files, log, resolve, restart, start};
 
+/// Time that a process has to end whose control socket is gone.
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Time that an app has to be ready after a restart, if it has not answered with its own.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -107,6 +110,18 @@ fn resume(
     start::spawn_again(&record)?.finish(no_wait, json, interrupted).map(|_| ())
 }
 
+/// Returns the record of an app that has ended, once its process has, too.
+fn ended(name: &str) -> Option<Record> {
+    let until = Instant::now() + ENDING_TIMEOUT;
+    loop {
+        let app = listed::of(name)?;
+        if app.end.is_some() || Instant::now() >= until {
+            return Some(app.record).filter(|_| app.end.is_some());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Starts apps again that are known, as they were started before.
 pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError> {
     let interrupted = catch_interrupt()?;
@@ -119,8 +134,7 @@ pub(crate) fn start_known(words: &[String], args: &Start) -> Result<(), CliError
             match start::unless_stopping(client)? {
                 Some(client) => start::say_running(client.name(), None, args.json),
                 None => {
-                    let record = listed::of(&name).filter(|app| app.end.is_some());
-                    let record = record.map(|app| app.record).ok_or_else(|| {
+                    let record = ended(&name).ok_or_else(|| {
                         let why = format!("{name} has ended, and is not known any more");
                         CliError::Failed(Failure::new("failed", why))
                     })?;
