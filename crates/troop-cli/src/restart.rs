@@ -144,7 +144,7 @@ pub(crate) fn try_program() -> Result<(), String> {
         return Ok(());
     }
     let program = program();
-    config::source::succeeds(Command::new(&program).arg("--version"))
+    config::source::is_version_of("troop", &mut Command::new(&program))
         .map_err(|e| format!("{} does not run: {e}", program.display()))
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::kept_client::KeptClient;
-use support::{Running, node, run};
+use support::{Home, Running, node, run};
 use troop_testkit::{engine, is_running, talk, wait_until};
 
 /// How often it is upgraded under load.
@@ -264,4 +264,22 @@ fn pid_files_stay_while_engines_come_and_go() {
     wait_until("the new numbers", || have(&after));
     home.fine(&["stop", "web"]);
     assert!(after.iter().all(|(file, _)| !home.path().join(file).exists()), "{after:?}");
+}
+
+#[test]
+fn another_program_at_the_path_of_this_one_restarts_nothing() {
+    let home = Home::with(&[("server.js", "require('http').createServer().listen(0)")]);
+    let own = home.path().join("troop");
+    std::fs::copy(env!("CARGO_BIN_EXE_troop"), &own).unwrap();
+    let start = home.command(&["start", "server.js", "-n", "web"]);
+    let variables = start.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let mut copied = std::process::Command::new(&own);
+    copied.args(start.get_args()).envs(variables).current_dir(home.path());
+    assert!(copied.output().unwrap().status.success());
+    let before = home.show("web")["pid"].clone();
+    std::fs::remove_file(&own).unwrap();
+    std::fs::copy("/bin/true", &own).unwrap();
+    let (code, out, err) = home.troop(&["restart", "web"]);
+    assert!(code == 1 && err.contains("it is not troop"), "{code} {out}{err}");
+    assert_eq!(home.show("web")["pid"], before);
 }

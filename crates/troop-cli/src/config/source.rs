@@ -233,14 +233,19 @@ pub(super) fn run(command: &mut Command) -> Result<Printed, String> {
     }
 }
 
-/// Checks that a program succeeds.
+/// Checks that a program runs, and is the one of this name: that it prints its name and version when it is
+/// asked for that.
 ///
 /// # Errors
 /// The reason, for people: the last line that it has printed on standard error.
-pub(crate) fn succeeds(command: &mut Command) -> Result<(), String> {
-    let printed = run(command)?;
-    if printed.is_success {
+pub(crate) fn is_version_of(name: &str, command: &mut Command) -> Result<(), String> {
+    let printed = run(command.arg("--version"))?;
+    let is_own = printed.out.strip_prefix(name).is_some_and(|rest| rest.starts_with(' '));
+    if printed.is_success && is_own {
         return Ok(());
+    }
+    if printed.is_success {
+        return Err(format!("it is not {name}"));
     }
     let last = printed.err.lines().rfind(|line| !line.trim().is_empty());
     Err(concise(last.unwrap_or("it ends with a failure")))

@@ -1,6 +1,6 @@
 //! A client that keeps its connection open.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 
 use troop_testkit::TEST_TIMEOUT;
@@ -10,17 +10,27 @@ pub struct KeptClient(BufReader<TcpStream>);
 
 impl KeptClient {
     pub fn new(port: u16) -> KeptClient {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-        KeptClient(BufReader::new(stream))
+        KeptClient::try_new(port).unwrap()
+    }
+
+    pub fn try_new(port: u16) -> io::Result<KeptClient> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(TEST_TIMEOUT))?;
+        Ok(KeptClient(BufReader::new(stream)))
     }
 
     pub fn get(&mut self) -> String {
-        self.0.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        self.try_get().unwrap()
+    }
+
+    pub fn try_get(&mut self) -> io::Result<String> {
+        self.0.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
         let mut len = 0;
         loop {
             let mut line = String::new();
-            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the connection was closed");
+            if self.0.read_line(&mut line)? == 0 {
+                return Err(io::Error::other("the connection was closed"));
+            }
             let line = line.trim().to_ascii_lowercase();
             if let Some(value) = line.strip_prefix("content-length:") {
                 len = value.trim().parse().unwrap();
@@ -30,7 +40,7 @@ impl KeptClient {
             }
         }
         let mut body = vec![0; len];
-        self.0.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
+        self.0.read_exact(&mut body)?;
+        Ok(String::from_utf8(body).unwrap())
     }
 }

@@ -25,6 +25,12 @@ impl Primary {
         queued.chain(reserved).map(|waiting| waiting.conn)
     }
 
+    /// Returns the number of connections that wait for a worker.
+    #[must_use]
+    pub fn count_waiting(&self) -> usize {
+        self.listeners.values().map(|listener| listener.queue.len() + listener.reserved).sum()
+    }
+
     /// Handles the end of the shell that this state is of, some time after it was written: connections
     /// are forgotten, unless they wait and the next shell has them (`is_there`), and answers to what was
     /// sent are ignored. Workers that acknowledge each descriptor

@@ -100,6 +100,13 @@ impl Simulation {
         }
     }
 
+    /// The kernel has changed something already.
+    pub(super) fn note_urgent_change(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.is_urgent = true;
+        }
+    }
+
     /// At the end of all actions, before anything is sent.
     pub(super) fn write_urgently(&mut self) {
         if self.kept.as_ref().is_some_and(|kept| kept.is_urgent) {
@@ -137,6 +144,7 @@ impl Simulation {
         self.primary = serde_json::from_slice::<Primary>(&kept.primary).unwrap();
         (self.groups, self.programs) = (kept.groups, kept.programs);
         let known: BTreeSet<ConnId> = self.primary.waiting().collect();
+        prop_assert_eq!(known.len(), self.primary.count_waiting());
         let held: BTreeSet<ConnId> = self
             .waiting
             .iter()

@@ -259,6 +259,7 @@ impl Simulation {
                         worker.sockets = renamed.collect();
                     }
                     self.primary.renumbered(self.now, id, shard as u16, last as u16);
+                    self.note_urgent_change();
                 }
             }
             Input::Reschedule { port, to } => {

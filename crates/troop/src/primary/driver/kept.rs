@@ -105,10 +105,15 @@ impl Driver {
 
     /// Connections that have waited for a moment become part of the state.
     fn hold_waiting(&mut self) {
-        if self.copies.is_none() {
+        if self.copies.is_none() || self.hold_at.is_some_and(|at| at > self.now) {
             return;
         }
         let Driver { cluster, connections, inspected, .. } = self;
+        // Thousands may wait.
+        if connections.count_held() == cluster.primary.count_waiting() + inspected.count() {
+            self.hold_at = None;
+            return;
+        }
         let waiting = cluster.primary.waiting().chain(inspected.ids());
         let mut new = waiting.filter(|conn| !connections.is_held(*conn)).peekable();
         if new.peek().is_none() {

@@ -60,6 +60,11 @@ impl Connections {
         self.all.get(conn.0 as usize).is_some_and(|conn| conn.held.is_some())
     }
 
+    /// The number of those that the keeper holds.
+    pub(in crate::primary::driver) fn count_held(&self) -> usize {
+        self.held.sent.len()
+    }
+
     /// These are to be part of the state.
     pub(in crate::primary::driver) fn hold(&mut self, waiting: impl IntoIterator<Item = ConnId>) {
         for id in waiting {

@@ -48,6 +48,10 @@ impl Inspected {
         self.peeked.keys().copied()
     }
 
+    pub(in crate::primary::driver) fn count(&self) -> usize {
+        self.peeked.len()
+    }
+
     pub(super) fn wait(&mut self, conn: ConnId, peeked: PeekedConnection) {
         self.deadlines.insert((peeked.until, conn));
         self.peeked.insert(conn, peeked);

@@ -318,6 +318,7 @@ impl Driver {
         match self.listeners.renumber(id, &shut, revived) {
             Found::Same => {}
             Found::Renumbered(shard, last) => {
+                self.is_urgent = true;
                 self.cluster.primary.renumbered(self.now, id, shard as u16, last as u16);
             }
             Found::NumbersLost => self.cluster.primary.numbers_lost(self.now, id),
