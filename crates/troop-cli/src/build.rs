@@ -59,8 +59,9 @@ pub(crate) const OWN_VARIABLES: [&str; 12] = [
 ];
 
 impl ResolvedApp {
-    /// Returns the builder of the cluster, without event handlers, and the sockets of `bind`.
-    pub(crate) fn builder(&self) -> Result<(Builder, Bound), RunError> {
+    /// Returns the builder of the cluster, without event handlers, and the sockets of `bind`. One that goes
+    /// on with the state of another engine (`is_resumed`) has them from there.
+    pub(crate) fn builder(&self, is_resumed: bool) -> Result<(Builder, Bound), RunError> {
         preflight::check_files(self)?;
         let app = &self.app;
         let mut builder = Cluster::builder()
@@ -121,6 +122,10 @@ impl ResolvedApp {
             builder = builder.inherited(inherited);
         } else {
             let by_connections = matches!(app.policy, Some(Scheduling::LeastConnections));
+            builder = builder.activation_by_connections(by_connections);
+            if is_resumed {
+                return Ok((builder, bound));
+            }
             let is_steered = matches!(app.policy, Some(Scheduling::Steered(_))) || by_connections;
             let slots = if is_steered { self.first_workers() } else { 0 };
             let sockets = bind(&app.bind, &inherited, slots)?;
@@ -128,9 +133,17 @@ impl ResolvedApp {
                 log::line(&format!("troop: listening on {socket}"));
             }
             bound = Bound::new(sockets.iter().map(|at| at.address().to_owned()).collect());
-            builder = builder.activation(sockets).activation_by_connections(by_connections);
+            builder = builder.activation(sockets);
         }
         Ok((builder, bound))
+    }
+
+    /// Has the sockets that the app was started with: what a file says of them since is for the next start.
+    pub(crate) fn keep_sockets_of(&mut self, started: &ResolvedApp) {
+        if !self.app.bind.is_empty() || !started.app.bind.is_empty() {
+            self.app.bind.clone_from(&started.app.bind);
+            self.app.policy.clone_from(&started.app.policy);
+        }
     }
 
     /// Returns the number of workers to begin with: that of `troop scale` before a restart, unless

@@ -17,7 +17,7 @@ use crate::config::{Form, LogFormat, To};
 use crate::control::server;
 use crate::control::sockets::{self, Claim, ClaimError};
 use crate::error::RunError;
-use crate::in_use::Failures;
+use crate::in_use::{Bound, Failures};
 use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
@@ -93,7 +93,9 @@ fn run_as(
         // What the app is, and not what its file says by now: a reload applies that.
         Some(LeftApp { started, resolved, file, .. }) => {
             let source = Source::resume(args, file.clone(), started_as.is_some());
-            (started.take(), source, Some(resolved.take()))
+            let (started, mut current) = (started.take(), resolved.take());
+            current.keep_sockets_of(&started);
+            (started, source, Some(current))
         }
         None => {
             let (resolved, source) = resolve::resolve(args, started_as).map_err(RunError::Usage)?;
@@ -166,7 +168,7 @@ fn run_as(
     }
     // After the claim: if the app runs already, that is the error to report, rather than descriptors
     // which only the running one has inherited.
-    let (builder, bound) = current.as_ref().unwrap_or(&resolved).builder()?;
+    let (builder, mut bound) = current.as_ref().unwrap_or(&resolved).builder(is_resumed)?;
     let mut builder = builder.leave_signals(signals::LEFT).reap_orphans(true);
     if let Some(reporter) = &reporter {
         reporter.note_bound(bound.clone());
@@ -250,6 +252,7 @@ fn run_as(
         client = last.client.and_then(|client| state.descriptor(client).ok());
         killed_by = state.killed_by().map(str::to_owned);
         left = Some(last);
+        bound = Bound::new(state.activation_addresses());
         builder = builder.restore(state);
         pid_files = PidFiles::begin(&resolved, true).unwrap_or_else(|why| {
             log::line(&format!("troop: {why}"));

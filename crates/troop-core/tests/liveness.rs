@@ -153,7 +153,7 @@ fn time_in_which_the_primary_was_stopped_is_not_counted_against_workers() {
 fn after_a_recovery_what_a_worker_was_sent_before_is_no_violation_until_it_has_answered_a_probe() {
     let (mut simulation, worker) = listening(Config { hang_timeout: None, ..Config::default() });
     listens(&mut simulation);
-    simulation.primary.recovered(simulation.now, |_| false);
+    simulation.primary.recovered(simulation.now, |_| false, |_| false);
     simulation.act().unwrap();
     let [seq] = asked(&simulation)[..] else { panic!("it is asked once") };
     assert!(seq >= 1 << 32, "numbers are not used again: {seq}");
@@ -186,7 +186,7 @@ fn after_a_recovery_connections_that_waited_and_are_still_there_are_served_and_n
     }
     let waiting: Vec<_> = simulation.primary.waiting().collect();
     assert_eq!(waiting.len(), 3);
-    simulation.primary.recovered(simulation.now, |conn| conn == waiting[1]);
+    simulation.primary.recovered(simulation.now, |conn| conn == waiting[1], |_| false);
     for lost in [waiting[0], waiting[2]] {
         simulation.open.remove(&lost);
         simulation.waiting.remove(&lost);

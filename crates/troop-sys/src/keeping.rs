@@ -102,8 +102,13 @@ pub fn ended_child() -> Option<(u32, Exit)> {
 /// Returns the children of this process, which has one thread. Empty where the kernel does not say.
 #[must_use]
 pub fn children() -> Vec<u32> {
-    let own = std::process::id();
-    let text = std::fs::read_to_string(format!("/proc/self/task/{own}/children"));
+    children_of(std::process::id())
+}
+
+/// Returns the children of another process, which has one thread. Empty where the kernel does not say.
+#[must_use]
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
     text.map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect())
         .unwrap_or_default()
 }

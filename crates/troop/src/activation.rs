@@ -30,9 +30,11 @@ use self::upkeep::Upkeep;
 use crate::error::{Error, Result};
 pub use crate::inherited::InheritedSocket;
 
+mod save;
 mod slots;
 mod upkeep;
 
+pub(crate) use self::save::SavedActivation;
 pub(crate) use self::upkeep::{Revival, Revived};
 
 /// Length of the accept queue: the system's maximum.

@@ -11,10 +11,13 @@ impl Cluster {
     /// Another shell goes on with the state, which was written some time before the former one was
     /// killed: see [`Primary::recovered`] and [`Supervisor::recovered`].
     pub fn recovered(&mut self, now: Time, is_there: impl Fn(ConnId) -> bool) {
-        self.primary.recovered(now, is_there);
+        let Cluster { primary, without_ipc, .. } = self;
+        primary.recovered(now, is_there, |worker| without_ipc.contains(&worker));
         if let Some(supervisor) = &mut self.supervisor {
             supervisor.recovered(now);
         }
+        // The kernel may have been told of others since.
+        self.shares.forget();
         self.resumed(now);
     }
 }

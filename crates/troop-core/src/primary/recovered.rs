@@ -35,8 +35,14 @@ impl Primary {
     /// are forgotten, unless they wait and the next shell has them (`is_there`), and answers to what was
     /// sent are ignored. Workers that acknowledge each descriptor
     /// are sent a [probe](Action::Probe), and get no connections until they have answered it: only then it
-    /// is known what further acknowledgements are for. [`MAX_UNWRITTEN_FORKS`] ids are left out.
-    pub fn recovered(&mut self, now: Time, is_there: impl Fn(ConnId) -> bool) {
+    /// is known what further acknowledgements are for. Those that understand signals only (`is_deaf`) are
+    /// sent nothing. [`MAX_UNWRITTEN_FORKS`] ids are left out.
+    pub fn recovered(
+        &mut self,
+        now: Time,
+        is_there: impl Fn(ConnId) -> bool,
+        is_deaf: impl Fn(WorkerId) -> bool,
+    ) {
         self.clock(now);
         self.seq += MAX_USED;
         self.forgotten = self.seq;
@@ -57,7 +63,9 @@ impl Primary {
         }
         let ids: Vec<WorkerId> = self.workers.keys().copied().collect();
         for worker in ids {
-            self.resync(worker);
+            if !is_deaf(worker) {
+                self.resync(worker);
+            }
             self.refresh_all(now, worker);
         }
     }

@@ -174,7 +174,7 @@ impl Simulation {
             }
         }
         self.sent.clear();
-        self.primary.recovered(self.now, |conn| held.contains(&conn));
+        self.primary.recovered(self.now, |conn| held.contains(&conn), |_| false);
         for (id, line) in &kept.journal {
             if self.workers.contains_key(id) && !self.primary.is_cut_off(*id) {
                 let parsed = incoming::parse(line.as_bytes()).unwrap();

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use troop_core::steer::program;
 use troop_sys::options::{Options, Restored, Use};
 use troop_sys::{group, socket};
 
 use super::BACKLOG;
+use crate::primary::saved::{Key, Reader, Writer};
 
 /// A slot's socket.
 #[derive(Debug)]
@@ -37,11 +39,20 @@ pub(super) struct Members {
 }
 
 /// The owner of a socket of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Whose {
     Slot(usize),
     /// The primary; with the index of the spare socket, if it is known.
     Spare(Option<usize>),
+}
+
+/// The sockets of a group, written down.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedSlots {
+    slots: Vec<(Key, Options)>,
+    spare: Vec<Key>,
+    order: Vec<Whose>,
+    is_mixed: bool,
 }
 
 /// Maximum number of spare sockets per slot. More are needed when workers repeatedly shut down
@@ -86,6 +97,37 @@ impl Slots {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Members> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn save(&self, to: &mut Writer<'_>) -> SavedSlots {
+        let members = self.lock();
+        SavedSlots {
+            slots: members.iter().map(|own| (to.shared(&own.fd), own.options.clone())).collect(),
+            spare: members.spare.iter().map(|spare| to.shared(spare)).collect(),
+            order: members.order.clone(),
+            is_mixed: members.is_mixed,
+        }
+    }
+
+    /// Goes on with sockets that another primary has written down, some time before it ended.
+    pub(super) fn restore(
+        saved: SavedSlots,
+        founder: &OwnedFd,
+        from: &mut Reader,
+    ) -> io::Result<Slots> {
+        let SavedSlots { slots, spare, order, is_mixed } = saved;
+        let slots = slots
+            .into_iter()
+            .map(|(key, options)| from.descriptor(key).map(|fd| Own { fd: Arc::new(fd), options }));
+        let slots = slots.collect::<io::Result<_>>()?;
+        let spare = spare.into_iter().map(|key| from.descriptor(key).map(Arc::new));
+        let spare = spare.collect::<io::Result<_>>()?;
+        let mut members = Members { slots, spare, order, is_mixed };
+        // It has ended while it changed the order.
+        if members.spare.iter().any(|spare| socket::is_shut_down(spare.as_fd())) {
+            members.mix(founder)?;
+        }
+        Ok(Slots(Mutex::new(members)))
     }
 
     pub(super) fn shut_down(&self) {
@@ -220,8 +262,9 @@ impl Members {
     /// Handles a lost order: all slots get connections evenly, and the primary none.
     fn mix(&mut self, founder: &OwnedFd) -> io::Result<()> {
         self.is_mixed = true;
-        // This closes the connections that wait in them, which no worker would serve.
-        self.spare.clear();
+        // This closes the connections that wait in them, which no worker would serve. They leave the
+        // group at once, whoever has copies.
+        self.spare.drain(..).for_each(|spare| socket::shut_listener_down(spare.as_fd()));
         listen_as_last(founder)
     }
 }
@@ -317,6 +360,55 @@ mod tests {
         [5, 0].iter().for_each(|slot| socket::shut_down(slots.lock()[*slot].fd.as_fd()));
         assert_eq!(slots.revive(&founder).unwrap(), (vec![0, 5], true));
         are_numbered(&founder, &slots, at);
+    }
+
+    /// What another primary finds, which has copies of the sockets.
+    fn gone_on_with(founder: &OwnedFd, slots: &Slots) -> (OwnedFd, Slots) {
+        let mut writer = Writer::default();
+        let founder = writer.descriptor(founder);
+        let saved = serde_json::to_vec(&slots.save(&mut writer)).unwrap();
+        let mut reader = writer.read();
+        let founder = reader.descriptor(founder).unwrap();
+        let saved = serde_json::from_slice(&saved).unwrap();
+        let slots = Slots::restore(saved, &founder, &mut reader).unwrap();
+        (founder, slots)
+    }
+
+    #[test]
+    fn another_primary_knows_the_numbers_of_the_sockets() {
+        let (founder, slots, at) = opened(3);
+        [1, 0].iter().for_each(|slot| socket::shut_down(slots.lock()[*slot].fd.as_fd()));
+        assert_eq!(slots.revive(&founder).unwrap(), (vec![0, 1], true));
+        let (other, others) = gone_on_with(&founder, &slots);
+        drop((founder, slots));
+        are_numbered(&other, &others, at);
+        socket::shut_down(others.lock()[2].fd.as_fd());
+        assert_eq!(others.revive(&other).unwrap(), (vec![2], true));
+        others.of(&other, 4).unwrap();
+        are_numbered(&other, &others, at);
+    }
+
+    #[test]
+    fn a_group_whose_order_is_lost_gives_no_connections_to_sockets_of_which_there_are_copies() {
+        let (founder, slots, at) = opened(3);
+        let _copies = gone_on_with(&founder, &slots);
+        slots.lock().mix(&founder).unwrap();
+        slots.steer(&founder, &[1, 0, 0]).unwrap();
+        are_served_alike(&slots, at);
+    }
+
+    #[test]
+    fn where_a_primary_has_ended_while_it_changed_the_order_all_slots_are_served_alike() {
+        let (founder, slots, at) = opened(3);
+        let (other, others) = gone_on_with(&founder, &slots);
+        let spare = slots.lock().spare[1].clone();
+        socket::shut_down(spare.as_fd());
+        drop(others);
+        let (other, others) = gone_on_with(&other, &slots);
+        drop((founder, slots));
+        assert!(others.lock().is_mixed);
+        others.steer(&other, &[1, 0, 0]).unwrap();
+        are_served_alike(&others, at);
     }
 
     /// What was done once too often has all slots served alike.

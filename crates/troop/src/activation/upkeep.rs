@@ -1,10 +1,11 @@
 //! Repairs sockets by activation that workers have changed.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use troop_core::Time;
 use troop_core::primary::{RepairReport, Repairs};
 use troop_sys::options::{Restored, Use};
@@ -19,7 +20,7 @@ const MIN_REBIND_DELAY: Duration = Duration::from_secs(1);
 const MAX_REBIND_DELAY: Duration = Duration::from_secs(3600);
 
 /// The history of a socket.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Upkeep {
     /// Whether it was found shut down.
     shut_downs: Repairs,
@@ -32,7 +33,7 @@ pub(super) struct Upkeep {
     /// Whether it has been reported that the kernel chooses evenly among all slots.
     is_mixed: bool,
     /// The time at which a path may be bound again, and the interval after that.
-    again: Option<(Instant, Duration)>,
+    again: Option<(Time, Duration)>,
 }
 
 /// The repair of a socket that clients did not reach.
@@ -51,22 +52,20 @@ pub(crate) enum Revival {
 pub(crate) struct Revived {
     pub(crate) what: Revival,
     pub(crate) report: RepairReport,
+    /// The socket that it was before, and is not any more.
+    pub(crate) old: Option<OwnedFd>,
 }
 
 impl ActivationSocket {
-    fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
+    pub(super) fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
         self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the socket listen again if it was shut down. If that is impossible, or its path does
     /// not lead to it any more, binds a new one at its path, if workers `may_change`. The error is
     /// the reason why that fails, which is reported once.
-    pub(crate) fn revive(
-        &self,
-        now: Instant,
-        at: Time,
-        may_change: bool,
-    ) -> Option<io::Result<Revived>> {
+    pub(crate) fn revive(&self, now: Time, may_change: bool) -> Option<io::Result<Revived>> {
+        let mut old = None;
         let result = match &self.slots {
             Some(slots) => match slots.revive(&self.socket) {
                 Ok((shut, is_known)) if shut.is_empty() && (is_known || self.upkeep().is_mixed) => {
@@ -76,7 +75,7 @@ impl ActivationSocket {
                 Ok((shut, false)) => Some(Ok(Revival::Mixed(shut))),
                 Err(e) => Some(Err(e)),
             },
-            None => self.revive_one(now, may_change),
+            None => self.revive_one(now, may_change, &mut old),
         };
         let mut upkeep = self.upkeep();
         upkeep.is_mixed |= matches!(result, Some(Ok(Revival::Mixed(_))));
@@ -87,7 +86,7 @@ impl ActivationSocket {
             }
             Some(Ok(what)) => {
                 upkeep.is_lost = false;
-                Some(Ok(Revived { what, report: upkeep.shut_downs.note(at) }))
+                Some(Ok(Revived { what, report: upkeep.shut_downs.note(now), old }))
             }
             Some(Err(e)) => (!std::mem::replace(&mut upkeep.is_lost, true)).then_some(Err(e)),
         }
@@ -99,7 +98,12 @@ impl ActivationSocket {
         upkeep.is_lost || upkeep.is_unfit
     }
 
-    fn revive_one(&self, now: Instant, may_change: bool) -> Option<io::Result<Revival>> {
+    fn revive_one(
+        &self,
+        now: Time,
+        may_change: bool,
+        old: &mut Option<OwnedFd>,
+    ) -> Option<io::Result<Revival>> {
         let is_unreached = {
             let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             file.as_ref().is_some_and(|file| !file.was_reached())
@@ -132,12 +136,15 @@ impl ActivationSocket {
         upkeep.again = Some((now + pause, (pause * 2).min(MAX_REBIND_DELAY)));
         drop(upkeep);
         let why = if is_shut { "its socket was shut down" } else { "its path was removed" };
-        Some(self.bind_anew().map(|()| Revival::Anew(why)))
+        Some(self.bind_anew().map(|closed| {
+            *old = Some(closed);
+            Revival::Anew(why)
+        }))
     }
 
-    /// Replaces it by a new socket at its path. Workers that have the old one still serve the
+    /// Replaces it by a new socket at its path, and returns the old one. Workers that have the old one still serve the
     /// connections that wait in it.
-    fn bind_anew(&self) -> io::Result<()> {
+    fn bind_anew(&self) -> io::Result<OwnedFd> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(rights) = file.as_ref().map(|file| file.rights().clone()) else {
             return Err(io::Error::other("whoever has opened it has to open it anew"));
@@ -145,9 +152,11 @@ impl ActivationSocket {
         let (socket, new) = unix(&self.address, false, false, &rights)?;
         socket::listen(&socket, BACKLOG)?;
         socket::set_nonblocking(&socket, false)?;
+        let old = self.socket.try_clone()?;
         // The old file before the old socket is closed.
         *file = new;
-        socket::replace(self.socket.as_fd(), &socket)
+        socket::replace(self.socket.as_fd(), &socket)?;
+        Ok(old)
     }
 
     /// Restores options with which workers turn clients away. Returns their values, the report, and

@@ -534,8 +534,9 @@ impl Builder {
         if workers == 0 && !may_have_none {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
-        self.check(true)?;
         let is_restored = self.restored.is_some();
+        self.take_activation()?;
+        self.check(true)?;
         let (mut driver, cluster) = self.driver(true, true)?;
         if is_restored {
             // Workers get the limit that was there before it was raised the first time.

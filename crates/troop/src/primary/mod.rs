@@ -15,7 +15,7 @@ mod operation;
 mod output;
 mod policies;
 pub(crate) mod relay;
-mod saved;
+pub(crate) mod saved;
 mod snapshot;
 mod spawn;
 mod wake;
@@ -454,7 +454,7 @@ impl Cluster {
     ///
     /// # Errors
     /// [`Error::NotReplaced`] says what is still under way after 5 s, or why this cluster cannot be
-    /// written down: with [`Builder::activation`], where the program chooses workers, or where
+    /// written down: with [`Builder::activation`] and no keeper, where the program chooses workers, or where
     /// [`Builder::run`] does not run it. [`Error::Io`] if the program could not be executed.
     /// [`Error::ClusterOver`].
     pub async fn replace(

@@ -3,7 +3,7 @@
 use super::Builder;
 #[cfg(doc)]
 use crate::Cluster;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::primary::saved::{Leaving, RestoredState, Resumption};
 
 impl Builder {
@@ -35,9 +35,21 @@ impl Builder {
     /// Goes on with a cluster that another program image has left ([`Cluster::replace`]), instead of
     /// starting one: with its workers, listeners and connections. What was set of policies and numbers
     /// is part of the state; what workers are started with, handlers of events and the like are those of
-    /// this builder, which is otherwise to be like the former one. For [`Builder::run`].
+    /// this builder, which is otherwise to be like the former one. Sockets of [`Builder::activation`] are
+    /// those of the state, and need not be bound again, which fails. For [`Builder::run`].
     pub fn restore(mut self, state: RestoredState) -> Builder {
         self.restored = Some(state);
         self
+    }
+
+    /// Goes on with the sockets by activation that the other one had, if there is another one.
+    pub(super) fn take_activation(&mut self) -> Result<()> {
+        if let Some(state) = &mut self.restored {
+            let sockets = state.take_activation();
+            let sockets =
+                sockets.map_err(Error::io("go on with the sockets of another primary"))?;
+            self.activation = sockets.map(Into::into);
+        }
+        Ok(())
     }
 }

@@ -16,6 +16,7 @@ use super::connections::SavedConnections;
 use super::listeners::SavedListeners;
 use super::signals::SignalMeans;
 use super::workers::SavedWorkers;
+use crate::activation::{ActivationSocket, SavedActivation};
 use crate::keeper;
 use crate::primary::saved::kept::Copies;
 use crate::primary::saved::{Key, RestoredState, SavedState, Writer, invalid};
@@ -43,6 +44,34 @@ struct SavedDriver {
     /// Since 5.1.
     #[serde(default)]
     doubted: Vec<WorkerId>,
+    /// Since 5.2.
+    #[serde(default)]
+    activation: Option<Vec<SavedActivation>>,
+}
+
+impl RestoredState {
+    fn saved_activation(&self) -> io::Result<Option<Vec<SavedActivation>>> {
+        #[derive(Deserialize)]
+        struct Part {
+            #[serde(default)]
+            activation: Option<Vec<SavedActivation>>,
+        }
+        Ok(serde_json::from_slice::<Part>(&self.driver)?.activation)
+    }
+
+    /// Takes the sockets that workers get by activation.
+    pub(crate) fn take_activation(&mut self) -> io::Result<Option<Vec<ActivationSocket>>> {
+        let saved = self.saved_activation()?;
+        let restore = |socket: SavedActivation| socket.restore(&mut self.reader);
+        saved.map(|sockets| sockets.into_iter().map(restore).collect()).transpose()
+    }
+
+    /// Returns the addresses of the sockets that workers get by [activation](crate::activation).
+    #[must_use]
+    pub fn activation_addresses(&self) -> Vec<String> {
+        let saved = self.saved_activation().ok().flatten().unwrap_or_default();
+        saved.iter().map(|socket| socket.address().to_owned()).collect()
+    }
 }
 
 fn monotonic() -> Duration {
@@ -89,9 +118,19 @@ impl Driver {
             last_crash: self.last_crash.clone(),
             journal: self.channels.save_journal(&mut writer),
             doubted: self.doubted.clone(),
+            activation: self.save_activation(&mut writer)?,
         };
         let core = snapshot::write(&self.cluster).map_err(io::Error::other)?;
         Ok(SavedState { core, driver: serde_json::to_vec(&saved)?, writer })
+    }
+
+    fn save_activation<'a>(
+        &'a self,
+        to: &mut Writer<'a>,
+    ) -> io::Result<Option<Vec<SavedActivation>>> {
+        let setup = self.workers.setup();
+        let sockets = setup.has_activation().then(|| setup.activation());
+        sockets.map(|all| all.iter().map(|socket| socket.save(to)).collect()).transpose()
     }
 
     /// Checks that this version can read a state.
@@ -137,6 +176,7 @@ impl Driver {
         if saved.is_complete {
             self.cluster.resumed(self.now);
         } else {
+            self.end_unknown_workers();
             self.steer_all_again();
             let Driver { cluster, connections, now, .. } = self;
             cluster.recovered(*now, |conn| connections.fd(conn).is_some());

@@ -9,6 +9,7 @@ pub(crate) mod journal;
 pub(crate) mod kept;
 pub(crate) mod long_line;
 mod slots;
+mod socket_file;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use file::{LeftDescriptor, RestoredState, SavedState};
 pub use kept::{Leaving, Resumption, refuse};
+pub(crate) use socket_file::SavedFile;
 
 /// A descriptor of a saved state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

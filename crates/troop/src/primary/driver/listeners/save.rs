@@ -8,15 +8,13 @@ use troop_core::primary::{BindSpec, Repairs};
 use troop_core::{ListenerId, Time};
 use troop_sys::group::Instruction;
 use troop_sys::options::Options;
-use troop_sys::sandbox::Sandbox;
-use troop_sys::unix::{SavedUnixFile, UnixFile};
 
 use super::Listeners;
 use super::abandoned::Abandoned;
 use crate::inherited::InheritedSocket;
 use crate::primary::driver::poller::EventPoller;
 use crate::primary::listener::{Listener, Socket};
-use crate::primary::saved::{Key, Reader, Writer};
+use crate::primary::saved::{Key, Reader, SavedFile, Writer};
 
 /// All listeners.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,14 +45,6 @@ struct SavedListener {
     program: Vec<Instruction>,
 }
 
-/// A socket's file, with the directory that it is in and what restricts the right to remove it.
-#[derive(Debug, Serialize, Deserialize)]
-struct SavedFile {
-    file: SavedUnixFile,
-    directory: Key,
-    ruleset: Option<Key>,
-}
-
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedSocket {
     number: usize,
@@ -79,11 +69,7 @@ impl Listeners {
             id: *id,
             sockets: listener.sockets.clone(),
             grouped: listener.grouped,
-            file: listener.file.as_ref().map(|file| SavedFile {
-                file: file.save(),
-                directory: to.descriptor(file.directory()),
-                ruleset: file.rights().sandbox.ruleset().map(|ruleset| to.descriptor(ruleset)),
-            }),
+            file: listener.file.as_ref().map(|file| SavedFile::of(file, to)),
             spec: listener.spec.clone(),
             local: listener.local,
             given: listener.given,
@@ -138,7 +124,7 @@ impl Listeners {
         let sockets = saved.sockets.into_iter().map(socket);
         self.sockets = sockets.collect::<io::Result<_>>()?;
         for saved in saved.open {
-            let file = saved.file.map(|file| restore_file(file, from)).transpose()?;
+            let file = saved.file.map(|file| file.restore(from)).transpose()?;
             let listener = Listener {
                 sockets: saved.sockets,
                 grouped: saved.grouped,
@@ -171,11 +157,4 @@ impl Listeners {
         }
         Ok(())
     }
-}
-
-fn restore_file(saved: SavedFile, from: &mut Reader) -> io::Result<UnixFile> {
-    let SavedFile { file, directory, ruleset } = saved;
-    let ruleset = ruleset.map(|ruleset| from.descriptor(ruleset)).transpose()?;
-    let sandbox = ruleset.map(Sandbox::of_ruleset).unwrap_or_default();
-    UnixFile::restore(file, from.descriptor(directory)?, sandbox)
 }

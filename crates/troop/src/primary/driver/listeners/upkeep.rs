@@ -2,6 +2,7 @@
 //! elsewhere by now.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use troop_core::event::Address;
@@ -200,14 +201,22 @@ impl Driver {
             self.cluster.supervisor().is_some_and(|supervisor| !busy(supervisor.state()));
         let mut replaces = false;
         for socket in sockets.iter() {
-            let now = std::time::Instant::now();
-            if let Some(revived) = socket.revive(now, self.now, may_change) {
+            if let Some(mut revived) = socket.revive(self.now, may_change) {
+                self.change();
+                if let Ok(Revived { old, .. }) = &mut revived {
+                    // What the next engine knows of them must be true.
+                    self.is_urgent = true;
+                    if let (Some(old), Some(copies)) = (old.take(), &mut self.copies) {
+                        copies.note_closed(old.as_fd());
+                    }
+                }
                 replaces |= matches!(&revived, Ok(Revived { what: Revival::Anew(_), .. }));
                 // What the kernel was told is about numbers that have changed.
                 self.cluster.forget_shares();
                 self.events.extend(self.revival(socket, revived));
             }
             if let Some((restored, report, is_unfit)) = socket.restore_options(self.now) {
+                self.change();
                 let who = self.suspects_of(None);
                 let reason = changed(&restored, &who);
                 self.events.extend(repaired(socket.place(), report, reason, &who));
@@ -235,12 +244,12 @@ impl Driver {
     ) -> Option<Event> {
         let at = socket.place();
         Some(match revived {
-            Ok(Revived { what: Revival::Again(slots), report }) => {
+            Ok(Revived { what: Revival::Again(slots), report, .. }) => {
                 let who = self.suspects_of(Some(&slots));
                 let reason = format!("its socket was shut down, {who}; it listens again");
                 return repaired(at, report, reason, &who);
             }
-            Ok(Revived { what: Revival::Mixed(slots), report }) => {
+            Ok(Revived { what: Revival::Mixed(slots), report, .. }) => {
                 let who = self.suspects_of(Some(&slots));
                 let how = "it listens again, and the kernel spreads connections evenly over all slots until troop is restarted";
                 let reason = format!("its sockets were shut down, {who}; {how}");

@@ -33,6 +33,8 @@ struct InspectionRequest {
     /// The workers and their processes.
     workers: Vec<(WorkerId, u32)>,
     needs_hindrances: bool,
+    /// How many connections workers had when another engine has looked last.
+    before: Vec<(WorkerId, u32)>,
 }
 
 /// The thread. It ends when this is dropped.
@@ -58,7 +60,8 @@ impl Driver {
     /// Has a thread inspect the connections of activated sockets; the result is a command.
     pub(in crate::primary::driver) fn inspect_connections(&mut self, needs_hindrances: bool) {
         let (setup, workers) = (self.workers.setup.clone(), self.workers.pids());
-        let request = InspectionRequest { setup, workers, needs_hindrances };
+        let before = std::mem::take(&mut self.workers.open_before);
+        let request = InspectionRequest { setup, workers, needs_hindrances, before };
         if !self.ask_observer(Request::Inspect(request)) {
             self.cluster.connections_inspected(self.now, &Inspection::default());
         }
@@ -100,6 +103,8 @@ impl Driver {
 struct Observer {
     /// The open connections of each worker at the last inspection.
     open: BTreeMap<WorkerId, BTreeSet<u64>>,
+    /// Those of which only the number is known, from another engine.
+    before: BTreeMap<WorkerId, u32>,
     /// The connections that this network namespace had accepted by then.
     passive_opens: Option<u64>,
 }
@@ -129,6 +134,8 @@ impl Observer {
 
     fn inspect(&mut self, request: &InspectionRequest, until: Instant) -> Inspection {
         let sockets = request.setup.activation();
+        self.before.extend(request.before.iter().copied());
+        self.before.retain(|worker, _| request.workers.iter().any(|(other, _)| other == worker));
         let mut inspection = Inspection {
             sockets: sockets.iter().map(waiting).collect(),
             hindrances: request.needs_hindrances.then(Hindrances::default),
@@ -141,6 +148,7 @@ impl Observer {
         let is_idle = passive_opens.is_some()
             && passive_opens == self.passive_opens
             && self.open.values().all(BTreeSet::is_empty)
+            && self.before.is_empty()
             && !places.iter().any(is_unix)
             && !request.needs_hindrances;
         self.passive_opens = passive_opens;
@@ -162,7 +170,7 @@ impl Observer {
             accepted.extend(&found.accepted);
             of_sockets.push(found.accepted);
         }
-        let had_some = self.open.values().any(|open| !open.is_empty());
+        let had_some = self.open.values().any(|open| !open.is_empty()) || !self.before.is_empty();
         if accepted.is_empty() && !had_some && !request.needs_hindrances {
             return inspection;
         }
@@ -181,10 +189,14 @@ impl Observer {
             }
             let open: BTreeSet<u64> = opened.sockets.intersection(&accepted).copied().collect();
             let before = self.open.entry(*worker).or_default();
+            let new = match self.before.remove(worker) {
+                Some(before) => count(open.len()).saturating_sub(before),
+                None => count(open.difference(before).count()),
+            };
             inspection.workers.push(WorkerConnections {
                 worker: *worker,
                 open: count(open.len()),
-                new: count(open.difference(before).count()),
+                new,
             });
             *before = open;
         }

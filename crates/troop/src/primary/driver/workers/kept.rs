@@ -3,19 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use troop_core::event::ExitHow;
 use troop_core::{Time, WorkerId};
+use troop_sys::keeping;
 use troop_sys::process::{self, Exit};
 
 use super::Workers;
 use super::exit::how;
-use crate::keeper::{Kind, Link, Message};
+use crate::keeper::{self, Kind, Link, Message};
 use crate::primary::driver::Driver;
 
 /// How long an ended worker waits to be told of by the keeper.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long it is looked for workers that were being started, and how often.
+const UNKNOWN_TIME: Duration = Duration::from_secs(2);
+const UNKNOWN_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the keeper has told.
 pub(super) struct Kept {
@@ -53,7 +58,7 @@ impl Workers {
 
     /// Whether another engine could go on with the workers at any time.
     pub(in crate::primary::driver) fn can_be_kept(&self) -> bool {
-        self.kept.is_some() && !self.are_embedded() && !self.setup.has_activation()
+        self.kept.is_some() && !self.are_embedded()
     }
 
     /// The keeper tells that a child has ended.
@@ -125,10 +130,50 @@ impl Driver {
         Some(how(exit))
     }
 
+    /// Ends workers that a killed engine has started and of which its state does not know, if they have no
+    /// channel whose end they see. Begun before this engine starts others.
+    pub(in crate::primary::driver) fn end_unknown_workers(&self) {
+        let Some(link) = keeper::link().filter(|_| self.workers.setup.has_activation()) else {
+            return;
+        };
+        let known = |pid: &u32| {
+            let mut all = self.workers.processes.values();
+            *pid == std::process::id() || all.any(|process| process.handle.pid() == *pid)
+        };
+        let children = keeping::children_of(link.keeper()).into_iter().filter(|pid| !known(pid));
+        let mut unknown: Vec<_> =
+            children.filter_map(|pid| Some((pid, process::pidfd(pid).ok()?))).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let end = move || {
+            let until = Instant::now() + UNKNOWN_TIME;
+            // One that has not executed its program yet does so soon.
+            while !unknown.is_empty() && Instant::now() < until {
+                unknown.retain(|(pid, pidfd)| {
+                    let is_worker = has_sockets_of_its_own(*pid);
+                    if is_worker {
+                        let _ = process::signal(pidfd.as_fd(), 15);
+                    }
+                    !is_worker
+                });
+                std::thread::sleep(UNKNOWN_INTERVAL);
+            }
+        };
+        let _ = std::thread::Builder::new().name("troop-unknown".into()).spawn(end);
+    }
+
     /// The keeper has ended, and tells of nothing any more.
     pub(in crate::primary::driver) fn await_no_ends(&mut self) {
         if let Some(kept) = &self.workers.kept {
             self.workers.reported.extend(kept.awaited.iter().map(|(id, _)| *id));
         }
     }
+}
+
+/// Whether a process was given sockets by activation itself, and not an ancestor of it.
+fn has_sockets_of_its_own(pid: u32) -> bool {
+    let own = format!("LISTEN_PID={pid}");
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|all| all.split(|byte| *byte == 0).any(|entry| entry == own.as_bytes()))
 }

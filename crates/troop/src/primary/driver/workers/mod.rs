@@ -103,6 +103,8 @@ pub(super) struct Workers {
     setup: Arc<Setup>,
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Setup>>,
+    /// How many open connections workers of another engine had, until they are looked at.
+    open_before: Vec<(WorkerId, u32)>,
     spawner: Spawner,
     forks: Forks,
     /// The program that starts the workers, if not [`Forks`].
@@ -130,6 +132,7 @@ impl Workers {
             table,
             setup: Arc::new(setup),
             before_reload: None,
+            open_before: Vec::new(),
             spawner: Spawner::default(),
             forks: Forks::default(),
             embedding: None,

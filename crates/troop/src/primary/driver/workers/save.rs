@@ -78,7 +78,10 @@ impl Workers {
         };
         Some(match () {
             () if self.are_embedded() => "its program starts the workers by itself",
-            () if self.setup.has_activation() => "its workers take sockets by activation",
+            // These get a signal with the thread that has started them.
+            () if self.setup.has_activation() && self.kept.is_none() => {
+                "its workers take sockets by activation"
+            }
             () if self.is_starting() => "a worker is being started",
             () if self.before_reload.is_some() => "a reload is under way",
             () if self.has_orphans() => "processes that a worker has left behind are being ended",
@@ -150,6 +153,11 @@ impl Driver {
         let tails = self.workers.spawner.restore(saved.spawner, from)?;
         for process in saved.processes {
             self.restore_process(process, &tails, from)?;
+        }
+        if self.workers.setup.has_activation() {
+            let all = self.workers.ids();
+            let open = all.filter_map(|id| Some((id, self.cluster.primary.status(id)?.stats.open)));
+            self.workers.open_before = open.collect();
         }
         Ok(())
     }
