@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 
@@ -13,6 +13,7 @@ use troop::setup::{Resource, Stdio};
 use troop::supervise::{
     HealthCheck, HealthTest, ReadyWhen, RecyclePolicy, ReplacePolicy, RestartPolicy, WhenFailed,
 };
+use troop::text::tells_of_used_address;
 use troop::{Builder, Cluster, Error, Scheduling, Setup};
 
 use uzers::os::unix::UserExt as _;
@@ -38,6 +39,9 @@ const FINITE: &str = "TROOP_FINITE";
 
 /// `restart.window` under a debugger, where a worker may wait for a long time before it is ready.
 const DEBUGGED_WINDOW: Duration = Duration::from_secs(86_400);
+
+/// Interval of attempts to bind while former workers end.
+const BIND_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The variable with the number by which PM2 knows a process.
 const PM2_ID: &str = "pm_id";
@@ -128,7 +132,7 @@ impl ResolvedApp {
             }
             let is_steered = matches!(app.policy, Some(Scheduling::Steered(_))) || by_connections;
             let slots = if is_steered { self.first_workers() } else { 0 };
-            let sockets = bind(&app.bind, &inherited, slots)?;
+            let sockets = bind_when_free(&app.bind, &inherited, slots, self.time_to_bind())?;
             for socket in &sockets {
                 log::line(&format!("troop: listening on {socket}"));
             }
@@ -136,6 +140,12 @@ impl ResolvedApp {
             builder = builder.activation(sockets);
         }
         Ok((builder, bound))
+    }
+
+    /// Returns how long former workers may still have the sockets: those of engines that this one has
+    /// nothing of.
+    fn time_to_bind(&self) -> Duration {
+        troop::keeper::set_aside().map_or(Duration::ZERO, |_| self.grace())
     }
 
     /// Has the sockets that the app was started with: what a file says of them since is for the next start.
@@ -526,6 +536,24 @@ fn bind(
         }
     }
     Ok(sockets)
+}
+
+/// The same, and waits for this time if others still have the addresses.
+fn bind_when_free(
+    places: &[String],
+    inherited: &[InheritedSocket],
+    slots: usize,
+    time: Duration,
+) -> Result<Vec<ActivationSocket>, Error> {
+    let until = Instant::now() + time;
+    loop {
+        match bind(places, inherited, slots) {
+            Err(e) if tells_of_used_address(&e.chain()) && Instant::now() < until => {
+                std::thread::sleep(BIND_INTERVAL);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn resource(limited: Limited) -> Resource {

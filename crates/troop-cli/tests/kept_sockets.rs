@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::kept_client::KeptClient;
 use support::{Running, node, run};
-use troop_testkit::{children, engine, is_running, talk, wait_until};
+use troop_testkit::{children, engine, free_port, is_running, talk, wait_until};
 
 /// How often an engine is replaced under load.
 const ROUNDS: usize = 6;
@@ -319,6 +319,28 @@ fn an_app_with_activated_sockets_goes_on_by_a_signal_too_and_then_starts_more_wo
         seen.insert(answer["pid"].as_u64().unwrap());
         seen.len() == 4
     });
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
+}
+
+#[test]
+fn an_app_with_activated_sockets_starts_afresh_when_its_state_is_set_aside() {
+    let port = free_port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
+    let bind = format!("127.0.0.1:{port}");
+    command.args(["run", "--log", "json", "-w", "2", "-b", &bind, &activated()]);
+    command.env("TROOP_FAULT", "restoring:1:");
+    let mut troop = support::start(command);
+    ready(&troop, 2);
+    let before = pids(&troop);
+    // It ends later than the next engine begins.
+    let mut slow = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    slow.write_all(b"GET /slow HTTP/1.0\r\n\r\n").unwrap();
+    kill(engine(troop.child.id()).unwrap());
+    wait_until("others", || before.iter().all(|pid| !is_running(*pid)));
+    ready(&troop, 2);
+    assert!(pids(&troop).is_disjoint(&before));
+    get(port).unwrap();
     assert_eq!(troop.troop(["stop"]).0, 0);
     assert_eq!(troop.end().0, Some(0));
 }
