@@ -534,8 +534,7 @@ impl Builder {
         if workers == 0 && !may_have_none {
             return Err(Error::Settings("a cluster needs at least one worker".into()));
         }
-        let is_restored = self.restored.is_some();
-        self.take_activation()?;
+        let is_restored = self.take_activation()?;
         self.check(true)?;
         let (mut driver, cluster) = self.driver(true, true)?;
         if is_restored {

@@ -42,14 +42,13 @@ impl Builder {
         self
     }
 
-    /// Goes on with the sockets by activation that the other one had, if there is another one.
-    pub(super) fn take_activation(&mut self) -> Result<()> {
-        if let Some(state) = &mut self.restored {
-            let sockets = state.take_activation();
-            let sockets =
-                sockets.map_err(Error::io("go on with the sockets of another primary"))?;
-            self.activation = sockets.map(Into::into);
-        }
-        Ok(())
+    /// Goes on with the sockets by activation that the other one had, if there is another one. Returns
+    /// whether there is.
+    pub(super) fn take_activation(&mut self) -> Result<bool> {
+        let Some(state) = &mut self.restored else { return Ok(false) };
+        let sockets = state.take_activation();
+        let sockets = sockets.map_err(Error::io("go on with the sockets of another primary"))?;
+        self.activation = sockets.map(Into::into);
+        Ok(true)
     }
 }

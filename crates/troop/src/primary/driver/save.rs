@@ -44,7 +44,7 @@ struct SavedDriver {
     /// Since 5.1.
     #[serde(default)]
     doubted: Vec<WorkerId>,
-    /// Since 5.2.
+    /// Since 6.2.
     #[serde(default)]
     activation: Option<Vec<SavedActivation>>,
 }

@@ -103,7 +103,7 @@ pub(super) struct Workers {
     setup: Arc<Setup>,
     /// What workers were started with before the reload that is under way.
     before_reload: Option<Arc<Setup>>,
-    /// How many open connections workers of another engine had, until they are looked at.
+    /// How many open connections workers of another engine had, until they are inspected.
     open_before: Vec<(WorkerId, u32)>,
     spawner: Spawner,
     forks: Forks,
