@@ -105,7 +105,12 @@ impl Driver {
 
     /// Connections that have waited for a moment become part of the state.
     fn hold_waiting(&mut self) {
-        if self.copies.is_none() || self.hold_at.is_some_and(|at| at > self.now) {
+        if self.copies.is_none() {
+            // Or there would be a deadline that is over, for ever.
+            self.hold_at = None;
+            return;
+        }
+        if self.hold_at.is_some_and(|at| at > self.now) {
             return;
         }
         let Driver { cluster, connections, inspected, .. } = self;
