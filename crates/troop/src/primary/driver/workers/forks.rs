@@ -270,7 +270,7 @@ impl Driver {
             };
             let id = self.cluster.primary.fork();
             self.workers.forks.unwritten += 1;
-            self.is_urgent = true;
+            self.is_urgent |= self.workers.forks.unwritten >= MAX_UNWRITTEN_FORKS;
             self.divide_descriptors();
             let closer = self.closing.closer_for(setup.is_other_user());
             self.events.push(Event::Setup { setup: setup.clone() });
