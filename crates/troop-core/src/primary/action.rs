@@ -155,6 +155,28 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether it changes nothing but what is known of connections, or nothing at all. A state that is
+    /// written down for another shell, in case this one is killed, is not written anew for it.
+    #[inline]
+    #[must_use]
+    pub fn is_of_connections(&self) -> bool {
+        matches!(
+            self,
+            Action::Deliver { .. }
+                | Action::Release { .. }
+                | Action::Send { .. }
+                | Action::Probe { .. }
+                | Action::Watch { .. }
+                | Action::Take { .. }
+                | Action::Sample { .. }
+                | Action::Count { .. }
+                | Action::HandleSettled { .. }
+                | Action::Messages { .. }
+        )
+    }
+}
+
 impl Primary {
     /// Queues the report of a message of a worker's program ([`Action::Messages`]), so that it follows
     /// the notices of everything before it.

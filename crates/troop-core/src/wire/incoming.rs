@@ -58,6 +58,26 @@ pub enum Incoming<'a> {
     User(&'a str),
 }
 
+impl Incoming<'_> {
+    /// Whether it changes nothing but what is known of connections. A state that is written down for
+    /// another shell, in case this one is killed, is not written anew for it.
+    #[must_use]
+    pub fn is_of_connections(&self) -> bool {
+        matches!(
+            self,
+            Incoming::Answer { .. }
+                | Incoming::HandleAck
+                | Incoming::HandleNack
+                | Incoming::Unknown
+                | Incoming::Troop(
+                    TroopMessage::Taken { .. }
+                        | TroopMessage::Load { .. }
+                        | TroopMessage::Counted { .. }
+                )
+        )
+    }
+}
+
 /// A `NODE_HANDLE` line.
 #[derive(Debug)]
 pub struct Wrapped<'a> {

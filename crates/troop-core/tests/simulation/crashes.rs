@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use troop_core::event::ExitHow;
 use troop_core::primary::{Action, Primary};
 use troop_core::steer::Instruction;
-use troop_core::wire::incoming::{self, Incoming, TroopMessage};
+use troop_core::wire::incoming;
 use troop_core::{ConnId, ListenerId, WorkerId};
 
 use super::{Simulation, Worker};
@@ -39,38 +39,6 @@ pub struct Crashes {
     pub held: u32,
 }
 
-/// Whether an action changes nothing but what is known of connections: the shell writes nothing down then.
-fn is_of_connections(action: &Action) -> bool {
-    matches!(
-        action,
-        Action::Deliver { .. }
-            | Action::Release { .. }
-            | Action::Send { .. }
-            | Action::Probe { .. }
-            | Action::Watch { .. }
-            | Action::Take { .. }
-            | Action::Sample { .. }
-            | Action::Count { .. }
-            | Action::HandleSettled { .. }
-            | Action::Messages { .. }
-    )
-}
-
-fn is_message_of_connections(line: &str) -> bool {
-    matches!(
-        incoming::parse(line.as_bytes()),
-        Ok(Incoming::Answer { .. }
-            | Incoming::HandleAck
-            | Incoming::HandleNack
-            | Incoming::Unknown
-            | Incoming::Troop(
-                TroopMessage::Taken { .. }
-                    | TroopMessage::Load { .. }
-                    | TroopMessage::Counted { .. }
-            ))
-    )
-}
-
 impl Simulation {
     /// From now on the state is written down as a shell does it, and the primary can crash.
     pub fn keep(&mut self) {
@@ -81,13 +49,14 @@ impl Simulation {
     pub(super) fn note_message(&mut self, worker: WorkerId, line: &str) {
         if let Some(kept) = &mut self.kept {
             kept.journal.push((worker, line.to_owned()));
-            kept.has_changed |= !is_message_of_connections(line);
+            kept.has_changed |=
+                incoming::parse(line.as_bytes()).is_ok_and(|message| !message.is_of_connections());
         }
     }
 
     pub(super) fn note_action(&mut self, action: &Action) {
         if let Some(kept) = &mut self.kept {
-            kept.has_changed |= !is_of_connections(action);
+            kept.has_changed |= !action.is_of_connections();
             kept.is_urgent |=
                 matches!(action, Action::Bind { .. } | Action::Unbind { .. } | Action::Open { .. });
         }

@@ -298,7 +298,7 @@ impl Channel {
                     socket_all_closed(self.outbox.buffer(), &key)
                 }
                 Ok(message) => {
-                    self.has_changed |= !is_of_connections(&message);
+                    self.has_changed |= !message.is_of_connections();
                     if let (Some(relay), Incoming::Cluster(message)) = (&mut relay, &message)
                         && matches!(
                             message.act,
@@ -325,22 +325,6 @@ impl Channel {
             core.violated(id, Violation::SurplusHandles(surplus));
         }
     }
-}
-
-/// Whether a message changes nothing but what is known of connections.
-fn is_of_connections(message: &Incoming<'_>) -> bool {
-    matches!(
-        message,
-        Incoming::Answer { .. }
-            | Incoming::HandleAck
-            | Incoming::HandleNack
-            | Incoming::Unknown
-            | Incoming::Troop(
-                TroopMessage::Taken { .. }
-                    | TroopMessage::Load { .. }
-                    | TroopMessage::Counted { .. }
-            )
-    )
 }
 
 /// Returns a line in the format of a channel; `frame` is the buffer for a translated one.

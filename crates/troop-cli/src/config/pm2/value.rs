@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::config::source;
 
-/// Prints what a file exports, and the places of what is no data, as one line.
+/// Prints what a file exports, and the places of what is not data, as one line.
 const EXPORTED: &str = r"import(require('url').pathToFileURL(process.argv[1])).then((file) => {
   const lost = [], paths = new Map();
   const all = JSON.stringify(file.default ?? file, function (key, value) {
@@ -25,7 +25,7 @@ const EXPORTED: &str = r"import(require('url').pathToFileURL(process.argv[1])).t
   console.log(`[${all ?? null}, ${JSON.stringify(lost)}]`);
 })";
 
-/// Reads a file; returns its value, and warnings about what is no data in it.
+/// Reads a file; returns its value, and warnings about what in it is not data.
 pub(super) fn of(file: &Path) -> Result<(Value, Vec<String>), String> {
     let text = || source::text(file);
     match file.extension().and_then(|extension| extension.to_str()) {

@@ -19,19 +19,7 @@ const MISSED: &str = "the worker that listened there has ended, and none that fo
 #[inline]
 fn is_of_connections(action: &ClusterAction) -> bool {
     match action {
-        ClusterAction::Primary(action) => matches!(
-            action,
-            Action::Deliver { .. }
-                | Action::Release { .. }
-                | Action::Send { .. }
-                | Action::Probe { .. }
-                | Action::Watch { .. }
-                | Action::Take { .. }
-                | Action::Sample { .. }
-                | Action::Count { .. }
-                | Action::HandleSettled { .. }
-                | Action::Messages { .. }
-        ),
+        ClusterAction::Primary(action) => action.is_of_connections(),
         action => matches!(
             action,
             ClusterAction::Measure { .. }

@@ -18,7 +18,7 @@ use crate::primary::driver::Driver;
 /// How long an ended worker waits to be told of by the keeper.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long it is looked for workers that were being started, and how often.
+/// Time in which workers that were being started are searched for, and the interval between searches.
 const UNKNOWN_TIME: Duration = Duration::from_secs(2);
 const UNKNOWN_INTERVAL: Duration = Duration::from_millis(50);
 
