@@ -1,10 +1,47 @@
-//! Signals while one program image takes the place of another.
+//! Signals as bytes on a socket, and while one program image takes the place of another.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::Arc;
+
+use rustix::net::SendFlags;
 
 use crate::execute;
+
+/// Catches signals: returns a non-blocking socket that receives the number of each one as a byte, for
+/// as long as the process lives. Those that arrive while its buffer is full are lost.
+///
+/// # Errors
+///
+/// Those of `socketpair(2)` and `sigaction(2)`.
+///
+/// # Panics
+///
+/// For signals that cannot be caught, as `SIGKILL`.
+pub fn catch(signals: &[i32]) -> io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    reader.set_nonblocking(true)?;
+    let writer = Arc::new(writer);
+    for &signal in signals {
+        let number = u8::try_from(signal).map_err(io::Error::other)?;
+        let writer = writer.clone();
+        let write = move || {
+            // Nothing can be done about a full buffer here.
+            let _ = rustix::net::send(&*writer, &[number], SEND_FLAGS);
+        };
+        // SAFETY: all that the action does is `send(2)`, which is allowed in signal handlers.
+        unsafe { signal_hook::low_level::register(signal, write) }?;
+    }
+    Ok(reader)
+}
+
+/// Of what a signal handler sends: it must not wait, nor end the process once nobody reads.
+#[cfg(not(target_vendor = "apple"))]
+const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
+#[cfg(target_vendor = "apple")]
+const SEND_FLAGS: SendFlags = SendFlags::DONTWAIT;
 
 fn set_mask(how: fn(*mut libc::sigset_t) -> libc::c_int) {
     // SAFETY: all zeroes is a value of the set, which is initialised before it is read; the calls

@@ -5,7 +5,6 @@ mod restored;
 mod seed;
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -548,13 +547,7 @@ impl Builder {
         if self.reap_orphans.unwrap_or(std::process::id() == 1) {
             signals.push((SIGCHLD, SignalMeans::ChildEnded));
         }
-        for (signal, means) in signals {
-            let (reader, writer) =
-                UnixStream::pair().map_err(Error::io("make a pipe for signals"))?;
-            signal_hook::low_level::pipe::register(signal, writer)
-                .map_err(Error::io("catch a signal"))?;
-            driver.handle_signal(reader, means).map_err(Error::io("watch for signals"))?;
-        }
+        driver.handle_signals(signals).map_err(Error::io("catch signals"))?;
         driver.be_kept(self.note.take()).map_err(Error::io("hear the keeper"))?;
         self.starters.drain(..).for_each(|start| start(cluster.clone()));
         if !is_restored {

@@ -84,7 +84,7 @@ pub(super) use workers::how;
 #[derive(Debug, Clone, Copy)]
 enum Token {
     EventFd,
-    Signal(u32),
+    Signal,
     Socket(usize),
     /// A connection whose first bytes are waited for.
     Inspected(ConnId),
@@ -102,7 +102,7 @@ impl Token {
     fn pack(self) -> u64 {
         let (kind, number) = match self {
             Token::EventFd => (0, 0),
-            Token::Signal(n) => (1, n),
+            Token::Signal => (1, 0),
             Token::Socket(n) => (2, u32::try_from(n).unwrap_or(u32::MAX)),
             Token::Inspected(conn) => (5, conn.0),
             Token::Channel(id) => (3, id.0),
@@ -118,7 +118,7 @@ impl Token {
         let number = (token & 0xffff_ffff) as u32;
         match token >> 32 {
             0 => Token::EventFd,
-            1 => Token::Signal(number),
+            1 => Token::Signal,
             2 => Token::Socket(number as usize),
             5 => Token::Inspected(ConnId(number)),
             3 => Token::Channel(WorkerId(number)),

@@ -14,7 +14,7 @@ use super::Driver;
 use super::channels::{SavedChannels, SavedJournal};
 use super::connections::SavedConnections;
 use super::listeners::SavedListeners;
-use super::signals::SignalMeans;
+use super::signals::{SavedSignals, SignalMeans};
 use super::workers::SavedWorkers;
 use crate::activation::{ActivationSocket, SavedActivation};
 use crate::keeper;
@@ -33,6 +33,8 @@ struct SavedDriver {
     channels: SavedChannels,
     listeners: SavedListeners,
     connections: SavedConnections,
+    /// A pipe for each signal. Before 6.3.
+    #[serde(default)]
     signals: Vec<(Key, SignalMeans)>,
     /// Whether this is all; else it was written in case that this engine is killed, with no connections but
     /// those that wait.
@@ -47,6 +49,9 @@ struct SavedDriver {
     /// Since 6.2.
     #[serde(default)]
     activation: Option<Vec<SavedActivation>>,
+    /// Since 6.3.
+    #[serde(default)]
+    caught: Option<SavedSignals>,
 }
 
 impl RestoredState {
@@ -113,12 +118,13 @@ impl Driver {
             channels: self.channels.save(is_complete, &mut writer),
             listeners: self.listeners.save(&mut writer),
             connections: self.connections.save(&self.inspected, is_complete, &mut writer),
-            signals: self.signals.save(&mut writer),
+            signals: Vec::new(),
             is_complete,
             last_crash: self.last_crash.clone(),
             journal: self.channels.save_journal(&mut writer),
             doubted: self.doubted.clone(),
             activation: self.save_activation(&mut writer)?,
+            caught: self.signals.save(&mut writer),
         };
         let core = snapshot::write(&self.cluster).map_err(io::Error::other)?;
         Ok(SavedState { core, driver: serde_json::to_vec(&saved)?, writer })
@@ -186,7 +192,8 @@ impl Driver {
                 self.doubted.extend(doubted);
             }
         }
-        self.obey_earlier(saved.signals, &mut reader)?;
+        self.obey_earlier_pipes(saved.signals, &mut reader)?;
+        self.obey_earlier(saved.caught, &mut reader)?;
         self.plan_upkeep();
         Ok(())
     }

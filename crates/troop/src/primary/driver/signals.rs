@@ -7,10 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGTTIN, SIGTTOU, SIGWINCH};
 use troop_core::Time;
-use troop_sys::fault;
 use troop_sys::poll::Interest;
+use troop_sys::{fault, signals};
 
-use super::poller::EventPoller;
 use super::{Driver, Token};
 use crate::keeper;
 use crate::primary::saved::{Key, Reader, Writer};
@@ -19,6 +18,9 @@ use crate::primary::{MAX_WORKERS, Reload};
 /// A signal to stop that arrives within this time of the first one is the same request: `timeout`,
 /// shells and service managers signal a process and then its group.
 const SAME_STOP_WINDOW: Duration = Duration::from_millis(500);
+
+/// The most signals that are obeyed in one turn.
+const MAX_READ: usize = 64;
 
 /// What a signal asks of a supervised cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,40 +49,35 @@ impl SignalMeans {
     }
 }
 
+/// Where signals have arrived, and what they mean.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedSignals {
+    numbers: Key,
+    meanings: Vec<(i32, SignalMeans)>,
+}
+
 /// Where signals arrive, and what they mean.
 #[derive(Default)]
 pub(super) struct Signals {
     /// Those that were obeyed since the state was written down.
     obeyed: Vec<i32>,
-    pipes: Vec<(UnixStream, SignalMeans)>,
+    /// Receives their numbers, once they are caught.
+    numbers: Option<UnixStream>,
+    meanings: Vec<(i32, SignalMeans)>,
     /// When the first signal to stop arrived.
     stopped: Option<Time>,
 }
 
 impl Signals {
-    fn add(
-        &mut self,
-        poller: &EventPoller,
-        pipe: UnixStream,
-        means: SignalMeans,
-    ) -> io::Result<()> {
-        pipe.set_nonblocking(true)?;
-        let number = u32::try_from(self.pipes.len()).unwrap_or(u32::MAX);
-        poller.add(&pipe, Token::Signal(number), Interest::Read)?;
-        self.pipes.push((pipe, means));
-        Ok(())
-    }
-
-    /// What has arrived, and how often.
-    fn read(&mut self, number: u32) -> Option<(SignalMeans, usize)> {
-        let (pipe, means) = self.pipes.get_mut(number as usize)?;
-        // As many bytes as signals.
-        Some((*means, pipe.read(&mut [0; 16]).unwrap_or(0)))
+    /// What has arrived.
+    fn read(&mut self) -> Vec<SignalMeans> {
+        self.numbers.as_mut().map(|numbers| read(numbers, &self.meanings)).unwrap_or_default()
     }
 
     /// Writes down where signals may have arrived that are not obeyed yet.
-    pub(super) fn save<'a>(&'a self, to: &mut Writer<'a>) -> Vec<(Key, SignalMeans)> {
-        self.pipes.iter().map(|(pipe, means)| (to.descriptor(pipe), *means)).collect()
+    pub(super) fn save<'a>(&'a self, to: &mut Writer<'a>) -> Option<SavedSignals> {
+        let numbers = to.descriptor(self.numbers.as_ref()?);
+        Some(SavedSignals { numbers, meanings: self.meanings.clone() })
     }
 
     /// Whether a signal to stop is another request than the first one, or the first.
@@ -95,16 +92,29 @@ impl Signals {
     }
 }
 
+/// What the signals mean whose numbers have arrived.
+fn read(numbers: &mut UnixStream, meanings: &[(i32, SignalMeans)]) -> Vec<SignalMeans> {
+    let mut bytes = [0; MAX_READ];
+    let count = numbers.read(&mut bytes).unwrap_or(0);
+    let means = |byte: &u8| meanings.iter().find(|(signal, _)| *signal == i32::from(*byte));
+    bytes[..count].iter().filter_map(means).map(|(_, means)| *means).collect()
+}
+
 impl Driver {
     /// Reaps what the program has left that this process has executed before.
     pub(super) fn reap_earlier(&mut self) {
         self.workers.reap_earlier(self.now);
     }
 
-    /// Obeys a signal: a byte on `pipe` for each one.
-    pub(crate) fn handle_signal(&mut self, pipe: UnixStream, means: SignalMeans) -> io::Result<()> {
-        self.signals.add(&self.poller, pipe, means)?;
-        if means == SignalMeans::ChildEnded {
+    /// Catches signals, and obeys them from now on.
+    pub(crate) fn handle_signals(&mut self, meanings: Vec<(i32, SignalMeans)>) -> io::Result<()> {
+        let all: Vec<i32> = meanings.iter().map(|(signal, _)| *signal).collect();
+        let numbers = signals::catch(&all)?;
+        self.poller.add(&numbers, Token::Signal, Interest::Read)?;
+        let hears_of_children = meanings.iter().any(|(_, means)| *means == SignalMeans::ChildEnded);
+        self.signals.numbers = Some(numbers);
+        self.signals.meanings = meanings;
+        if hears_of_children {
             self.workers.reap_others();
             // Some may have ended before.
             self.workers.child_ended(self.now);
@@ -112,9 +122,8 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn signalled(&mut self, number: u32) {
-        let Some((means, count)) = self.signals.read(number) else { return };
-        for _ in 0..count {
+    pub(super) fn signalled(&mut self) {
+        for means in self.signals.read() {
             self.apply_signal(means);
         }
     }
@@ -122,12 +131,26 @@ impl Driver {
     /// Obeys signals that another program image has caught and not obeyed.
     pub(super) fn obey_earlier(
         &mut self,
+        saved: Option<SavedSignals>,
+        from: &mut Reader,
+    ) -> io::Result<()> {
+        let Some(SavedSignals { numbers, meanings }) = saved else { return Ok(()) };
+        let mut numbers = UnixStream::from(from.descriptor(numbers)?);
+        for means in read(&mut numbers, &meanings) {
+            self.apply_signal(means);
+        }
+        Ok(())
+    }
+
+    /// Obeys signals that came to an image which had a pipe for each of them.
+    pub(super) fn obey_earlier_pipes(
+        &mut self,
         saved: Vec<(Key, SignalMeans)>,
         from: &mut Reader,
     ) -> io::Result<()> {
         for (pipe, means) in saved {
             let mut pipe = UnixStream::from(from.descriptor(pipe)?);
-            for _ in 0..pipe.read(&mut [0; 16]).unwrap_or(0) {
+            for _ in 0..pipe.read(&mut [0; MAX_READ]).unwrap_or(0) {
                 self.apply_signal(means);
             }
         }

@@ -151,7 +151,7 @@ impl Driver {
         for ready in ready {
             match Token::unpack(ready.token) {
                 Token::EventFd => {}
-                Token::Signal(number) => self.signalled(number),
+                Token::Signal => self.signalled(),
                 Token::Socket(number) => self.listeners.is_ready(number),
                 Token::Inspected(conn) => self.inspect_again(conn),
                 Token::Channel(id) => {
