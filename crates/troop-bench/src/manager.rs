@@ -32,6 +32,11 @@ pub(crate) trait Manager {
     /// Returns its process, or that of the app.
     fn pid(&self) -> Result<u32>;
 
+    /// Returns all processes of the manager, given its first one.
+    fn processes(&self, pid: u32) -> Vec<u32> {
+        vec![pid]
+    }
+
     /// Starts this number of workers of a script.
     fn start(&self, script: &str, workers: usize) -> Result<()>;
 
@@ -175,6 +180,13 @@ impl Manager for Troop {
         Ok(number.trim().parse()?)
     }
 
+    /// The keeper and its engine, which is the child that runs the same program.
+    fn processes(&self, pid: u32) -> Vec<u32> {
+        let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let engine = cpu::children(pid).into_iter().filter(|child| program(*child) == program(pid));
+        std::iter::once(pid).chain(engine).collect()
+    }
+
     fn start(&self, script: &str, workers: usize) -> Result<()> {
         run(self.command(&["start", script, "--name", "app", "-i", &workers.to_string()]))
     }
@@ -219,11 +231,23 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<D
     Ok(begin.elapsed())
 }
 
-fn resident(pid: u32) -> Result<f64> {
+/// The memory of all processes of a manager together; pages that they share are counted once.
+fn memory(manager: &dyn Manager, pid: u32) -> Result<f64> {
     std::thread::sleep(MEMORY_DELAY);
-    cpu::memory(pid)
-        .map(|memory| memory.resident)
-        .ok_or_else(|| "the memory of a manager cannot be read".into())
+    let each = manager.processes(pid).into_iter().map(cpu::memory);
+    let sum: Option<f64> = each.map(|memory| memory.map(|memory| memory.proportional)).sum();
+    sum.ok_or_else(|| "the memory of a manager cannot be read".into())
+}
+
+/// The workers of a manager, given its first process.
+pub(crate) fn workers(manager: &dyn Manager, pid: u32) -> Vec<u32> {
+    let own = manager.processes(pid);
+    cpu::children(pid).into_iter().filter(|child| !own.contains(child)).collect()
+}
+
+/// The CPU time of all processes of a manager together.
+fn time(manager: &dyn Manager, pid: u32) -> Duration {
+    manager.processes(pid).into_iter().map(cpu::time).sum()
 }
 
 /// Makes one request and reads the whole response.
@@ -280,18 +304,18 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     let _ends = Ends(manager);
     if is_daemon {
         run(manager.command(&["ping"]))?;
-        to.empty.push(resident(manager.pid()?)?);
+        to.empty.push(memory(manager, manager.pid()?)?);
     }
     // Many that do nothing.
     let begin = Instant::now();
     manager.start_trivial(100)?;
     let mut pid = 0;
     until("the manager", || manager.pid().map(|found| pid = found).is_ok())?;
-    until("100 processes", || cpu::children(pid).len() >= 100)?;
+    until("100 processes", || workers(manager, pid).len() >= 100)?;
     to.start_100.push(begin.elapsed().as_secs_f64() * 1000.0);
-    to.with_100.push(resident(pid)?);
+    to.with_100.push(memory(manager, pid)?);
     manager.end();
-    until("the end", || manager.pid().is_err() || cpu::children(pid).is_empty())?;
+    until("the end", || manager.pid().is_err() || workers(manager, pid).is_empty())?;
 
     // A server of four.
     let port = free_port()?;
@@ -299,7 +323,7 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     manager.start(&script("served.js"), 4)?;
     until("the server", || request(port))?;
     let pid = manager.pid()?;
-    to.with_4.push(resident(pid)?);
+    to.with_4.push(memory(manager, pid)?);
     for _ in 0..10 {
         let begin = Instant::now();
         run(manager.command(&["ls"]))?;
@@ -340,15 +364,15 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
     let pid = manager.pid()?;
     std::thread::sleep(IDLE_DELAY);
     for _ in 0..5 {
-        let workers = cpu::children(pid);
-        let worker = workers
+        let before = workers(manager, pid);
+        let worker = before
             .last()
             .and_then(|pid| Pid::from_raw(pid.cast_signed()))
             .ok_or("there is no worker")?;
         kill_process(worker, Signal::KILL)?;
         let begin = Instant::now();
         // Until another one answers.
-        until("serving again", || cpu::children(pid) != workers && request(port))?;
+        until("serving again", || workers(manager, pid) != before && request(port))?;
         to.crash.push(begin.elapsed().as_secs_f64() * 1000.0);
         std::thread::sleep(IDLE_DELAY);
     }
@@ -364,9 +388,9 @@ fn measure(manager: &dyn Manager, is_daemon: bool, to: &mut Measured) -> Result<
             .and_then(|text| text.trim().parse::<f64>().ok())
             .unwrap_or(0.0)
     };
-    let (before, begun) = (cpu::time(pid), printed());
+    let (before, begun) = (time(manager, pid), printed());
     std::thread::sleep(LOG_TEST_DURATION);
-    let (used, megabytes) = (cpu::time(pid) - before, (printed() - begun) / 1e6);
+    let (used, megabytes) = (time(manager, pid) - before, (printed() - begun) / 1e6);
     to.log_cpu.push(used.as_secs_f64() * 1000.0 / megabytes.max(0.001));
     to.log_rate.push(megabytes / LOG_TEST_DURATION.as_secs_f64());
     manager.end();
@@ -409,7 +433,7 @@ pub(crate) fn section(options: &Options) -> Result<()> {
         let (theirs, ours) = (median(of(&pm2).iter().copied()), median(of(&troop).iter().copied()));
         table.row(vec![name.into(), number(theirs), number(ours), times(ours / theirs)]);
     };
-    row("memory of the manager, nothing running, MiB (troop has none then)", |m| &m.empty);
+    row("memory of the manager (PSS), nothing running, MiB (troop has none then)", |m| &m.empty);
     row("… with 4 workers, MiB", |m| &m.with_4);
     row("… with 100 workers, MiB", |m| &m.with_100);
     row("100 processes started, ms", |m| &m.start_100);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use axum::{Router, routing::get};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::manager::{Ends, Manager, Pm2, Troop, free_port, run as finish, until};
+use crate::manager::{Ends, Manager, Pm2, Troop, free_port, run as finish, until, workers};
 use crate::peer::{Peer, Result, node, script};
 use crate::table::Table;
 use crate::{Options, cpu};
@@ -104,9 +104,9 @@ struct Managed(Box<dyn Manager>);
 impl Server for Managed {
     fn reload(&mut self) -> Result<()> {
         let pid = self.0.pid()?;
-        let old = cpu::children(pid);
+        let old = workers(&*self.0, pid);
         finish(self.0.command(&["reload", "app"]))?;
-        until("new workers", || !cpu::children(pid).iter().any(|child| old.contains(child)))?;
+        until("new workers", || !workers(&*self.0, pid).iter().any(|child| old.contains(child)))?;
         Ok(())
     }
 }
