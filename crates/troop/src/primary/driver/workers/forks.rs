@@ -41,6 +41,9 @@ const ABANDONED_START_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a start may take before the next one begins beside it.
 const SLOW_START_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a thread without a start is kept for the next one.
+const IDLE_THREAD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The most starts at a time, and so the most threads.
 const MAX_STARTS: usize = 4;
 
@@ -97,6 +100,8 @@ pub(super) struct Forks {
     threads: Vec<Thread>,
     /// When what is under way is not waited for any more.
     given_up_at: Option<Time>,
+    /// When threads end that have had nothing to do until then.
+    idle_until: Option<Time>,
     /// How many have begun since the state was written down for the last time.
     unwritten: u32,
 }
@@ -118,7 +123,16 @@ impl Forks {
     pub(super) fn next_deadline(&self, now: Time) -> Option<Time> {
         let given_up_at = self.given_up_at.filter(|_| !self.is_empty());
         let next = self.may_begin_at().filter(|_| !self.waiting.is_empty());
-        given_up_at.into_iter().chain(next).filter(|at| *at > now).min()
+        let all = given_up_at.into_iter().chain(next).chain(self.idle_until);
+        all.filter(|at| *at > now).min()
+    }
+
+    /// Ends threads that have had nothing to do for a while.
+    pub(super) fn tick(&mut self, now: Time) {
+        if self.idle_until.is_some_and(|until| until <= now) {
+            self.idle_until = None;
+            self.threads.retain(|thread| thread.is_bound || thread.busy.is_some());
+        }
     }
 
     /// When the next start may begin, if none ends before.
@@ -159,13 +173,13 @@ impl Forks {
     }
 
     /// Takes a start that is over.
-    fn take(&mut self, worker: WorkerId) -> Option<Starting> {
+    fn take(&mut self, now: Time, worker: WorkerId) -> Option<Starting> {
         let threads = self.threads.iter_mut().filter(|thread| thread.busy == Some(worker));
         threads.for_each(|thread| thread.busy = None);
         let at = self.starting.iter().position(|one| one.id == worker)?;
         let starting = self.starting.remove(at);
-        if self.is_empty() {
-            self.threads.retain(|thread| thread.is_bound || thread.busy.is_some());
+        if self.is_empty() && self.threads.iter().any(|thread| !thread.is_bound) {
+            self.idle_until = Some(now + IDLE_THREAD_TIMEOUT);
         }
         Some(starting)
     }
@@ -204,6 +218,7 @@ impl Forks {
             return Some(unsent.0.1.run());
         }
         self.threads[idle].busy = Some(worker);
+        self.idle_until = None;
         None
     }
 }
@@ -330,7 +345,7 @@ impl Driver {
     }
 
     fn started(&mut self, worker: WorkerId, result: Result<Spawned>) {
-        let Some(starting) = self.workers.forks.take(worker) else { return };
+        let Some(starting) = self.workers.forks.take(self.now, worker) else { return };
         if self.workers.forks.starting.is_empty() {
             self.workers.forks.given_up_at = None;
         }

@@ -283,6 +283,7 @@ impl Workers {
 
     /// Sees whether what ended workers have left behind has ended.
     pub(super) fn tick(&mut self, now: Time) {
+        self.forks.tick(now);
         self.orphans.tick(now);
         let missed = self.kept.as_mut().map(|kept| kept.missed(now)).unwrap_or_default();
         self.reported.extend(missed);
