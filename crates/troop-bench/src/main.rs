@@ -19,6 +19,7 @@ mod cpu;
 mod crowd;
 mod dropin;
 mod keepalive;
+mod kills;
 mod load;
 mod manager;
 mod memory;
@@ -39,7 +40,7 @@ use peer::Result;
 
 type Section = (&'static str, fn(&Options) -> Result<()>);
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     ("connections", connections::run),
     ("policies", policies::run),
     ("rates", rates::run),
@@ -47,6 +48,7 @@ const SECTIONS: [Section; 12] = [
     ("crowd", crowd::run),
     ("keepalive", keepalive::run),
     ("reloads", reloads::run),
+    ("kills", kills::run),
     ("messages", messages::run),
     ("dropin", dropin::run),
     ("spawn", spawn::run),

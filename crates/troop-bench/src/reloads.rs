@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::{Router, routing::get};
@@ -17,9 +18,9 @@ use crate::peer::{Peer, Result, node, script};
 use crate::table::Table;
 use crate::{Options, cpu};
 
-const CLIENTS: usize = 40;
+pub(crate) const CLIENTS: usize = 40;
 const RELOADS: usize = 10;
-const WORKERS: usize = 2;
+pub(crate) const WORKERS: usize = 2;
 /// Time between two reloads in which the clients find their new connections.
 const PAUSE: Duration = Duration::from_millis(500);
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -27,11 +28,36 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the clients have counted.
 #[derive(Debug, Default)]
-struct Counted {
-    answered: AtomicU64,
-    failed: AtomicU64,
-    closed: AtomicU64,
+pub(crate) struct Counted {
+    pub(crate) answered: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) closed: AtomicU64,
     ended: AtomicBool,
+}
+
+/// Clients that run until they are ended.
+pub(crate) struct Clients {
+    counted: Arc<Counted>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    pub(crate) fn start(address: SocketAddr) -> Clients {
+        let counted = Arc::new(Counted::default());
+        let threads = (0..CLIENTS).map(|number| {
+            let counted = counted.clone();
+            std::thread::spawn(move || client(address, number, &counted))
+        });
+        Clients { threads: threads.collect(), counted }
+    }
+
+    pub(crate) fn end(self) -> Arc<Counted> {
+        self.counted.ended.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+        self.counted
+    }
 }
 
 /// One client: it pauses for up to 20 ms after each answer, and opens a connection only when its
@@ -67,7 +93,7 @@ fn client(address: SocketAddr, number: usize, counted: &Counted) {
 }
 
 /// Sends a request. Returns whether its answer is the last one; `None` if there is none.
-fn ask(stream: &mut TcpStream) -> Option<bool> {
+pub(crate) fn ask(stream: &mut TcpStream) -> Option<bool> {
     stream.set_read_timeout(Some(REQUEST_TIMEOUT)).ok()?;
     stream.write_all(REQUEST).ok()?;
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
@@ -90,13 +116,16 @@ fn rests(stream: &mut TcpStream, pause: Duration) -> bool {
 }
 
 /// A server that can replace its workers.
-trait Server {
+pub(crate) trait Server {
     /// Replaces all workers, and returns when the old ones have ended.
     fn reload(&mut self) -> Result<()>;
+
+    /// The process that holds the listener and looks after the workers.
+    fn primary(&self) -> Result<u32>;
 }
 
 /// Starts a server on a port.
-type Start = fn(u16) -> Result<Box<dyn Server>>;
+pub(crate) type Start = fn(u16) -> Result<Box<dyn Server>>;
 
 /// troop or PM2.
 struct Managed(Box<dyn Manager>);
@@ -108,6 +137,10 @@ impl Server for Managed {
         finish(self.0.command(&["reload", "app"]))?;
         until("new workers", || !workers(&*self.0, pid).iter().any(|child| old.contains(child)))?;
         Ok(())
+    }
+
+    fn primary(&self) -> Result<u32> {
+        self.0.processes(self.0.pid()?).pop().ok_or_else(|| "there is no process".into())
     }
 }
 
@@ -124,6 +157,10 @@ impl Server for Disconnects {
     fn reload(&mut self) -> Result<()> {
         self.0.go()?;
         self.0.wait_for("done").map(drop)
+    }
+
+    fn primary(&self) -> Result<u32> {
+        Ok(self.0.pid())
     }
 }
 
@@ -144,6 +181,10 @@ impl Server for HangsUp {
             now.len() >= WORKERS && !now.iter().any(|child| old.contains(child))
         })?;
         Ok(())
+    }
+
+    fn primary(&self) -> Result<u32> {
+        Ok(self.peer.pid())
     }
 }
 
@@ -233,19 +274,16 @@ fn gunicorn(port: u16) -> Result<Box<dyn Server>> {
     Ok(Box::new(HangsUp { peer: Peer::start(command)?, _directory: directory }))
 }
 
+/// Whether a new connection is answered.
+pub(crate) fn serves(address: SocketAddr) -> bool {
+    TcpStream::connect(address).is_ok_and(|mut stream| ask(&mut stream).is_some())
+}
+
 /// Reloads a server under load, and adds what its clients have counted to the table.
 fn measure(name: &str, mut server: Box<dyn Server>, port: u16, table: &mut Table) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    until("the server", || {
-        TcpStream::connect(address).is_ok_and(|mut stream| ask(&mut stream).is_some())
-    })?;
-    let counted = Arc::new(Counted::default());
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|number| {
-            let counted = counted.clone();
-            std::thread::spawn(move || client(address, number, &counted))
-        })
-        .collect();
+    until("the server", || serves(address))?;
+    let clients = Clients::start(address);
     std::thread::sleep(PAUSE);
     let (begin, mut outcome) = (Instant::now(), Ok(()));
     for _ in 0..RELOADS {
@@ -253,10 +291,7 @@ fn measure(name: &str, mut server: Box<dyn Server>, port: u16, table: &mut Table
         std::thread::sleep(PAUSE);
     }
     let took = begin.elapsed();
-    counted.ended.store(true, Ordering::Relaxed);
-    for client in clients {
-        let _ = client.join();
-    }
+    let counted = clients.end();
     outcome?;
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed).to_string();
     table.row(vec![
@@ -269,23 +304,26 @@ fn measure(name: &str, mut server: Box<dyn Server>, port: u16, table: &mut Table
     Ok(())
 }
 
+/// What is measured, and how it reloads.
+pub(crate) const SERVERS: [(&str, &str, Start); 6] = [
+    ("troop, Node's http, unchanged", "`troop reload`", troop_and_node),
+    ("troop, Rust with `troop::serve`", "`troop reload`", troop_and_rust),
+    ("PM2", "`pm2 reload`", pm2),
+    ("Node's cluster", "`fork` and `disconnect`", disconnects),
+    ("nginx", "`-s reload`", nginx),
+    ("gunicorn with threads", "HUP", gunicorn),
+];
+
 /// Runs this section and prints its table.
 pub(crate) fn run(_: &Options) -> Result<()> {
     println!("## Reloads\n");
     println!(
         "{CLIENTS} clients that keep their connections open and pause for up to 20 ms after each answer, {WORKERS} workers, {RELOADS} reloads one after the other.\n"
     );
-    let servers: [(&str, Start); 6] = [
-        ("troop, Node's http, unchanged", troop_and_node),
-        ("troop, Rust with `troop::serve`", troop_and_rust),
-        ("PM2, `pm2 reload`", pm2),
-        ("Node's cluster, `fork` and `disconnect`", disconnects),
-        ("nginx, `-s reload`", nginx),
-        ("gunicorn with threads, HUP", gunicorn),
-    ];
     let columns = ["", "requests answered", "failed requests", "closed connections", "seconds"];
     let (mut table, mut absent) = (Table::new(&columns), Vec::new());
-    for (name, start) in servers {
+    for (name, how, start) in SERVERS {
+        let name = &format!("{name}, {how}");
         let port = free_port()?;
         match start(port) {
             Ok(server) => measure(name, server, port, &mut table)?,
