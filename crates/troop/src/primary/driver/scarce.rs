@@ -46,6 +46,8 @@ pub(super) struct Scarcity {
     said: Vec<Said>,
     /// Descriptors that were in use before there were workers.
     base: Option<usize>,
+    /// The number of processors, once it was asked for: which reads some files.
+    processors: Option<usize>,
 }
 
 impl Default for Scarcity {
@@ -58,6 +60,7 @@ impl Default for Scarcity {
             is_by_number: false,
             said: Vec::new(),
             base: None,
+            processors: None,
         }
     }
 }
@@ -91,7 +94,9 @@ impl Driver {
     /// be.
     pub(super) fn divide_descriptors(&mut self) {
         let supervisor = self.cluster.supervisor().filter(|supervisor| !supervisor.is_embedded());
-        let slots = supervisor.map_or_else(available_workers, Supervisor::wanted);
+        let slots = supervisor.map(Supervisor::wanted);
+        let processors = &mut self.scarcity.processors;
+        let slots = slots.unwrap_or_else(|| *processors.get_or_insert_with(available_workers));
         let base = match self.scarcity.base {
             Some(base) => base,
             None => {
