@@ -348,6 +348,39 @@ async fn clients_that_send_or_take_nothing_are_disconnected_where_there_is_a_lim
 }
 
 #[tokio::test]
+async fn connections_beyond_the_limit_are_closed_at_once_and_others_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = serving_as("hyper with three connections", &directory.path().join("ended"));
+    let mut troop = Troop::start(server.scheduling(Scheduling::RoundRobin));
+    let (worker, port) = listening(&mut troop).await;
+    let name = format!("{} {}\n", worker.id(), worker.pid());
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut stream = open(port).await;
+        assert_eq!(ask(&mut stream, "/").await.unwrap(), name);
+        kept.push(stream);
+    }
+    for _ in 0..5 {
+        let mut stream = open(port).await;
+        let end = tokio::time::timeout(TEST_TIMEOUT, stream.read(&mut [0; 64])).await;
+        assert_eq!(end.expect("it is closed").unwrap(), 0);
+    }
+    for stream in &mut kept {
+        assert_eq!(ask(stream, "/").await.unwrap(), name);
+    }
+    // One that has gone makes room.
+    kept.pop();
+    let again = async {
+        loop {
+            if let Some(answer) = ask(&mut open(port).await, "/").await {
+                return answer;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(TEST_TIMEOUT, again).await.expect("room"), name);
+}
+
+#[tokio::test]
 async fn a_server_says_that_its_primary_has_gone() {
     use std::io::BufRead as _;
     let directory = tempfile::tempdir().unwrap();

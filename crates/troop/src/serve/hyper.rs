@@ -40,12 +40,39 @@ where
     serve(listener, service, None).await
 }
 
-/// Serves a hyper service as [`hyper()`](hyper()) does, and disconnects clients that keep it waiting for
-/// `limit`: those that send no complete head of a request for that long while none is answered, and
-/// those that take nothing of an answer. Without a limit, which is for servers behind a proxy that
-/// has one, a few silent clients can use up the worker's descriptors. HTTP/2 connections are
-/// limited until their first bytes, and while they take nothing.
-pub async fn hyper_within<L, S, B>(listener: L, service: S, limit: Duration) -> Served
+/// What the clients of a server may cost it: [`hyper_within`]. A [`Duration`] is the limits with that
+/// timeout and any number of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    timeout: Duration,
+    connections: usize,
+}
+
+impl Limits {
+    /// Disconnects clients that keep the server waiting for this long: those that send no complete head
+    /// of a request while none is answered, and those that take nothing of an answer.
+    #[must_use]
+    pub fn timeout(timeout: Duration) -> Limits {
+        Limits { timeout, connections: usize::MAX }
+    }
+
+    /// Closes connections at once that come while this many are open.
+    #[must_use]
+    pub fn connections(self, connections: usize) -> Limits {
+        Limits { connections, ..self }
+    }
+}
+
+impl From<Duration> for Limits {
+    fn from(timeout: Duration) -> Limits {
+        Limits::timeout(timeout)
+    }
+}
+
+/// Serves a hyper service as [`hyper()`](hyper()) does, within limits. Without any, which is for servers
+/// behind a proxy that has some, a few silent clients can use up the worker's descriptors. HTTP/2
+/// connections have the timeout until their first bytes, and while they take nothing.
+pub async fn hyper_within<L, S, B>(listener: L, service: S, limits: impl Into<Limits>) -> Served
 where
     L: WorkerListener,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -55,10 +82,10 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    serve(listener, service, Some(limit)).await
+    serve(listener, service, Some(limits.into())).await
 }
 
-async fn serve<L, S, B>(mut listener: L, service: S, limit: Option<Duration>) -> Served
+async fn serve<L, S, B>(mut listener: L, service: S, limits: Option<Limits>) -> Served
 where
     L: WorkerListener,
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -71,6 +98,7 @@ where
     let worker = listener.worker().clone();
     let mut draining = pin!(worker.draining());
     let open = Open::new();
+    let timeout = limits.map(|limits| limits.timeout);
     loop {
         let (io, address) = tokio::select! {
             // First, so that a listener which still has something cannot keep this from ending.
@@ -78,6 +106,9 @@ where
             () = &mut draining => break,
             accepted = listener.next() => accepted,
         };
+        if limits.is_some_and(|limits| open.count() >= limits.connections) {
+            continue;
+        }
         let (service, worker, open) = (service.clone(), worker.clone(), open.one.clone());
         let span = worker.inner().span.clone();
         tokio::spawn(span.wrap(async move {
@@ -85,7 +116,7 @@ where
                 request.extensions_mut().insert(address.clone());
                 service.call(request)
             });
-            connection::serve(io, service, &worker, open, limit).await;
+            connection::serve(io, service, &worker, open, timeout).await;
         }));
     }
     drop(listener);

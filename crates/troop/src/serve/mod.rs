@@ -5,7 +5,7 @@
 //! | for | feature | |
 //! | --- | --- | --- |
 //! | axum, and whatever `axum::serve` takes | `axum` | [`serve`](crate::serve()) |
-//! | a service of hyper's | `hyper` | [`hyper`](crate::serve::hyper()), and [`hyper_within`] with a limit on silent clients |
+//! | a service of hyper's | `hyper` | [`hyper`](crate::serve::hyper()), and [`hyper_within`] with [limits](Limits) on silent clients and on connections |
 //! | tonic | `axum` and `http2` | `troop::serve(listener, routes.into_axum_router())`, with tonic's `Routes` |
 //! | tonic's own server | `tonic` | [`TcpListener::incoming`](crate::TcpListener::incoming), a stream of connections |
 //!
@@ -32,7 +32,7 @@ use tokio::sync::watch;
 #[cfg(feature = "axum")]
 pub use self::axum::{AcceptedBy, Accepting, Handover, serve};
 #[cfg(feature = "hyper")]
-pub use self::hyper::{hyper, hyper_within};
+pub use self::hyper::{Limits, hyper, hyper_within};
 use crate::net::{self, TcpListener, TcpStream, UnixListener, UnixStream};
 use crate::worker::Worker;
 
@@ -174,6 +174,12 @@ impl Open {
     fn new() -> Open {
         let (closed, one) = watch::channel(());
         Open { closed, one }
+    }
+
+    /// Returns the number of those that are open.
+    #[cfg(feature = "hyper")]
+    fn count(&self) -> usize {
+        self.closed.receiver_count() - 1
     }
 
     /// Waits until the last one is closed.
