@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests, and installs what they need: cargo-nextest (every test in a process of its own, which tests of processes, signals and
-# descriptors need), the npm packages of the examples and of the tests' servers, and nginx where Debian's packages are. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
+# descriptors need), the npm packages of the examples and of the tests' servers, and nginx and Prometheus where Debian's packages are. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
 # it runs is run then.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -15,6 +15,18 @@ if ! PATH=$PATH:/usr/sbin command -v nginx >/dev/null && [ ! -x target/nginx/usr
   mkdir -p target/nginx
   (cd target/nginx && { apt-get download nginx || { apt-get update && apt-get download nginx; }; } && dpkg -x nginx_*.deb .) ||
     echo "test.sh cannot get nginx" >&2
+fi
+# What reads metrics: Debian's Prometheus with promtool, unpacked only, and the parser of OpenMetrics in Python. The tests that need them are skipped
+# without them.
+if [ ! -x target/prometheus/usr/bin/promtool ] && command -v apt-get >/dev/null; then
+  mkdir -p target/prometheus
+  (cd target/prometheus && { apt-get download prometheus || { apt-get update && apt-get download prometheus; }; } &&
+    dpkg --fsys-tarfile prometheus_*.deb | tar -x ./usr/bin/prometheus ./usr/bin/promtool && rm prometheus_*.deb) ||
+    echo "test.sh cannot get Prometheus" >&2
+fi
+if [ ! -d target/python/prometheus_client ]; then
+  python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target target/python prometheus-client==0.26.0 ||
+    echo "test.sh cannot get Python's prometheus_client" >&2
 fi
 # A name that is a file of tests, or FILE::MODULE, means those too: nextest itself looks at the names of functions and modules alone.
 if [ $# -eq 1 ] && [[ $1 =~ ^[a-z0-9_]+(::[a-z0-9_]+)?$ ]]; then

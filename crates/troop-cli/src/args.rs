@@ -1,5 +1,6 @@
 //! The command line: verbs, options and their help.
 
+mod admin;
 mod deferred;
 mod lifecycle;
 mod pm2;
@@ -16,6 +17,7 @@ use clap::{Args, Parser};
 
 use crate::config::{self, Time};
 use crate::names;
+pub(crate) use admin::{Admin, AdminVerb, AlertKind, AlertOptions, ServeAdmin};
 pub(crate) use deferred::Deferred;
 pub(crate) use lifecycle::{
     Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Upgrade, Wait, WaitFor,

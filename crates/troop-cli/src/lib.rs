@@ -1,7 +1,9 @@
 //! The program `troop`, which runs any program as a cluster. It is a library only for the fuzz
 //! targets, and has no stable API.
 
+mod admin;
 mod app;
+mod apps;
 mod args;
 mod build;
 mod command;
@@ -162,6 +164,16 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => lifecycle::serve(&args),
         Command::ServeFiles(args) => {
             return match files::run(&args) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(e) => {
+                    log::line(&format!("troop: {}", e.chain()));
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        Command::Admin(args) => admin::start(&args),
+        Command::ServeAdmin(args) => {
+            return match admin::run(&args) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(e) => {
                     log::line(&format!("troop: {}", e.chain()));

@@ -118,6 +118,24 @@ pub(crate) fn line(line: &str) {
     }
 }
 
+/// Returns an event of the program itself, in the form of those of the engine.
+pub(crate) fn own_event(name: &str, mut fields: Value) -> Value {
+    if let Value::Object(fields) = &mut fields {
+        fields.retain(|_, value| !value.is_null());
+        fields.insert("time_ms".into(), millis().into());
+        fields.insert("event".into(), name.into());
+    }
+    fields
+}
+
+/// Writes an event of the program itself, as [`line()`] does.
+pub(crate) fn own_line(format: LogFormat, event: &Value) {
+    match format {
+        LogFormat::Human => line(&format!("troop: {}", event["text"].as_str().unwrap_or_default())),
+        LogFormat::Json => line(&text::json(event.to_string())),
+    }
+}
+
 /// Returns the line that reports dropped lines on standard error.
 pub(crate) fn dropped(format: LogFormat, lines: u64) -> String {
     let text = format!("{lines} lines were dropped here: standard error was not read");
@@ -134,10 +152,9 @@ fn millis() -> u64 {
     UNIX_EPOCH.elapsed().map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
 }
 
-pub(crate) fn as_json(event: &Event) -> Value {
-    let mut fields = Map::new();
-    fields.insert("time_ms".into(), millis().into());
-    let name = match event {
+/// Returns the name of an event in JSON.
+pub(crate) fn name(event: &Event) -> &'static str {
+    match event {
         Event::Setup { .. } => "setup",
         Event::Fork { .. } => "fork",
         Event::Online { .. } => "online",
@@ -161,8 +178,13 @@ pub(crate) fn as_json(event: &Event) -> Value {
         Event::Supervision(progress) => progress_name(progress),
         Event::Lagged { .. } => "missed",
         _ => "other",
-    };
-    fields.insert("event".into(), name.into());
+    }
+}
+
+pub(crate) fn as_json(event: &Event) -> Value {
+    let mut fields = Map::new();
+    fields.insert("time_ms".into(), millis().into());
+    fields.insert("event".into(), name(event).into());
     let mut add = |name: &str, value: Value| fields.insert(name.into(), value);
     if let Some(worker) = worker_of(event) {
         add("worker", worker.id().0.into());

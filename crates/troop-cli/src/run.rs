@@ -11,7 +11,7 @@ use troop::keeper::{self, Resumption};
 use troop::supervise::Progress;
 use troop::{Error, Event, text};
 
-use crate::app::{self, Left, LeftApp, Parts, RunningApp};
+use crate::app::{self, Counters, Left, LeftApp, Parts, RunningApp};
 use crate::args::Run;
 use crate::config::{Form, LogFormat, To};
 use crate::control::server;
@@ -267,6 +267,8 @@ fn run_as(
         (Some(_), false) => keep(&name, &resolved, &source).map(Arc::new),
     };
     reporter.iter().for_each(|reporter| reporter.tell_listed(&name));
+    let counts = left.as_ref().map(|left| left.counts.clone());
+    let counters = Arc::new(Counters::after(counts.unwrap_or_default()));
     let left = left.map(|left| Left {
         version: left.version,
         resolved: left.resolved.take(),
@@ -287,6 +289,7 @@ fn run_as(
         keeper: keeper.clone(),
         claim: served.clone(),
         left,
+        counters: counters.clone(),
     };
     let early = restarting.clone();
     let noting = pid_files.clone();
@@ -324,6 +327,7 @@ fn run_as(
     let noted_code = code.clone();
     let result = builder
         .on_event(move |event| {
+            counters.note(event);
             // A program asks before it listens.
             may_become_alone &= !matches!(event, Event::Listening { .. });
             if let Event::Message { message, .. } = event

@@ -15,5 +15,5 @@ pub use crate::primary::{
     ListenerSnapshot, LostListener, ModeSnapshot, Phase, Snapshot, Usage, VacantSlot,
     WorkerSnapshot,
 };
-pub use troop_core::primary::{WorkerState, WorkerStats};
+pub use troop_core::primary::{Times, Totals, WorkerState, WorkerStats};
 pub use troop_core::steer::Mode;

@@ -3,6 +3,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
+//! | `counts.rs` | how often things have happened |
 //! | `inspect.rs` | snapshots, and where output goes |
 //! | `operate.rs` | recycling, scheduling, signals, restart and stop |
 //! | `schedule.rs` | runs and reloads at certain times |
@@ -12,6 +13,7 @@
 //! | `triggers.rs` | reloads by signals and changes of files |
 //! | `upgrade.rs` | another engine that goes on with the app |
 
+mod counts;
 mod input;
 mod inspect;
 mod operate;
@@ -23,6 +25,7 @@ mod startup;
 mod triggers;
 mod upgrade;
 
+pub(crate) use counts::{Counters, Counts};
 #[cfg(test)]
 pub(crate) use schedule::LastRun;
 pub(crate) use schedule::ScheduleSnapshot;
@@ -38,6 +41,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use troop::Cluster;
 
+use crate::config::LogFormat;
 use crate::control::connection::Connection;
 use crate::control::protocol::{Answer, Failure};
 use crate::control::sockets::Claim;
@@ -73,6 +77,7 @@ pub(crate) struct Parts {
     pub(crate) claim: Option<Arc<Mutex<Claim>>>,
     /// What another engine has left, if this one goes on with its app.
     pub(crate) left: Option<Left>,
+    pub(crate) counters: Arc<Counters>,
 }
 
 /// What another engine has left to this one.
@@ -112,6 +117,7 @@ pub(crate) struct RunningApp {
     pending: Mutex<Vec<reload::Policy>>,
     inputs: input::Inputs,
     startup: Startup,
+    counters: Arc<Counters>,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
     /// Wakes what releases memory, after a request.
@@ -131,13 +137,25 @@ pub(crate) fn start<F: Future<Output = ()>>(
     serve: impl FnOnce(Arc<RunningApp>) -> F + Send + 'static,
 ) -> std::io::Result<Arc<RunningApp>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Parts { name, resolved, source, queue, restarting, reporter, keeper, claim, left } = parts;
+    let Parts {
+        name,
+        resolved,
+        source,
+        queue,
+        restarting,
+        reporter,
+        keeper,
+        claim,
+        left,
+        counters,
+    } = parts;
     let (uncounted, current) = match &left {
         Some(left) => (left.uncounted_restarts, left.resolved.clone()),
         None => (0, resolved.clone()),
     };
     let app = Arc::new(RunningApp {
         startup: Startup::new(&cluster),
+        counters,
         cluster,
         name,
         source,
@@ -187,6 +205,11 @@ impl RunningApp {
     /// Returns a handle of the app's cluster.
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Returns the format of events.
+    pub(crate) fn log_format(&self) -> LogFormat {
+        self.started.app.log.unwrap_or(LogFormat::Human)
     }
 
     async fn report_startup(self: Arc<RunningApp>, reporter: Arc<StartupReporter>) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use troop::keeper::{Leaving, LeftDescriptor, Upgrade};
 
-use super::RunningApp;
+use super::{Counts, RunningApp};
 use crate::control::protocol::Failure;
 use crate::records::{Text, own_env, pairs};
 use crate::resolve::ResolvedApp;
@@ -27,6 +27,9 @@ pub(crate) struct LeftApp {
     /// The file that it comes from, and its name there.
     pub(crate) file: Option<(PathBuf, String)>,
     pub(crate) uncounted_restarts: u64,
+    /// How often things have happened.
+    #[serde(default)]
+    pub(crate) counts: Counts,
     /// The lock of its name, and its control socket.
     pub(crate) claim: Option<(LeftDescriptor, LeftDescriptor)>,
     /// The client that has asked for the next engine, which answers it.
@@ -96,6 +99,7 @@ impl RunningApp {
             resolved: LeftOptions::of(&self.resolved()),
             file: self.source.origin().cloned(),
             uncounted_restarts: self.uncounted_restarts.load(Ordering::Relaxed),
+            counts: self.counters.values(),
             claim: claim.map(|(lock, socket)| (to.descriptor(lock), to.descriptor(socket))),
             client: client.and_then(|client| Some(to.descriptor(client.try_clone().ok()?))),
         };

@@ -3,10 +3,10 @@
 use clap::Subcommand;
 
 use super::{
-    Attach, Check, Completions, Deferred, Delete, EnvOf, Events, ExecActivated, Flush, Foreground,
-    Init, Jlist, Kill, Logs, Man, Pid, Ping, Policy, Prettylist, Reload, Reset, Restart, Resurrect,
-    Save, Scale, Send, SendSignal, Serve, ServeFiles, Show, Signal, Start, Startup, Stop,
-    Unstartup, Upgrade, Wait,
+    Admin, Attach, Check, Completions, Deferred, Delete, EnvOf, Events, ExecActivated, Flush,
+    Foreground, Init, Jlist, Kill, Logs, Man, Pid, Ping, Policy, Prettylist, Reload, Reset,
+    Restart, Resurrect, Save, Scale, Send, SendSignal, Serve, ServeAdmin, ServeFiles, Show, Signal,
+    Start, Startup, Stop, Unstartup, Upgrade, Wait,
 };
 
 #[derive(Debug, Subcommand)]
@@ -171,6 +171,16 @@ Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 
     /// The worker of `troop serve`
     #[command(hide = true)]
     ServeFiles(Deferred<ServeFiles>),
+    /// Serve readiness, metrics and events of all apps over HTTP, in the background
+    ///
+    /// `/ready` and `/live` answer probes with 200 or 503 and a reason, of all apps or of one
+    /// (`?app=web`); `/metrics` is for Prometheus. Everybody who reaches the port can read these.
+    /// `/snapshot`, `/events` (server-sent events) and `POST /apps/APP/VERB` need the token, as
+    /// `Authorization: Bearer TOKEN`.
+    Admin(Deferred<Admin>),
+    /// The worker of `troop admin`
+    #[command(hide = true)]
+    ServeAdmin(Deferred<ServeAdmin>),
     /// Execute a program that takes its sockets by activation, behind a shell or npm
     ///
     /// With `bind` (-b), troop passes sockets as systemd does, and LISTEN_PID says for which process. What

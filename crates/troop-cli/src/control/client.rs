@@ -28,6 +28,9 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(40);
 /// Interval between attempts to connect to an app whose queue of clients is full.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The variable that says for whom this process asks, if not for its own user.
+pub(crate) const BEHALF_VARIABLE: &str = "TROOP_ON_BEHALF_OF";
+
 /// A connection to an app.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -134,7 +137,8 @@ impl Client {
         let begins_within = timeout.unwrap_or(ANSWER_TIMEOUT);
         let doing =
             |e: io::Error| CliError::Io(format!("talk to {name}"), unanswered(e, begins_within));
-        let mut line = serde_json::to_vec(&Envelope { troop: VERSION, request })
+        let on_behalf_of = std::env::var(BEHALF_VARIABLE).ok();
+        let mut line = serde_json::to_vec(&Envelope { troop: VERSION, on_behalf_of, request })
             .map_err(|e| doing(e.into()))?;
         if line.len() > MAX_REQUEST {
             return Err(CliError::Usage(format!(
@@ -217,7 +221,7 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
 }
 
 /// Connects to an app without waiting.
-fn stream_to(name: &str) -> io::Result<UnixStream> {
+pub(crate) fn stream_to(name: &str) -> io::Result<UnixStream> {
     sockets::connect(name).or_else(|e| match e.kind() {
         io::ErrorKind::WouldBlock => Err(e),
         _ => elsewhere(name).unwrap_or(Err(e)),

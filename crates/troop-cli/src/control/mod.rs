@@ -1,6 +1,7 @@
 //! The control socket: its messages, and both of its sides. `docs/control.md` describes it for
 //! clients of other kinds.
 
+mod audit;
 pub(crate) mod client;
 pub(crate) mod connection;
 mod pending;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use troop::snapshot::Snapshot;
 
-use crate::app::ScheduleSnapshot;
+use crate::app::{Counts, ScheduleSnapshot};
 
 use crate::records::{Scaled, Text};
 
@@ -25,6 +25,9 @@ pub(crate) const MAX_REQUEST: usize = 4 * 1024 * 1024;
 pub(crate) struct Envelope {
     /// The version of the protocol.
     pub(crate) troop: u32,
+    /// For whom the client asks, if not for its own user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) on_behalf_of: Option<String>,
     #[serde(flatten)]
     pub(crate) request: Request,
 }
@@ -159,6 +162,9 @@ pub(crate) struct AppSnapshot {
     /// What the primary and its workers use together; `usage` in the snapshot is of the primary alone.
     #[serde(default)]
     pub(crate) total: Total,
+    /// How often things have happened since the start of the primary.
+    #[serde(default)]
+    pub(crate) counts: Counts,
     #[serde(flatten)]
     pub(crate) snapshot: Snapshot,
 }

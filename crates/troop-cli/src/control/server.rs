@@ -12,6 +12,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use troop::Events;
 
+use super::audit::Audit;
 use super::connection::{Connection, Disconnected};
 use super::pending::PendingClients;
 use super::protocol::{Answer, Envelope, Failure, Request, VERSION};
@@ -32,6 +33,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 struct Server {
     app: Arc<RunningApp>,
+    audit: Audit,
     pending: PendingClients,
     active: Semaphore,
     event_streams: Semaphore,
@@ -44,6 +46,7 @@ const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// Serves the clients of an app. Returns only if the listener cannot be used.
 pub(crate) async fn serve(app: Arc<RunningApp>, listener: StdListener, claim: Arc<Mutex<Claim>>) {
     let server = Arc::new(Server {
+        audit: Audit::new(app.log_format()),
         app,
         pending: PendingClients::default(),
         active: Semaphore::new(MAX_CLIENTS),
@@ -94,20 +97,24 @@ impl Server {
     async fn serve_client(&self, stream: Arc<UnixStream>) {
         // A second check: the directory already keeps other users out.
         let own = rustix::process::geteuid().as_raw();
-        if !stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0) {
+        let peer = stream.peer_cred().ok();
+        if !peer.is_some_and(|peer| peer.uid() == own || peer.uid() == 0) {
             return;
         }
         let Some((line, mut client)) = self.pending.read_request(stream).await else { return };
         let _place = self.active.try_acquire();
-        let answer = match parse(&line) {
+        let answer = match envelope(&line) {
             Ok(_) if _place.is_err() => Err(Failure::new(
                 "busy",
                 format!("{MAX_CLIENTS} clients are being served; try again"),
             )),
-            Ok(request) => match self.handle_request(request, &mut client).await {
-                Ok(result) => result,
-                Err(Disconnected) => return,
-            },
+            Ok(Envelope { request, on_behalf_of, .. }) => {
+                self.audit.note(&request, peer, on_behalf_of.as_deref());
+                match self.handle_request(request, &mut client).await {
+                    Ok(result) => result,
+                    Err(Disconnected) => return,
+                }
+            }
             Err(failure) => Err(failure),
         };
         let _ = client.send(&answer.map_or_else(Answer::Failed, Answer::Done)).await;
@@ -190,8 +197,10 @@ impl Server {
             )));
         };
         let mut events: Events = self.app.cluster().events_within(MAX_FOLLOWER_BYTES);
+        let mut asked = self.audit.follow();
         loop {
             tokio::select! {
+                Ok(event) = asked.recv() => client.send(&Answer::Event((*event).clone())).await?,
                 event = events.recv() => match event {
                     Some(event) => client.send(&Answer::Event(log::as_json(&event))).await?,
                     None => return Ok(Ok(json!({}))),
@@ -207,11 +216,15 @@ impl Server {
 /// # Errors
 /// `bad-request` if it is invalid or of another version.
 pub(crate) fn parse(line: &[u8]) -> Result<Request, Failure> {
+    envelope(line).map(|envelope| envelope.request)
+}
+
+fn envelope(line: &[u8]) -> Result<Envelope, Failure> {
     let bad = |text: String| Failure::new("bad-request", text);
     let request: Envelope =
         serde_json::from_slice(line).map_err(|e| bad(format!("this is no request: {e}")))?;
     if request.troop == VERSION {
-        Ok(request.request)
+        Ok(request)
     } else {
         Err(bad(format!("version {} is not spoken here, only {VERSION}", request.troop)))
     }

@@ -90,7 +90,7 @@ fn is_same(one: &[u8], other: &[u8]) -> bool {
 }
 
 /// Whether a request has the wanted `Authorization`. Names of schemes have no case.
-fn is_authorized(given: &[u8], wanted: &str) -> bool {
+pub(crate) fn is_authorized(given: &[u8], wanted: &str) -> bool {
     let (scheme, secret) = wanted.split_once(' ').unwrap_or(("", wanted));
     let Some((theirs, given)) = given.split_at_checked(scheme.len()) else { return false };
     theirs.eq_ignore_ascii_case(scheme.as_bytes())

@@ -9,38 +9,16 @@ use troop::text::escaped;
 use super::show::{answers, print_json, serving};
 use super::table::{self, ago, size, time};
 use super::times;
+use crate::apps::App;
 use crate::args::Show;
-use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::log;
 use crate::records::listed::{self, Listed};
-use crate::records::{End, Ending, Record, millis};
+use crate::records::{End, Ending, millis};
 
 /// The number of times that an app is looked up which ends or restarts meanwhile.
 const MAX_LOOKUPS: usize = 20;
-
-/// An app in the list.
-enum Entry {
-    Running(Box<AppSnapshot>),
-    /// It runs, and does not answer.
-    Silent(String),
-    Ended(Box<Record>, End),
-}
-
-impl Entry {
-    fn answered((name, app): (String, Option<AppSnapshot>)) -> Entry {
-        app.map_or(Entry::Silent(name), |app| Entry::Running(Box::new(app)))
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Entry::Running(app) => &app.name,
-            Entry::Silent(name) => name,
-            Entry::Ended(record, _) => &record.name,
-        }
-    }
-}
 
 /// Runs `troop ls`.
 pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
@@ -51,7 +29,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         None => {
             let all = targets::all_asking(answers)?;
             (known, unusable) = (all.listed, all.unusable);
-            entries.extend(all.answers.into_iter().map(Entry::answered));
+            entries.extend(all.answers.into_iter().map(App::answered));
             all.rest
         }
         Some(word) => targets::some(Some(word))?,
@@ -59,13 +37,13 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     for target in found {
         match target {
             Target::Running(client) => clients.push(client),
-            Target::Ended(record, end) => entries.push(Entry::Ended(record, end)),
+            Target::Ended(record, end) => entries.push(App::Ended(record, end)),
         }
     }
-    let is_running = |entry: &Entry| !matches!(entry, Entry::Ended(..));
+    let is_running = |entry: &App| !matches!(entry, App::Ended(..));
     let none_runs = clients.is_empty() && !entries.iter().any(is_running);
     let ended = entries.iter().find_map(|entry| match entry {
-        Entry::Ended(record, end) if args.app.is_some() && none_runs => {
+        App::Ended(record, end) if args.app.is_some() && none_runs => {
             Some(targets::not_running(record, end))
         }
         _ => None,
@@ -74,7 +52,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     let mut left: Vec<String> = clients.iter().map(|client| client.name().to_owned()).collect();
     for _ in 0..MAX_LOOKUPS {
         let answered = answers(&mut clients).into_iter();
-        entries.extend(answered.map(Entry::answered).inspect(|entry| {
+        entries.extend(answered.map(App::answered).inspect(|entry| {
             left.retain(|other| other != entry.name());
         }));
         clients.clear();
@@ -84,7 +62,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
                     left.push(name);
                     clients.push(client);
                 }
-                Some(Target::Ended(record, end)) => entries.push(Entry::Ended(record, end)),
+                Some(Target::Ended(record, end)) => entries.push(App::Ended(record, end)),
                 None => {}
             }
         }
@@ -93,7 +71,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
         }
     }
     let is_shown = |name: &str| entries.iter().any(|entry| entry.name() == name);
-    let is_known = |entry: &Entry| known.iter().any(|app| app.record.name == entry.name());
+    let is_known = |entry: &App| known.iter().any(|app| app.record.name == entry.name());
     let is_hidden =
         |app: &Listed| word.is_none() && app.end.is_none() && !is_shown(&app.record.name);
     if known.iter().any(is_hidden) || !entries.iter().all(is_known) {
@@ -102,7 +80,7 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     }
     // Their control sockets are gone, and they make others within seconds.
     let hidden = known.iter().filter(|app| is_hidden(app));
-    let hidden: Vec<_> = hidden.map(|app| Entry::Silent(app.record.name.clone())).collect();
+    let hidden: Vec<_> = hidden.map(|app| App::Silent(app.record.name.clone())).collect();
     entries.extend(hidden);
     if !unusable.is_empty() {
         let text = unusable.join("; ");
@@ -110,10 +88,10 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
-    let id = |entry: &Entry| match entry {
-        Entry::Running(app) => ids.get(&app.name).copied(),
-        Entry::Silent(name) => ids.get(name).copied(),
-        Entry::Ended(record, _) => Some(record.id),
+    let id = |entry: &App| match entry {
+        App::Running(app) => ids.get(&app.name).copied(),
+        App::Silent(name) => ids.get(name).copied(),
+        App::Ended(record, _) => Some(record.id),
     };
     entries.sort_by_key(|entry| id(entry).unwrap_or(u32::MAX));
     if args.json {
@@ -141,10 +119,10 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     ended.map_or(Ok(()), Err)
 }
 
-fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
+fn row(entry: &App, id: Option<u32>, now: u64) -> Vec<String> {
     let id = id.map(|id| id.to_string()).unwrap_or_default();
     match entry {
-        Entry::Running(app) => {
+        App::Running(app) => {
             let snapshot = &app.snapshot;
             let listening = snapshot.listeners.iter().map(|l| l.address.clone());
             let times = app.schedule.as_ref().filter(|schedule| schedule.is_job).map(times::short);
@@ -166,12 +144,12 @@ fn row(entry: &Entry, id: Option<u32>, now: u64) -> Vec<String> {
                 listening.join(" "),
             ]
         }
-        Entry::Silent(name) => {
+        App::Silent(name) => {
             let mut row = vec![id, name.clone(), "-".into(), "not answering".into()];
             row.resize(10, String::new());
             row
         }
-        Entry::Ended(record, end) => {
+        App::Ended(record, end) => {
             let mut row = vec![id, record.name.clone(), "-".into(), state(end, now)];
             row.push(format!("0/{}", record.workers));
             row.resize(10, String::new());
@@ -192,14 +170,15 @@ pub(crate) fn state(end: &End, now: u64) -> String {
     }
 }
 
-fn as_json(entry: &Entry, id: Option<u32>) -> Value {
+/// Returns an app as `troop ls --json` has it.
+pub(crate) fn as_json(entry: &App, id: Option<u32>) -> Value {
     match entry {
-        Entry::Running(app) => {
+        App::Running(app) => {
             let mut value = serde_json::to_value(app).unwrap_or_default();
             value["id"] = json!(id);
             value
         }
-        Entry::Silent(name) => json!({
+        App::Silent(name) => json!({
             "id": id,
             "name": name,
             "phase": "not-answering",
@@ -212,7 +191,7 @@ fn as_json(entry: &Entry, id: Option<u32>) -> Value {
             "listeners": [],
             "vacant": [],
         }),
-        Entry::Ended(record, end) => json!({
+        App::Ended(record, end) => json!({
             "id": id,
             "name": record.name,
             "program": record.program,

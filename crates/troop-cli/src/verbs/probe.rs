@@ -49,7 +49,7 @@ pub(crate) fn probe(args: &Show) -> Result<(), CliError> {
 
 /// Returns why an app has not as many ready workers as it should have, if it has not. Workers that
 /// have ended for good are complete.
-pub(super) fn why_not_ready(app: &AppSnapshot) -> Option<String> {
+pub(crate) fn why_not_ready(app: &AppSnapshot) -> Option<String> {
     let snapshot = &app.snapshot;
     let wanted = snapshot.wanted.unwrap_or(snapshot.workers.len());
     let finished = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();

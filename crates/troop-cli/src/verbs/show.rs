@@ -23,7 +23,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Returns the snapshots of apps, in their order, or `None` with the name of each that does not
 /// answer within a second. An app that ends meanwhile is left out.
-pub(super) fn answers(clients: &mut [Client]) -> Vec<(String, Option<AppSnapshot>)> {
+pub(crate) fn answers(clients: &mut [Client]) -> Vec<(String, Option<AppSnapshot>)> {
     // Requested in parallel, so that apps without an answer do not delay the others.
     let Some((last, others)) = clients.split_last_mut() else { return Vec::new() };
     std::thread::scope(|scope| {
@@ -58,7 +58,7 @@ pub(super) fn snapshots(clients: &mut [Client]) -> Vec<AppSnapshot> {
     answers(clients).into_iter().filter_map(named).collect()
 }
 
-pub(super) fn phase(snapshot: &Snapshot) -> &'static str {
+pub(crate) fn phase(snapshot: &Snapshot) -> &'static str {
     match snapshot.phase {
         Phase::Starting => "starting",
         Phase::Degraded => "degraded",
@@ -88,7 +88,7 @@ fn vacancies(snapshot: &Snapshot) -> Vec<String> {
 }
 
 /// Returns the number of workers that serve and do not drain.
-pub(super) fn serving(snapshot: &Snapshot) -> usize {
+pub(crate) fn serving(snapshot: &Snapshot) -> usize {
     let is_up = |worker: &&WorkerSnapshot| {
         worker.ready.unwrap_or(matches!(worker.state, WorkerState::Online | WorkerState::Listening))
     };

@@ -347,7 +347,7 @@ impl Primary {
     fn took(&mut self, worker: WorkerId, seq: u64) -> Result<(), Violation> {
         let now = self.last_time;
         let state = self.workers.get_mut(&worker).ok_or(Violation::UnaskedAck)?;
-        let InFlight { conn, listener, .. } = match state.take(seq) {
+        let InFlight { conn, listener, since, .. } = match state.take(seq) {
             Some(taken) => taken,
             None if seq < self.forgotten => return Ok(()),
             None => return Err(Violation::UnaskedAck),
@@ -372,6 +372,7 @@ impl Primary {
             membership.share.accepted(&mut self.rebalance);
         }
         self.actions.push_back(Action::Release { conn, taken: true });
+        self.former.handover.add(now.since(since));
         if !state.reports {
             state.uncounted += 1;
             let needed = self.listeners.get(&listener).is_some_and(|l| l.needs_counts);
@@ -438,6 +439,8 @@ impl Primary {
             return;
         };
         state.handed -= 1;
+        // What is counted since the start never decreases.
+        self.former.handed += 1;
         self.refresh_all(now, worker);
         if self.put_back(id, QueuedConnection { conn, about, tries }) {
             self.pump(now, id);

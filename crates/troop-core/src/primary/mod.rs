@@ -25,6 +25,7 @@ mod repairs;
 mod reports;
 mod scheduling;
 mod steering;
+mod totals;
 mod unused;
 mod worker;
 
@@ -41,6 +42,7 @@ use lapsed::Lapsed;
 pub use recovered::MAX_UNWRITTEN_FORKS;
 pub use repairs::{RepairReport, Repairs};
 pub use reports::DEFAULT_REPORT_INTERVAL;
+pub use totals::{Times, Totals};
 pub use unused::Successors;
 use unused::Unused;
 pub use worker::{WorkerStats, WorkerStatus};
@@ -100,6 +102,9 @@ pub struct Primary {
     next_tick: Option<Time>,
     last_time: Time,
     rebalance: Rebalance,
+    /// What workers had done that have ended, and the times of all hand-overs.
+    #[serde(default)]
+    former: Totals,
 }
 
 impl Primary {
@@ -129,6 +134,7 @@ impl Primary {
             next_tick: None,
             last_time: Time(0),
             rebalance: Rebalance::default(),
+            former: Totals::default(),
         }
     }
 
@@ -337,6 +343,7 @@ impl Primary {
         self.channel_closed(now, worker, true);
         self.reclaim(worker);
         if let Some(state) = self.workers.remove(&worker) {
+            self.note_former(&state);
             self.notify(Notice::Exited {
                 worker,
                 how,

@@ -6,11 +6,12 @@ mod crashes;
 mod inputs;
 pub mod steps;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use troop_core::event::Notice;
-use troop_core::primary::{Action, Bind, Config, Primary, Successors};
+use troop_core::primary::{Action, Bind, Config, Primary, Successors, Totals};
 use troop_core::steer::{Instruction, Mode};
 use troop_core::wire::incoming::{self, Incoming, TroopMessage};
 use troop_core::wire::outgoing::SockName;
@@ -108,6 +109,8 @@ pub struct Simulation {
     pub crashes: Crashes,
     /// Whether actions are carried out late, after further inputs, so that they may be out of date.
     pub is_late: bool,
+    /// What the primary had counted at the last check.
+    totals: RefCell<Totals>,
 }
 
 impl Simulation {
@@ -140,6 +143,7 @@ impl Simulation {
             kept: None,
             crashes: Crashes::default(),
             is_late: false,
+            totals: RefCell::default(),
         }
     }
 
@@ -488,6 +492,7 @@ impl Simulation {
                 prop_assert_eq!(current.mode == Mode::Turns, is_own, "{:?}", program);
             }
         }
+        self.check_totals()?;
         // Where there is work there is a time to look at it again.
         if !held.is_empty() && self.workers.values().any(|w| !w.cut_off && !w.holds.is_empty()) {
             prop_assert!(
@@ -495,6 +500,22 @@ impl Simulation {
                 "connections in flight and no deadline"
             );
         }
+        Ok(())
+    }
+
+    /// Nothing is counted that was not handed over, and no worker takes its counts with it.
+    fn check_totals(&self) -> Result<(), TestCaseError> {
+        let now = self.primary.totals();
+        let before = self.totals.replace(now.clone());
+        // One that goes on after a crash may not know of all.
+        let is_less = now.handed < before.handed
+            || now.taken < before.taken
+            || now.returned < before.returned
+            || now.moved < before.moved
+            || now.handover.sum_ms < before.handover.sum_ms;
+        prop_assert!(!is_less || self.kept.is_some(), "{:?} after {:?}", now, before);
+        let timed: u64 = now.handover.counts.iter().sum();
+        prop_assert!(timed <= now.taken, "{:?}", now);
         Ok(())
     }
 

@@ -255,8 +255,9 @@ impl WorkerHandle {
         self.shared.asked.load(Ordering::Relaxed) & bit(signal) != 0
     }
 
-    /// Whether the cluster has sent it any signal to end it.
-    pub(crate) fn was_to_end(&self) -> bool {
+    /// Returns true if the cluster has sent the worker any signal to end it.
+    #[must_use]
+    pub fn was_to_end(&self) -> bool {
         self.shared.signals.load(Ordering::Relaxed) != 0
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use troop_core::WorkerId;
-use troop_core::primary::{WorkerState, WorkerStats};
+use troop_core::primary::{Totals, WorkerState, WorkerStats};
 use troop_core::steer::Mode;
 
 /// The state of a cluster at one moment, from [`Cluster::snapshot`](crate::Cluster::snapshot).
@@ -40,6 +40,9 @@ pub struct Snapshot {
     /// How the last worker with an unexpected end has ended.
     #[serde(default)]
     pub last_end: Option<String>,
+    /// What the cluster has done since its start, its former workers included.
+    #[serde(default)]
+    pub totals: Totals,
     /// CPU time and resident memory of the primary's process, and of its keeper if it has one, without
     /// workers.
     pub usage: Option<Usage>,

@@ -113,6 +113,7 @@ impl Driver {
             vacant: vacant.collect(),
             restarts: supervisor.map_or(0, |s| s.unexpected_ends()),
             last_end: self.cluster.last_end().map(str::to_owned),
+            totals: self.cluster.primary.totals(),
             usage: None,
             listeners: listeners.chain(sockets).collect(),
             own: supervisor.map_or_else(Vec::new, |s| shown(s.own_addresses())),

@@ -1,0 +1,154 @@
+//! `troop admin`: readiness, metrics, events and verbs of all apps over HTTP.
+//!
+//! It is an app of its own, whose worker asks the other apps through their control sockets. What a
+//! client sends reaches no primary but as a request that an operator could make, and an app that
+//! nobody looks at does nothing for it.
+
+mod access;
+mod alerts;
+mod apps;
+mod events;
+mod metrics;
+mod probes;
+mod token;
+mod verbs;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use tokio::sync::Semaphore;
+use troop::Error;
+use troop::serve::Limits;
+
+use crate::args::{self, ServeAdmin, Start};
+use crate::control::protocol::Failure;
+use crate::error::CliError;
+use crate::{print, restart, start};
+use access::Access;
+use apps::Apps;
+use events::Streams;
+
+/// Time for which a client may keep a connection open without a request, or take nothing of an
+/// answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The most connections at a time.
+const MAX_CONNECTIONS: usize = 256;
+
+/// The most requests that are being answered at a time; those of clients that follow events do not
+/// count.
+const MAX_REQUESTS: usize = 64;
+
+/// Time that alerts which are being told have when the worker drains.
+const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What handlers share.
+pub(super) struct Admin {
+    access: Access,
+    apps: Apps,
+    streams: Streams,
+    verbs: verbs::Verbs,
+    requests: Semaphore,
+}
+
+/// Runs `troop admin`: starts an app of this program.
+pub(crate) fn start(args: &args::Admin) -> Result<(), CliError> {
+    if args.test_alert {
+        return alerts::test(&args.options.alerts)
+            .map_err(|e| CliError::Failed(Failure::new("failed", e)));
+    }
+    let token = token::read(args.options.token_file.as_deref());
+    let token = token.map_err(CliError::Usage)?;
+    if args.show_token {
+        let _ = print::line(&token);
+        return Ok(());
+    }
+    let start = Start::parsed(args.as_start(restart::program()));
+    start::start(&start.map_err(|e| CliError::Usage(e.to_string()))?)
+}
+
+/// Runs the worker of `troop admin`.
+///
+/// # Errors
+/// If this process is no worker, the token cannot be read or made, or the address cannot be bound.
+pub(crate) fn run(args: &ServeAdmin) -> Result<(), Error> {
+    let options = &args.options;
+    let token = token::read(options.token_file.as_deref()).map_err(Error::Settings)?;
+    let admin = Arc::new(Admin {
+        access: Access::new(token, &options.hosts, &args.address),
+        apps: Apps::new(options.apps.clone()),
+        streams: Streams::default(),
+        verbs: verbs::Verbs::new(&options.verbs),
+        requests: Semaphore::new(MAX_REQUESTS),
+    });
+    let address = args.address.clone();
+    let limits = Limits::timeout(CLIENT_TIMEOUT).connections(MAX_CONNECTIONS);
+    troop::worker()?.block_on(async |worker| {
+        let telling = alerts::start(&worker, admin.clone(), &options.alerts);
+        let routes = routes(admin);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let routes = routes.clone();
+            async move { Ok::<_, Infallible>(answer(routes, request).await) }
+        });
+        if address.starts_with(['/', '.']) {
+            let listener = worker.listen_unix(address.as_str()).await?;
+            troop::serve::hyper_within(listener, service, limits).await;
+        } else {
+            let listener = worker.listen(address.as_str()).await?;
+            troop::serve::hyper_within(listener, service, limits).await;
+        }
+        if let Some(telling) = telling {
+            let _ = tokio::time::timeout(TELLING_TIMEOUT, telling).await;
+        }
+        Ok(())
+    })
+}
+
+async fn answer(routes: Router, request: Request<Incoming>) -> Response {
+    use tower_service::Service as _;
+    let mut routes = routes;
+    match routes.call(request.map(axum::body::Body::new)).await {
+        Ok(answer) => answer,
+        Err(never) => match never {},
+    }
+}
+
+/// Everything but the probes and the metrics needs the token.
+fn routes(admin: Arc<Admin>) -> Router {
+    let guarded = Router::new()
+        .route("/snapshot", get(apps::snapshot))
+        .route("/events", get(events::events))
+        .route("/apps/{app}/{verb}", post(verbs::post))
+        .layer(middleware::from_fn_with_state(admin.clone(), access::with_token));
+    Router::new()
+        .route("/ready", get(probes::ready))
+        .route("/live", get(probes::live))
+        .route("/metrics", get(metrics::metrics))
+        .merge(guarded)
+        .layer(middleware::from_fn_with_state(admin.clone(), bounded))
+        .layer(middleware::from_fn_with_state(admin.clone(), access::of_this_host))
+        .with_state(admin)
+}
+
+/// Refuses requests while too many are being answered.
+async fn bounded(
+    State(admin): State<Arc<Admin>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = admin.requests.try_acquire() else {
+        let text = format!("{MAX_REQUESTS} requests are being answered already\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    };
+    next.run(request).await
+}
