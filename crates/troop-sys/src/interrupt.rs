@@ -58,8 +58,46 @@ impl Thread {
     }
 }
 
+/// How often [`often`] interrupts.
+const INTERVAL_MICROS: libc::suseconds_t = 10_000;
+
+/// Does work during which a timer interrupts the system calls that wait, over and over. For a process with
+/// one thread that has no other use for `SIGALRM`, and for a child before it executes its program: beside
+/// the work there are async-signal-safe calls only.
+pub(crate) fn often(work: impl FnOnce()) {
+    let time = |micros| libc::timeval { tv_sec: 0, tv_usec: micros };
+    let set_timer = |micros| {
+        let timer = libc::itimerval { it_interval: time(micros), it_value: time(micros) };
+        // SAFETY: the call gets a valid pointer.
+        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
+    };
+    // SAFETY: all zeroes are values of the structs; the calls get valid pointers, and the handler does
+    // nothing.
+    let (action_before, signals_before) = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut action_before: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        libc::sigaction(libc::SIGALRM, &raw const action, &raw mut action_before);
+        let mut signals: libc::sigset_t = std::mem::zeroed();
+        let mut signals_before: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut signals);
+        libc::sigaddset(&raw mut signals, libc::SIGALRM);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &raw const signals, &raw mut signals_before);
+        (action_before, signals_before)
+    };
+    set_timer(INTERVAL_MICROS);
+    work();
+    set_timer(0);
+    // SAFETY: the calls get what the former ones have filled. No signal of the timer waits: it is not
+    // blocked here.
+    unsafe {
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const signals_before, std::ptr::null_mut());
+        libc::sigaction(libc::SIGALRM, &raw const action_before, std::ptr::null_mut());
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use rustix::net::sockopt;
     use std::io::Write;
@@ -67,7 +105,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     /// A connection that lingers for a minute, with bytes that nobody reads, and its other end.
-    fn lingering() -> (TcpStream, TcpStream) {
+    pub(crate) fn lingering() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let reader = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let mut stream = listener.accept().unwrap().0;

@@ -139,35 +139,11 @@ pub fn wait_for_room(fd: BorrowedFd<'_>, timeout_ms: u32) {
     let _ = poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&timeout));
 }
 
-/// How often a close is interrupted.
-const CLOSE_INTERVAL_MICROS: libc::suseconds_t = 10_000;
-
-extern "C" fn nothing(_: libc::c_int) {}
-
 /// Closes descriptors. Where that would wait (sockets that others have made linger, with `SO_LINGER`,
 /// or in whose queues such ones are), it is interrupted. For a process with one thread, which has no
 /// other use for `SIGALRM`.
 pub fn close<T>(descriptors: T) {
-    let time = |micros| libc::timeval { tv_sec: 0, tv_usec: micros };
-    let set = |micros| {
-        let timer = libc::itimerval { it_interval: time(micros), it_value: time(micros) };
-        // SAFETY: the call gets a valid pointer.
-        unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
-    };
-    // SAFETY: all zeroes are values of the structs; the calls get valid pointers, and the handler does
-    // nothing.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
-        let mut signals: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut signals);
-        libc::sigaddset(&raw mut signals, libc::SIGALRM);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const signals, std::ptr::null_mut());
-    }
-    set(CLOSE_INTERVAL_MICROS);
-    drop(descriptors);
-    set(0);
+    crate::interrupt::often(|| drop(descriptors));
 }
 
 /// Ends this process by a signal, without a core dump. Returns where that is not possible: process 1

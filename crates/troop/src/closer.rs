@@ -20,7 +20,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use troop_sys::interrupt::Thread;
-use troop_sys::{fdpass, socket};
+use troop_sys::{fdpass, socket, spawn};
 
 /// Maximum number of descriptors that wait to be closed. The calling thread closes further ones
 /// itself, and is interrupted if that takes long; only Unix sockets wait nevertheless.
@@ -40,6 +40,9 @@ const MAX_FILES: usize = 4;
 const MAX_FILE_THREADS: usize = MAX_FILES + 1;
 /// A thread that has been closing one descriptor for this long is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// Time for which the close of a Unix socket waits for processes that are being started. They have copies
+/// of it, and one that had the last would drop what is in its queue, which nothing interrupts.
+const STARTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time after the last guarded call until the guard thread sleeps.
 const GUARD_IDLE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Time after which a close is interrupted.
@@ -181,6 +184,7 @@ impl Closer {
             closer.guard(|| {
                 let _ = fdpass::consume(socket.as_fd(), &mut bytes);
             });
+            spawn::await_started(STARTS_TIMEOUT);
             closer.guard(|| drop(socket));
             closer.0.consuming.fetch_sub(1, Ordering::Relaxed);
             done();
@@ -288,6 +292,9 @@ impl Closer {
             drop(state);
             self.0.foreign.fetch_sub(usize::from(is_foreign), Ordering::Relaxed);
             socket::close_at_once(&fd);
+            if socket::is_unix(&fd) {
+                spawn::await_started(STARTS_TIMEOUT);
+            }
             drop(fd);
             state = self.lock();
         }

@@ -3,6 +3,7 @@
 use libc::{c_char, c_int, c_void};
 
 use super::{Step, privileges};
+use crate::interrupt;
 
 /// Everything that the child needs, as plain pointers that the parent prepares, because the child
 /// must not allocate.
@@ -15,6 +16,9 @@ pub(super) struct Plan {
     pub(super) fds: *mut [c_int; 3],
     pub(super) fds_len: usize,
     pub(super) max_target: c_int,
+    /// The sources and the ruleset, in order.
+    pub(super) kept: *const c_int,
+    pub(super) kept_len: usize,
     /// Buffer for the child's process id as NUL-terminated text: 21 bytes.
     pub(super) pid_text: *mut u8,
     pub(super) death_signal: c_int,
@@ -205,11 +209,93 @@ unsafe fn reset_signals() {
     }
 }
 
-/// Moves each descriptor to its number and marks all others close-on-exec.
+/// Closes the sockets that the program does not get.
+///
+/// They are closed here, not by `execve(2)`: it may be that this process has the last copy of a socket
+/// that a hostile worker has made linger, or in whose queue such a one is, because others close theirs at
+/// the same time, and only here is there something that interrupts the close. Other files are left to
+/// `execve(2)`, which the parent does not wait for: their file systems may not answer a close.
+///
+/// # Safety
+/// Call only from [`child`], which has its own descriptor table, with a valid plan.
+unsafe fn close_sockets(plan: &Plan) {
+    // SAFETY: the calls get valid pointers and lengths; the kernel fills the buffer with whole entries
+    // (`getdents64(2)`: number, offset, length at 16, type, name at 19), whose lengths add up to what it
+    // returns, and whose names end with NUL. Entries of descriptors that are closed meanwhile are left
+    // out. `plan.kept` points to `kept_len` numbers.
+    unsafe {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        let directory = libc::open(c"/proc/self/fd".as_ptr(), flags);
+        if directory < 0 {
+            return;
+        }
+        let kept = std::slice::from_raw_parts(plan.kept, plan.kept_len);
+        let mut entries = [0u64; 512];
+        let (begin, size) = (entries.as_mut_ptr().cast::<u8>(), size_of_val(&entries));
+        loop {
+            let len = libc::syscall(libc::SYS_getdents64, directory, begin, size);
+            if len <= 0 {
+                break;
+            }
+            let mut at = 0;
+            while at < len as usize {
+                let entry = begin.add(at);
+                at += entry.add(16).cast::<u16>().read_unaligned() as usize;
+                if let Some(fd) = number(entry.add(19))
+                    && fd != directory
+                    && !kept.contains(&fd)
+                    && is_socket(fd)
+                {
+                    libc::close(fd);
+                }
+            }
+        }
+        libc::close(directory);
+    }
+}
+
+/// Returns the number that a text is.
+///
+/// # Safety
+/// The text must end with NUL.
+unsafe fn number(text: *const u8) -> Option<c_int> {
+    let (mut number, mut at) = (0 as c_int, 0);
+    loop {
+        // SAFETY: it has not ended yet.
+        let byte = unsafe { *text.add(at) };
+        match byte {
+            0 if at > 0 => return Some(number),
+            b'0'..=b'9' => number = number.wrapping_mul(10).wrapping_add((byte - b'0') as c_int),
+            _ => return None,
+        }
+        at += 1;
+    }
+}
+
+/// Whether a descriptor is a socket. Does not access any file system.
+fn is_socket(fd: c_int) -> bool {
+    let mut kind: c_int = 0;
+    let mut len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the pointers are valid, and the length is that of the integer.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_TYPE,
+            (&raw mut kind).cast::<c_void>(),
+            &raw mut len,
+        )
+    };
+    result == 0
+}
+
+/// Moves each descriptor to its number, closes other sockets and marks all others close-on-exec.
 ///
 /// # Safety
 /// Call only from [`child`], which has its own descriptor table, with a valid plan.
 unsafe fn place_descriptors(plan: &mut Plan) -> Result<(), c_int> {
+    // SAFETY: this is the child, and the plan is valid.
+    interrupt::often(|| unsafe { close_sockets(plan) });
     // SAFETY: `plan.fds` points to `fds_len` triples; the calls act on this process's own
     // descriptor table, a copy of the parent's (no `CLONE_FILES`).
     unsafe {

@@ -12,6 +12,8 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use libc::{c_char, c_int, c_void};
 
@@ -176,6 +178,34 @@ impl std::error::Error for SpawnError {
 
 const STACK: usize = 64 * 1024;
 
+/// How many children have copies of this process's descriptors.
+static STARTING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// A child that has copies until this is dropped.
+struct Starting;
+
+impl Starting {
+    fn begin() -> Starting {
+        *STARTING.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Starting
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        *STARTING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        STARTING.1.notify_all();
+    }
+}
+
+/// Waits until no process that is being started has copies of this process's sockets, some time at most:
+/// who closes one then has the last copy here, and not there, where its start would wait for the close.
+pub fn await_started(timeout: Duration) {
+    let starting = STARTING.0.lock().unwrap_or_else(PoisonError::into_inner);
+    // After the time it is closed all the same.
+    let _ = STARTING.1.wait_timeout_while(starting, timeout, |starting| *starting > 0);
+}
+
 /// Starts a process. Blocks until the program has been executed or a step has failed: for less than
 /// a millisecond unless a file system is slow, whatever the size of the parent's memory, and for at
 /// most 30 s.
@@ -224,6 +254,10 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         .ruleset_above(max_target)
         .map_err(|source| SpawnError { step: Step::Files, source })?;
     let filters = command.sandbox.programs();
+    let sources = command.fds.iter().map(|(_, fd)| fd.as_raw_fd());
+    let mut kept: Vec<c_int> = sources.chain(ruleset.as_ref().map(AsRawFd::as_raw_fd)).collect();
+    kept.sort_unstable();
+    kept.dedup();
     let mut plan = Plan {
         candidates: candidates.as_ptr(),
         argv: argv.as_ptr(),
@@ -232,6 +266,8 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         max_target,
         fds: fds.as_mut_ptr(),
         fds_len: fds.len(),
+        kept: kept.as_ptr(),
+        kept_len: kept.len(),
         pid_text,
         death_signal: command.death_signal,
         parent: match command.is_sibling {
@@ -293,7 +329,9 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
     // Only a child that becomes another user can be stopped by that user.
     let timeout =
         if command.uid.is_some() { guard::START_TIMEOUT } else { guard::OWN_START_TIMEOUT };
+    let starting = Starting::begin();
     let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, is_cancelled, start);
+    drop(starting);
     // SAFETY: `pthread_sigmask` has filled `before` above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {

@@ -84,6 +84,62 @@ fn the_child_inherits_only_the_descriptors_that_it_is_given() {
     assert_eq!(output(c).0, "1\n5\n");
 }
 
+/// Waits until something can be read from a descriptor.
+fn await_input(fd: impl AsFd) -> bool {
+    crate::keeping::wait(&[fd.as_fd()], Some(20_000)).unwrap()[0]
+}
+
+#[test]
+fn a_start_does_not_wait_for_sockets_that_linger_of_which_the_child_has_the_last_copies() {
+    let (own, _peer) = crate::interrupt::tests::lingering();
+    let (queued, _other) = crate::interrupt::tests::lingering();
+    let (channel, end) = std::os::unix::net::UnixStream::pair().unwrap();
+    crate::fdpass::send(channel.as_fd(), b"x", &[queued.as_fd()]).unwrap();
+    // It waits where it enters its control group, until somebody reads.
+    let (mut gate, mut full) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&full, true).unwrap();
+    let mut len = 0;
+    while std::io::Write::write(&mut full, &[0; 4096]).is_ok_and(|written| written == 4096) {
+        len += 4096;
+    }
+    rustix::io::ioctl_fionbio(&full, false).unwrap();
+    let (sender, threads) = std::sync::mpsc::channel();
+    let child = std::thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            sender.send(rustix::thread::gettid()).unwrap();
+            spawn(&Command { cgroup: Some(full.as_fd()), ..command("exit 7") }).unwrap()
+        });
+        let thread = threads.recv().unwrap().as_raw_nonzero();
+        let children = format!("/proc/self/task/{thread}/children");
+        while std::fs::read_to_string(&children).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        drop((own, queued, channel, end));
+        gate.read_exact(&mut vec![0; len]).unwrap();
+        start.join().unwrap()
+    });
+    let has_ended = await_input(&child.pidfd);
+    let _ = rustix::process::pidfd_send_signal(&child.pidfd, rustix::process::Signal::KILL);
+    let exit = crate::process::reap(child.pidfd.as_fd()).unwrap();
+    assert_eq!((has_ended, exit), (true, crate::process::Exit::Code(7)));
+}
+
+#[test]
+fn a_child_has_the_signals_that_its_parent_ignores_and_no_timer() {
+    let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/$$/status; sleep 0.1; exit 7";
+    let (text, exit) = output(command(script));
+    let own = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let masked = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        // SIGALRM alone.
+        u64::from_str_radix(line.trim(), 16).unwrap() >> (libc::SIGALRM - 1) & 1
+    };
+    for name in ["SigBlk:", "SigIgn:", "SigCgt:"] {
+        assert_eq!(masked(&text, name), masked(&own, name), "{name}");
+    }
+    assert_eq!(exit, crate::process::Exit::Code(7));
+}
+
 #[test]
 fn sources_and_targets_may_overlap() {
     let (mut r1, w1) = std::io::pipe().unwrap();
