@@ -97,6 +97,12 @@ fn a_test_harness_that_forks_does_not_start_itself_without_end() {
     assert!(stderr.contains(ROLE), "{stderr}");
 }
 
+/// Whether a process is what a keeper has started to do the work. It has ended if nothing is known.
+fn is_engine(pid: u32) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.is_empty() || String::from_utf8_lossy(&environment).contains("TROOP_KEEPER=engine:")
+}
+
 #[test]
 fn troop_below_troop_does_not_start_workers_without_end() {
     if !is_root("flooding::troop_below_troop_does_not_start_workers_without_end") {
@@ -121,10 +127,23 @@ fn troop_below_troop_does_not_start_workers_without_end() {
         "line",
         "127.0.0.1:0",
     ];
-    let (most, exit, stderr) =
-        Crowd::start(&argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]).outcome();
-    // The keeper, its engine and two workers.
-    assert!(most <= 4, "{most} processes");
+    let crowd = Crowd::start(&argv, &[("TROOP_RUNTIME_DIR", runtime.to_str().unwrap())]);
+    let keeper = crowd.first();
+    let (mut most_kept, mut most_of_engine) = (0, 0);
+    let (_, exit, stderr) = crowd.outcome_seeing(|members| {
+        // Those that have ended since have none.
+        let parents = members.iter().filter_map(|member| troop_sys::process::parent(*member));
+        let others: Vec<u32> = parents.filter(|parent| members.contains(parent)).collect();
+        most_kept = most_kept.max(others.iter().filter(|parent| **parent == keeper).count());
+        let others: Vec<_> = others.iter().filter(|parent| **parent != keeper).collect();
+        assert!(others.iter().all(|parent| is_engine(**parent)), "an inner troop has children");
+        most_of_engine = most_of_engine.max(others.len());
+    });
+    // Below the keeper, which is the first process: the engine, and two workers, each of which is an inner
+    // troop without a keeper or anything else below it.
+    assert!(most_kept <= 1 + 2, "{most_kept} children of the keeper");
+    // Where the engine looks for what a worker has left.
+    assert!(most_of_engine <= 1, "{most_of_engine} children of the engine");
     assert_eq!(exit, Exit::Code(1), "{stderr}");
     assert!(stderr.contains("env -u NODE_UNIQUE_ID"), "{stderr}");
 }

@@ -175,19 +175,34 @@ impl Crowd {
         .collect()
     }
 
+    /// The first process.
+    pub fn first(&self) -> u32 {
+        self.primary.as_ref().unwrap().pid
+    }
+
     /// Waits for the end of the first process; returns the most processes that there ever were, and
     /// what was written to standard error.
-    pub fn outcome(mut self) -> (usize, troop_sys::process::Exit, String) {
+    pub fn outcome(self) -> (usize, troop_sys::process::Exit, String) {
+        self.outcome_seeing(|_| {})
+    }
+
+    /// The same, and shows the processes that there are, again and again.
+    pub fn outcome_seeing(
+        mut self,
+        mut see: impl FnMut(&[u32]),
+    ) -> (usize, troop_sys::process::Exit, String) {
         let stderr = self.stderr.take().unwrap();
         let reader = std::thread::spawn(move || {
             let mut text = Vec::new();
             let _ = stderr.take(1 << 20).read_to_end(&mut text);
             String::from_utf8_lossy(&text).into_owned()
         });
-        let primary = self.primary.take().unwrap();
+        let primary = self.primary.as_ref().unwrap();
         let (mut most, deadline) = (0, Instant::now() + TEST_TIMEOUT);
         let exit = loop {
-            most = most.max(self.members().len());
+            let members = self.members();
+            most = most.max(members.len());
+            see(&members);
             if let Some(exit) = troop_sys::process::try_reap(primary.pidfd.as_fd()).unwrap() {
                 break exit;
             }
@@ -198,6 +213,8 @@ impl Crowd {
             std::thread::sleep(Duration::from_millis(2));
         };
         self.end();
+        // It is reaped.
+        self.primary = None;
         (most, exit, reader.join().unwrap())
     }
 
