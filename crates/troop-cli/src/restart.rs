@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Signal, getpid, kill_process};
+use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use troop::activation::InheritedSocket;
 use troop::program::execute::execute;
@@ -53,6 +54,15 @@ pub(crate) struct RestartRequest {
     alone: OnceLock<Alone>,
     /// A signal or `troop stop` has requested a stop, which overrides a restart.
     stop_requested: Arc<AtomicBool>,
+    /// The same, of an engine that was killed since.
+    was_stopping: AtomicBool,
+}
+
+/// A restart that another engine was about to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LeftRestart {
+    env: Option<Vec<(Text, Text)>>,
+    scaled: Option<Scaled>,
 }
 
 /// A restart after which the program runs alone.
@@ -76,6 +86,7 @@ impl RestartRequest {
             scaled: OnceLock::new(),
             alone: OnceLock::new(),
             stop_requested,
+            was_stopping: AtomicBool::new(false),
         })
     }
 
@@ -95,6 +106,23 @@ impl RestartRequest {
         self.requested.store(true, Ordering::Release);
     }
 
+    /// Returns what the next engine needs to restart, if this one is about to.
+    pub(crate) fn to_leave(&self) -> Option<LeftRestart> {
+        let env = || self.env.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let restart = || LeftRestart { env: env(), scaled: self.scaled.get().copied() };
+        self.is_requested().then(restart)
+    }
+
+    /// Restarts in place of another engine.
+    pub(crate) fn go_on(&self, restart: &LeftRestart) {
+        self.request(restart.env.clone(), restart.scaled);
+    }
+
+    /// Stops in place of another engine.
+    pub(crate) fn go_on_stopping(&self) {
+        self.was_stopping.store(true, Ordering::Release);
+    }
+
     /// Returns the environment that was requested.
     fn take_env(&self) -> Option<Vec<(Text, Text)>> {
         self.env.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -108,18 +136,18 @@ impl RestartRequest {
 
     /// Whether the app ends because that was asked for.
     pub(crate) fn is_stop_requested(&self) -> bool {
-        self.stop_requested.load(Ordering::Acquire)
+        self.stop_requested.load(Ordering::Acquire) || self.was_stopping.load(Ordering::Acquire)
     }
 
     /// Makes a request to stop again that came before the engine caught signals.
     pub(crate) fn repeat_early_stop(&self) {
-        if self.is_stop_requested() {
+        if self.stop_requested.load(Ordering::Acquire) {
             let _ = kill_process(getpid(), Signal::TERM);
         }
     }
 
     pub(crate) fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Acquire) && !self.stop_requested.load(Ordering::Acquire)
+        self.requested.load(Ordering::Acquire) && !self.is_stop_requested()
     }
 }
 

@@ -36,6 +36,21 @@ use crate::{launcher, moves, notify, signals, together, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
+    // What the standard library and the runtime cannot do, for want of a thread for example.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        keeper::note_failure(&panic.to_string());
+        hook(panic);
+    }));
+    let result = run_reported(args);
+    if let Err(error) = &result {
+        keeper::note_failure(&error.to_string());
+    }
+    result
+}
+
+/// The same, and reports the outcome of the start to `troop start`.
+fn run_reported(args: Run) -> Result<(), RunError> {
     if std::env::var_os(together::VARIABLE).is_some() {
         together::stop_with_parent();
     }
@@ -87,7 +102,8 @@ fn run_as(
     reporter: Option<Arc<StartupReporter>>,
     resumption: Option<Resumption>,
 ) -> Result<(), RunError> {
-    let mut left = resumption.as_ref().map(|resumption| left_app(resumption.note())).transpose()?;
+    let mut left =
+        resumption.as_ref().map(|resumption| LeftApp::read(resumption.note())).transpose()?;
     let is_resumed = left.is_some();
     let (resolved, source, current) = match &left {
         // What the app is, and not what its file says by now: a reload applies that.
@@ -122,8 +138,7 @@ fn run_as(
         .map_err(|e| RunError::Failed(Error::Settings(format!("cannot catch signals: {e}"))))?;
     if let Some(set_aside) = keeper::set_aside() {
         log::line(&format!(
-            "troop: {} engines in a row have ended before they were ready, the last one by {}, so this one starts afresh, with new workers",
-            keeper::MAX_UNREADY,
+            "troop: one engine after the other has ended before it was ready, the last one by {}, so this one starts afresh, with new workers",
             set_aside.how
         ));
     }
@@ -183,20 +198,23 @@ fn run_as(
         log::line(&format!("troop: 1 worker; {hint}"));
     }
     // Everything that can fail comes before the first file is created.
-    if let Some(watch) = &resolved.app.watch {
+    let is_restarted = named_by(restart::VARIABLE).is_some() || keeper::set_aside().is_some();
+    let goes_on = is_resumed || is_restarted;
+    if let Some(watch) = resolved.app.watch.as_ref().filter(|_| !goes_on) {
         watch::check(watch, resolved.cwd.as_deref()).map_err(RunError::Usage)?;
     }
-    let (mut files, paths) = log_files(&resolved, &name)?;
-    let begun =
-        files.iter_mut().try_for_each(LogFile::begin).and_then(|()| match &resolved.app.watch {
+    let (mut files, paths) = log_files(&resolved, &name, goes_on)?;
+    let begun = files.iter_mut().try_for_each(|file| file.begin(goes_on)).and_then(|()| {
+        match &resolved.app.watch {
             None => Ok(None),
             // The log files are created first; otherwise they would count as changes.
             Some(watch) => {
                 let own = files.iter().map(|file| file.path().to_owned()).collect();
-                watch::start(watch, resolved.cwd.as_deref(), own).map(Some)
+                let watched = watch::start(watch, resolved.cwd.as_deref(), own).map(Some);
+                watched.or_else(|why| if goes_on { unwatched(&why) } else { Err(why) })
             }
-        });
-    let is_restarted = named_by(restart::VARIABLE).is_some() || keeper::set_aside().is_some();
+        }
+    });
     // Another engine's files stay as they are until that has left.
     let begun = begun.and_then(|watched| {
         let pid_files = match is_resumed {
@@ -239,7 +257,7 @@ fn run_as(
     // Everything that can fail comes before.
     if let Some(resumption) = resumption {
         let mut state = resumption.commit().map_err(RunError::Failed)?;
-        let last = left_app(state.note())?;
+        let last = LeftApp::read(state.note())?;
         if let Some((lock, socket)) = last.claim {
             let (lock, socket) = (state.descriptor(lock), state.descriptor(socket));
             let (lock, socket) =
@@ -250,7 +268,8 @@ fn run_as(
             }
         }
         client = last.client.and_then(|client| state.descriptor(client).ok());
-        killed_by = state.killed_by().map(str::to_owned);
+        let missed = state.missed().map(|missed| format!("; {missed}")).unwrap_or_default();
+        killed_by = state.killed_by().map(|how| format!("{how}{missed}"));
         left = Some(last);
         bound = Bound::new(state.activation_addresses());
         builder = builder.restore(state);
@@ -269,6 +288,7 @@ fn run_as(
     reporter.iter().for_each(|reporter| reporter.tell_listed(&name));
     let counts = left.as_ref().map(|left| left.counts.clone());
     let counters = Arc::new(Counters::after(counts.unwrap_or_default()));
+    left.iter().for_each(|left| left.ending.go_on(&restarting, keeper.as_deref()));
     let left = left.map(|left| Left {
         version: left.version,
         resolved: left.resolved.take(),
@@ -438,13 +458,10 @@ fn run_as(
     Ok(())
 }
 
-/// Reads what another engine has left of the app.
-fn left_app(note: &[u8]) -> Result<LeftApp, RunError> {
-    serde_json::from_slice(note).map_err(|e| {
-        RunError::Failed(Error::Settings(format!(
-            "cannot read what the former engine has left: {e}"
-        )))
-    })
+/// An app that goes on is not ended by directories that its workers may have changed.
+fn unwatched(why: &str) -> Result<Option<watch::Watched>, String> {
+    log::line(&format!("troop: changes of files have no effect: {why}"));
+    Ok(None)
 }
 
 /// A claimed name, which the thread that serves its socket has too. It is released on drop.
@@ -482,8 +499,13 @@ fn keep(name: &str, resolved: &ResolvedApp, source: &Source) -> Option<Keeper> {
     }
 }
 
-/// Returns the log files of an app that logs to files. No file is created yet.
-fn log_files(resolved: &ResolvedApp, name: &str) -> Result<(Vec<LogFile>, LogPaths), RunError> {
+/// Returns the log files of an app that logs to files. No file is created yet. An app that goes on does so
+/// without those that cannot be opened now.
+fn log_files(
+    resolved: &ResolvedApp,
+    name: &str,
+    goes_on: bool,
+) -> Result<(Vec<LogFile>, LogPaths), RunError> {
     let (to, _) = resolved.output();
     if to != To::Files || (!resolved.collects() && !resolved.background) {
         return Ok((Vec::new(), LogPaths::default()));
@@ -502,7 +524,9 @@ fn log_files(resolved: &ResolvedApp, name: &str) -> Result<(Vec<LogFile>, LogPat
         LogFile::new(path, rotation, safety)
     };
     let files: Vec<_> = paths.files.iter().cloned().map(new).collect();
-    files.iter().try_for_each(LogFile::check).map_err(RunError::Usage)?;
+    if !goes_on {
+        files.iter().try_for_each(LogFile::check).map_err(RunError::Usage)?;
+    }
     Ok((files, paths))
 }
 

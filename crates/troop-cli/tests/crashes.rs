@@ -401,7 +401,7 @@ fn a_signal_that_was_not_obeyed_is_passed_on_to_the_next_engine() {
 fn a_state_that_no_engine_survives_is_set_aside() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
     command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
-    command.env("TROOP_FAULT", "restoring:1:");
+    command.env("TROOP_FAULT", "restoring:1:").env("TROOP_FAULT_SIGNAL", "6");
     let mut troop = support::start(command);
     troop.listening(2);
     let before = troop.workers().to_vec();
@@ -418,6 +418,35 @@ fn a_state_that_no_engine_survives_is_set_aside() {
     let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(shown[0]["crashes"], 4, "{out}");
     assert_eq!(troop.troop(["stop"]).0, 0);
+}
+
+/// As the system kills processes when it has no memory left.
+#[test]
+fn engines_that_are_killed_before_they_are_ready_cost_no_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let until = directory.path().join("until");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
+    command.env("TROOP_FAULT", format!("restoring:1:!{}", until.display()));
+    let mut troop = support::start(command);
+    let port = troop.listening(2);
+    let (before, keeper) = (troop.workers().to_vec(), troop.child.id());
+    let mut engines = std::collections::BTreeSet::from([engine(keeper).unwrap()]);
+    kill(engine(keeper).unwrap());
+    wait_until("more engines than a state may end", || {
+        engines.extend(engine(keeper));
+        engines.len() > 5
+    });
+    std::fs::write(&until, "").unwrap();
+    let said = std::iter::repeat_with(|| troop.event_line().unwrap())
+        .find(|line| line.contains("goes on with the app"))
+        .unwrap();
+    assert!(said.contains("in a row were killed before they were ready"), "{said}");
+    assert!(before.iter().all(|pid| is_running(*pid)), "workers are as they were");
+    assert_eq!(troop.workers(), before);
+    get(port, "/").unwrap();
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
 }
 
 #[test]

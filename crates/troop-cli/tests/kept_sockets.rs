@@ -335,7 +335,7 @@ fn an_app_with_activated_sockets_starts_afresh_when_its_state_is_set_aside() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_troop"));
     let bind = format!("127.0.0.1:{port}");
     command.args(["run", "--log", "json", "-w", "2", "-b", &bind]).arg(&program);
-    command.env("TROOP_FAULT", "restoring:1:");
+    command.env("TROOP_FAULT", "restoring:1:").env("TROOP_FAULT_SIGNAL", "6");
     let mut troop = support::start(command);
     ready(&troop, 2);
     let before = pids(&troop);

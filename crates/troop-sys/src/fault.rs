@@ -1,9 +1,10 @@
 //! Points at which a test has this process die, as if it had been killed there. Release builds have
 //! none.
 
-/// Ends this process by SIGKILL if the variable `TROOP_FAULT` says `POINT:N:FILE`, this point is passed
-/// for the Nth time, and the file does not exist. The file is created then, so that it happens once;
-/// without a name it happens each time.
+/// Ends this process if the variable `TROOP_FAULT` says `POINT:N:FILE`, this point is passed for the Nth
+/// time, and the file does not exist. The file is created then, so that it happens once; without a name it
+/// happens each time, and with `!` before it each time until the file exists. It is ended by SIGKILL, or by
+/// the signal with the number in `TROOP_FAULT_SIGNAL`.
 #[inline]
 pub fn point(name: &str) {
     #[cfg(debug_assertions)]
@@ -15,7 +16,7 @@ pub fn point(name: &str) {
 #[cfg(debug_assertions)]
 mod seam {
     use std::fs::File;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -23,6 +24,7 @@ mod seam {
         point: String,
         nth: u32,
         once: PathBuf,
+        signal: i32,
     }
 
     static FAULT: OnceLock<Option<Fault>> = OnceLock::new();
@@ -32,7 +34,16 @@ mod seam {
         let value = std::env::var("TROOP_FAULT").ok()?;
         let (point, rest) = value.split_once(':')?;
         let (nth, once) = rest.split_once(':')?;
-        Some(Fault { point: point.to_owned(), nth: nth.parse().ok()?, once: once.into() })
+        let signal = std::env::var("TROOP_FAULT_SIGNAL").ok().and_then(|text| text.parse().ok());
+        let (point, nth) = (point.to_owned(), nth.parse().ok()?);
+        Some(Fault { point, nth, once: once.into(), signal: signal.unwrap_or(libc::SIGKILL) })
+    }
+
+    fn is_wanted(once: &Path) -> bool {
+        match once.to_str().and_then(|name| name.strip_prefix('!')) {
+            Some(until) => !Path::new(until).exists(),
+            None => once.as_os_str().is_empty() || File::create_new(once).is_ok(),
+        }
     }
 
     pub(super) fn pass(name: &str) {
@@ -40,11 +51,9 @@ mod seam {
         else {
             return;
         };
-        if PASSED.fetch_add(1, Ordering::Relaxed) + 1 == fault.nth
-            && (fault.once.as_os_str().is_empty() || File::create_new(&fault.once).is_ok())
-        {
+        if PASSED.fetch_add(1, Ordering::Relaxed) + 1 == fault.nth && is_wanted(&fault.once) {
             // SAFETY: the call has no pointers.
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            unsafe { libc::kill(libc::getpid(), fault.signal) };
         }
     }
 }

@@ -119,7 +119,11 @@ impl RunningApp {
     /// time that such a start may take.
     async fn can_restart(&self) -> Result<Duration, Failure> {
         if self.cluster.snapshot().await.map_err(|e| failed(&e))?.phase == Phase::Stopping {
-            return Err(Failure::new("busy", "the app is stopping"));
+            // It was asked for twice: by a client whose first engine was killed, for example.
+            return match self.restarting.is_requested() {
+                true => Ok(start_timeout(&self.resolved())),
+                false => Err(Failure::new("busy", "the app is stopping")),
+            };
         }
         let (resolved, _) =
             self.source.next().await.map_err(|text| Failure::new("bad-request", text))?;

@@ -7,12 +7,17 @@ use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use troop::Error;
 use troop::keeper::{Leaving, LeftDescriptor, Upgrade};
 
 use super::{Counts, RunningApp};
+use crate::config::source;
 use crate::control::protocol::Failure;
+use crate::error::RunError;
+use crate::records::keeper::Keeper;
 use crate::records::{Text, own_env, pairs};
 use crate::resolve::ResolvedApp;
+use crate::restart::{LeftRestart, RestartRequest};
 use crate::{log, restart};
 
 /// What an engine leaves to the next one beside its cluster.
@@ -34,6 +39,42 @@ pub(crate) struct LeftApp {
     pub(crate) claim: Option<(LeftDescriptor, LeftDescriptor)>,
     /// The client that has asked for the next engine, which answers it.
     pub(crate) client: Option<LeftDescriptor>,
+    #[serde(default)]
+    pub(crate) ending: LeftEnding,
+}
+
+/// What an engine has been told that ends its workers: the next one finishes that.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LeftEnding {
+    is_stop: bool,
+    /// `troop delete`.
+    is_forgotten: bool,
+    restart: Option<LeftRestart>,
+}
+
+impl LeftEnding {
+    pub(crate) fn go_on(&self, restarting: &RestartRequest, keeper: Option<&Keeper>) {
+        if let Some(restart) = &self.restart {
+            restarting.go_on(restart);
+        }
+        if self.is_stop {
+            restarting.go_on_stopping();
+        }
+        if let Some(keeper) = keeper.filter(|_| self.is_forgotten) {
+            keeper.forget();
+        }
+    }
+}
+
+impl LeftApp {
+    /// Reads what another engine has left of the app.
+    pub(crate) fn read(note: &[u8]) -> Result<LeftApp, RunError> {
+        serde_json::from_slice(note).map_err(|e| {
+            RunError::Failed(Error::Settings(format!(
+                "cannot read what the former engine has left: {e}"
+            )))
+        })
+    }
 }
 
 /// The options of an app, with the environment that its workers inherit.
@@ -64,6 +105,18 @@ impl RunningApp {
         path: Option<PathBuf>,
         client: Option<OwnedFd>,
     ) -> Failure {
+        let refused = |program: &std::path::Path, why: String| {
+            let program = program.display();
+            Failure::new("failed", format!("not upgraded to {program}, and the app goes on: {why}"))
+        };
+        if let Some(program) = path.clone() {
+            // Its file system may not answer.
+            let looked = move || source::answered(move || source::may_run(&program));
+            let may_run = tokio::task::spawn_blocking(looked).await;
+            if let Err(why) = may_run.unwrap_or_else(|e| Err(e.to_string())) {
+                return refused(&path.unwrap_or_default(), why);
+            }
+        }
         let program = path.unwrap_or_else(restart::program);
         let (leaving, ending) = (self.clone(), self.clone());
         let upgrade = Upgrade::to(&program)
@@ -73,11 +126,10 @@ impl RunningApp {
                 log::finish();
             });
         let error = match self.cluster.upgrade(upgrade).await {
-            troop::Error::NotReplaced(why) => why,
+            Error::NotReplaced(why) => why,
             other => other.chain(),
         };
-        let program = program.display();
-        Failure::new("failed", format!("not upgraded to {program}, and the app goes on: {error}"))
+        refused(&program, error)
     }
 
     /// The same without a client, whose answer is in the log.
@@ -102,6 +154,11 @@ impl RunningApp {
             counts: self.counters.values(),
             claim: claim.map(|(lock, socket)| (to.descriptor(lock), to.descriptor(socket))),
             client: client.and_then(|client| Some(to.descriptor(client.try_clone().ok()?))),
+            ending: LeftEnding {
+                is_stop: self.restarting.is_stop_requested(),
+                is_forgotten: self.keeper.as_ref().is_some_and(|keeper| keeper.is_forgotten()),
+                restart: self.restarting.to_leave(),
+            },
         };
         serde_json::to_vec(&left).unwrap_or_default()
     }

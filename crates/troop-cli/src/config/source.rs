@@ -183,8 +183,17 @@ pub(super) fn check_depth(text: &str) -> Result<(), String> {
 }
 
 /// Rejects, as root, the execution of a file that another user can change.
-pub(super) fn may_run(file: &Path) -> Result<(), String> {
-    let Some(Weak { path, who, .. }) = weak(file).pop() else { return Ok(()) };
+pub(crate) fn may_run(file: &Path) -> Result<(), String> {
+    if !is_root() {
+        return Ok(());
+    }
+    // What cannot be checked now may be another user's when it is executed.
+    let (_, weak) = open_for_reading(file, u64::MAX)
+        .map_err(|e| format!("cannot execute {}: {e}", file.display()))?;
+    // As for files that are read.
+    let Some(Weak { path, who, .. }) = weak.into_iter().rfind(|weak| !weak.sticky) else {
+        return Ok(());
+    };
     Err(format!(
         "{} is a program, which root does not run: {} can be changed by others ({who}); chown root and chmod go-w, or run troop as its owner",
         file.display(),

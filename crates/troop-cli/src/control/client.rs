@@ -31,6 +31,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// The variable that says for whom this process asks, if not for its own user.
 pub(crate) const BEHALF_VARIABLE: &str = "TROOP_ON_BEHALF_OF";
 
+/// How often a request is sent whose app goes on with another process each time.
+const MAX_TRIES: usize = 100;
+
 /// A connection to an app.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -95,6 +98,26 @@ impl Client {
         }
     }
 
+    /// Sends a request that may come twice, until it is answered: if the process that was asked is killed
+    /// before, another one may go on with the app. Returns `None` if the app has ended.
+    pub(crate) fn request_until_answered(
+        &mut self,
+        request: &Request,
+    ) -> Result<Option<Value>, CliError> {
+        for _ in 0..MAX_TRIES {
+            match self.request(request.clone(), |_| {}) {
+                Err(CliError::Failed(failure)) if failure.kind == "over" => {}
+                answer => return answer.map(Some),
+            }
+            std::thread::sleep(RETRY_INTERVAL);
+            match Client::connect(&self.name)? {
+                Some(client) => *self = client,
+                None => return Ok(None),
+            }
+        }
+        Err(over(&self.name))
+    }
+
     /// Sends a request whose answer must begin within a time.
     fn request_within(
         &mut self,
@@ -150,11 +173,16 @@ impl Client {
         let stream = self.stream(begins_within).map_err(doing)?;
         stream.get_mut().set_read_timeout(timeout).map_err(doing)?;
         stream.get_mut().set_write_timeout(Some(begins_within)).map_err(doing)?;
-        stream.get_mut().write_all(&line).map_err(doing)?;
+        match stream.get_mut().write_all(&line) {
+            Err(e) if is_gone(&e) => return Err(over(&name)),
+            written => written.map_err(doing)?,
+        }
         loop {
             let mut line = String::new();
-            if stream.read_line(&mut line).map_err(doing)? == 0 {
-                return Err(CliError::Failed(Failure::new("over", format!("{name} has ended"))));
+            match stream.read_line(&mut line) {
+                Ok(0) => return Err(over(&name)),
+                Err(e) if is_gone(&e) => return Err(over(&name)),
+                read => drop(read.map_err(doing)?),
             }
             match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
                 Answer::Event(event) => each(&event),
@@ -164,6 +192,18 @@ impl Client {
         }
     }
 
+    /// Returns the app's snapshot, that of the process that goes on with it if one is killed.
+    pub(crate) fn last_snapshot(&mut self) -> Result<AppSnapshot, CliError> {
+        let value = self.request_until_answered(&Request::Snapshot)?;
+        let value = value.ok_or_else(|| CliError::NoApp(format!("{} has ended", self.name)))?;
+        self.understood(value)
+    }
+
+    fn understood(&self, value: Value) -> Result<AppSnapshot, CliError> {
+        serde_json::from_value(value)
+            .map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
+    }
+
     pub(crate) fn snapshot(&mut self) -> Result<AppSnapshot, CliError> {
         self.snapshot_within(ANSWER_TIMEOUT)
     }
@@ -171,8 +211,7 @@ impl Client {
     /// Returns the app's snapshot, unless it does not answer in that time.
     pub(crate) fn snapshot_within(&mut self, time: Duration) -> Result<AppSnapshot, CliError> {
         let value = self.request_within(Request::Snapshot, Some(time), |_| {})?;
-        serde_json::from_value(value)
-            .map_err(|e| CliError::Io(format!("understand {}", self.name), e.into()))
+        self.understood(value)
     }
 
     /// Waits until the app's process has ended.
@@ -182,6 +221,22 @@ impl Client {
         let _ = stream.get_mut().set_read_timeout(None);
         let _ = io::copy(stream, &mut io::sink());
     }
+}
+
+/// Whether the process at the other end of a connection has ended.
+fn is_gone(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}
+
+/// The error for a request to a process that has ended since.
+fn over(name: &str) -> CliError {
+    let text = match Client::connect(name) {
+        Ok(Some(_)) => format!(
+            "{name}: the process that was asked has ended before it could answer, and another one goes on with the app; whether it has done it is not known: see `troop show {name}`"
+        ),
+        _ => format!("{name} has ended"),
+    };
+    CliError::Failed(Failure::new("over", text))
 }
 
 /// Says of an error that a time was over.

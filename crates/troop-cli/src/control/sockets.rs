@@ -276,6 +276,12 @@ pub(crate) fn last_seen(path: &Path, name: &str) -> Option<SystemTime> {
     directory.entry(&lock(name)).ok()??.modified().ok()
 }
 
+/// Whether there is something of an app, running or not.
+pub(crate) fn has_left(name: &str) -> io::Result<bool> {
+    let directory = directory()?;
+    Ok(directory.entry(&socket(name))?.is_some() || directory.entry(&lock(name))?.is_some())
+}
+
 /// Removes what an app has left behind whose primary ended without a word.
 pub(crate) fn clear(name: &str) -> io::Result<()> {
     let directory = directory()?;

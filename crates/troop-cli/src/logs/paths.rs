@@ -207,7 +207,9 @@ fn try_record(name: &str, files: &[PathBuf]) -> io::Result<()> {
     let directory = Directory::create(&path, safety, 0o750)?;
     let text = serde_json::to_string(files).unwrap_or_default();
     // Renamed into place, so that no reader sees a part of it.
-    let new = OsString::from(format!(".{name}.files.{}", std::process::id()));
+    let new = OsString::from(format!(".{name}.files.{}", troop::keeper::app_pid()));
+    // What an engine has left that was killed meanwhile.
+    let _ = directory.remove(&new);
     let mut file = directory.create_new(&new, 0o640)?;
     let written =
         file.write_all(text.as_bytes()).and_then(|()| directory.rename(&new, &record_name(name)));

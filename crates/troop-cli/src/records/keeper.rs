@@ -90,6 +90,10 @@ impl Keeper {
         self.is_forgotten.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.is_forgotten.load(Ordering::Acquire)
+    }
+
     /// Writes how the app has ended. Failures are ignored: the app is then listed as crashed.
     pub(crate) fn end(self: &Arc<Keeper>, how: Ending, reason: Option<String>) {
         let end = End { how, at_ms: millis(SystemTime::now()), reason };
@@ -102,7 +106,7 @@ impl Keeper {
         if !self.is_own() {
             return Ok(());
         }
-        if self.is_forgotten.load(Ordering::Acquire) || self.record.start.is_none() {
+        if self.is_forgotten() || self.record.start.is_none() {
             return self.store.remove(&self.record.name);
         }
         self.store.write(&Record { end: Some(end), ..self.current() })

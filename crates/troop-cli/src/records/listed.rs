@@ -2,13 +2,13 @@
 //! without a word.
 
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use troop::program::within::Begun;
 
 use super::process::Fate;
 use super::store::{self, Store, bounded};
-use super::{End, Life, Record, free_id};
+use super::{End, Ending, Life, Record, free_id, millis};
 use crate::control::sockets;
 
 /// An app that has a record.
@@ -86,6 +86,41 @@ pub(crate) fn forget(name: &str) -> io::Result<()> {
             Some(record) if record.primary.fate() == Fate::Running => Ok(()),
             _ => store.remove(&name),
         }
+    })
+}
+
+/// Finishes what an app does not do whose process was killed while it stopped: notes that it was stopped,
+/// or removes its record, and what it has left behind. Waits for the end of its process until then.
+///
+/// # Errors
+/// Those of `unlink(2)`.
+pub(crate) fn finish(name: &str, forget: bool, until: Instant) -> io::Result<()> {
+    let name = name.to_owned();
+    bounded(move || {
+        let Some(store) = Store::find()? else { return Ok(()) };
+        let unfinished = || store.read(&name).filter(|record| record.end.is_none());
+        while unfinished().is_some_and(|record| record.primary.fate() == Fate::Running)
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _lock = store.lock()?;
+        match store.read(&name) {
+            // It was started again.
+            Some(record) if record.primary.fate() == Fate::Running => return Ok(()),
+            Some(record) if record.end.is_none() && record.start.is_some() && !forget => {
+                let end =
+                    End { how: Ending::Stopped, at_ms: millis(SystemTime::now()), reason: None };
+                store.write(&Record { end: Some(end), ..record })?;
+            }
+            Some(record) if forget || record.end.is_none() => store.remove(&record.name)?,
+            _ => {}
+        }
+        // Only where there is something: another process may be about to take the name.
+        if sockets::has_left(&name)? {
+            sockets::clear(&name)?;
+        }
+        Ok(())
     })
 }
 

@@ -223,7 +223,8 @@ impl Store {
         let text = serde_json::to_string(value)?;
         let mut new = OsString::from(".");
         new.push(name);
-        new.push(format!(".{}", std::process::id()));
+        // The next engine finds what one has left that was killed meanwhile.
+        new.push(format!(".{}", troop::keeper::app_pid()));
         let _ = self.directory.remove(&new);
         let mut file = self.directory.create_new(&new, 0o600)?;
         let written =

@@ -1,6 +1,7 @@
 //! `reload`, `restart`, `stop` and `delete`, for one app or several, and the start of apps that are
 //! known.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +32,12 @@ const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time that an app has to be ready after a restart, if it has not answered with its own.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time until a process is gone that has closed its connections.
+const KILLED_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often an app is told to restart whose process is killed before it does.
+const MAX_RESTARTS: u32 = 5;
 
 fn catch_interrupt() -> Result<Arc<AtomicBool>, CliError> {
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -279,25 +286,49 @@ fn restart_one(
     json: bool,
 ) -> Result<(), CliError> {
     let name = client.name().to_owned();
-    // The process stays the same through a restart.
-    let pid = client.snapshot()?.snapshot.pid;
-    let mut client =
-        Client::connect(&name)?.ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
-    let timeout = match client.request(Request::Restart { env }, |_| {}) {
-        // The app ended before it could answer.
-        Err(CliError::Failed(failure)) if failure.kind == "over" => None,
-        result => result?["start_timeout_ms"].as_u64().map(Duration::from_millis),
-    };
-    client.wait_for_end();
-    let timeout = timeout.unwrap_or(RESTART_TIMEOUT);
+    let before = client.last_snapshot()?.snapshot;
+    let former: BTreeSet<u32> = before.workers.iter().map(|worker| worker.pid).collect();
+    for _ in 0..MAX_RESTARTS {
+        let mut client =
+            Client::connect(&name)?.ok_or_else(|| CliError::NoApp(format!("{name} has ended")))?;
+        // None if the app ended before it could answer.
+        let answer = client.request_until_answered(&Request::Restart { env: env.clone() })?;
+        let timeout = answer.and_then(|answer| answer["start_timeout_ms"].as_u64());
+        client.wait_for_end();
+        let timeout = timeout.map_or(RESTART_TIMEOUT, Duration::from_millis);
+        // The process stays the same through a restart.
+        if is_back(&name, before.pid, &former, timeout, json)? {
+            return Ok(());
+        }
+    }
+    not_back(format!(
+        "{name} was not restarted: the process that was to do it was killed each time, and another one goes on with the same workers"
+    ))
+}
+
+/// Waits until an app is ready that was restarted. False if it runs on with the former workers: the process
+/// that was to restart it was killed before.
+fn is_back(
+    name: &str,
+    pid: u32,
+    former: &BTreeSet<u32>,
+    timeout: Duration,
+    json: bool,
+) -> Result<bool, CliError> {
     let start = Instant::now();
     loop {
         // The primary that follows has a socket of its own.
-        let fresh = Client::connect(&name).ok().flatten();
+        let fresh = Client::connect(name).ok().flatten();
         let app = fresh.and_then(|mut client| client.snapshot().ok());
         if let Some(found @ AppSnapshot { snapshot, .. }) = &app {
-            let ready = snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).count();
+            let ready: Vec<_> =
+                snapshot.workers.iter().filter(|worker| worker.ready == Some(true)).collect();
+            let are_former = ready.iter().any(|worker| former.contains(&worker.pid));
+            let ready = ready.len();
             let ended = snapshot.vacant.iter().filter(|slot| slot.finished.is_some()).count();
+            if snapshot.phase == Phase::Running && are_former {
+                return Ok(false);
+            }
             if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
                 if let Some(hint) = &found.hint {
                     log::line(&format!("troop: {name}: {hint}"));
@@ -307,12 +338,12 @@ fn restart_one(
                     &json!({ "name": name, "state": "running", "workers": ready }),
                     || match &found.schedule {
                         Some(schedule) if schedule.is_job && ready == 0 => {
-                            start::waits_for_its_time(&name)
+                            start::waits_for_its_time(name)
                         }
                         _ => format!("{name}: {} ready", counted(ready, "worker")),
                     },
                 );
-                return Ok(());
+                return Ok(true);
             }
             if keeps_ending(found) {
                 let why = snapshot.last_end.as_deref().unwrap_or("they keep ending");
@@ -326,7 +357,7 @@ fn restart_one(
             .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
         if is_gone || start.elapsed() >= timeout {
             if is_gone {
-                return ended_since(&name, json);
+                return ended_since(name, json).map(|()| true);
             }
             let within = start.elapsed();
             return not_back(match &app {
@@ -345,7 +376,7 @@ fn restart_one(
 }
 
 /// The error for an app that was restarted and is not ready.
-fn not_back(text: String) -> Result<(), CliError> {
+fn not_back<T>(text: String) -> Result<T, CliError> {
     Err(CliError::Failed(Failure::new("failed", with_tip(text))))
 }
 
@@ -405,12 +436,8 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
         }
         match target {
             Target::Running(mut client) => {
-                match client.request(Request::Stop { quick: args.quick, forget }, |_| {}) {
-                    Ok(_) => {}
-                    // The app ended before it could answer.
-                    Err(CliError::Failed(failure)) if failure.kind == "over" => {}
-                    Err(e) => return Err(e),
-                }
+                // None if the app ended before it could answer.
+                client.request_until_answered(&Request::Stop { quick: args.quick, forget })?;
                 stopping.push(client);
             }
             Target::Ended(record, _) if forget => {
@@ -429,12 +456,11 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
             continue;
         }
         client.wait_for_end();
-        if forget {
-            // An app of an earlier version does not do that itself.
-            if let Err(e) = forget_record(client.name()) {
-                outcome.failed(e.of_app(client.name()));
-                continue;
-            }
+        // One that was killed at its end does not do that itself, nor one of an earlier version.
+        let finish = listed::finish(client.name(), forget, Instant::now() + KILLED_TIMEOUT);
+        if let (Err(e), true) = (finish, forget) {
+            outcome.failed(not_forgotten(client.name(), e).of_app(client.name()));
+            continue;
         }
         say(client.name(), done, done);
     }
@@ -442,5 +468,9 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
 }
 
 fn forget_record(name: &str) -> Result<(), CliError> {
-    listed::forget(name).map_err(|e| CliError::Io(format!("forget {name}"), e))
+    listed::forget(name).map_err(|e| not_forgotten(name, e))
+}
+
+fn not_forgotten(name: &str, e: std::io::Error) -> CliError {
+    CliError::Io(format!("forget {name}"), e)
 }

@@ -41,7 +41,13 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
         }
         To::By(by) => Request::Scale { workers: None, by, wait: !args.no_wait },
     };
-    let answer = client.request(request, |_| {})?;
+    let answer = match args.to {
+        // As often as another process goes on with the app: the number stays the same.
+        To::Workers(_) => client
+            .request_until_answered(&request)?
+            .ok_or_else(|| CliError::NoApp(format!("{} has ended", client.name())))?,
+        To::By(_) => client.request(request, |_| {})?,
+    };
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = counted(answer["workers"].as_u64().unwrap_or(0), "worker");

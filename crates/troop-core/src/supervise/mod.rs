@@ -399,6 +399,9 @@ impl Supervisor {
                 self.fork_failed(now, slot, WHY.into(), false);
             }
         }
+        // Those that the shell was to kill may be there still.
+        let killed = self.leaving.iter().filter(|leaving| leaving.is_killed());
+        self.orders.extend(killed.map(|leaving| Order::Kill(leaving.worker)));
     }
 
     /// Returns the generation of workers that are started now: 1 at first, increasing with each

@@ -373,6 +373,57 @@ fn other_writers_of_roots_files_are_named_and_their_programs_are_not_run() {
 }
 
 #[test]
+fn an_app_of_roots_is_not_upgraded_to_a_program_that_others_can_change() {
+    if !is_root("an_app_of_roots_is_not_upgraded_to_a_program_that_others_can_change") {
+        return;
+    }
+    let toml = "[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nworkers = 1\n";
+    let home = Home::with(&[("troop.toml", toml)]);
+    home.fine(&["start", "web"]);
+    let engine = || {
+        let shown = home.fine(&["show", "web", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&shown).unwrap()[0]["engine"].clone()
+    };
+    let before = engine();
+    let script = format!("#!/bin/sh\ntouch {}\n", home.at("ran").display());
+    for (name, owner, mode) in [
+        ("app/troop", 0, 0o755),
+        ("its", STRANGER, 0o755),
+        ("of-a-group", 0, 0o775),
+        ("of-all", 0, 0o757),
+        ("fine", 0, 0o755),
+    ] {
+        fs::write(home.at(name), &script).unwrap();
+        chown(home.at(name), Some(owner), None).unwrap();
+        home.mode(name, mode);
+    }
+    // By way of a link that somebody else can turn.
+    symlink("../fine", home.at("app/link")).unwrap();
+    mkfifoat(CWD, home.at("pipe"), 0o755.into()).unwrap();
+    for (name, why) in [
+        ("app/troop", "app can be changed by others (owned by user 64017"),
+        ("its", "its can be changed by others (owned by user 64017"),
+        ("of-a-group", "mode 775"),
+        ("of-all", "mode 757"),
+        ("app/link", "app can be changed by others"),
+        ("pipe", "a pipe"),
+        ("missing", "cannot execute"),
+    ] {
+        let ended = home.troop(&["upgrade", "web", "--path", name]);
+        assert!(
+            ended.code == Some(1)
+                && ended.err.contains(why)
+                && ended.err.contains("the app goes on"),
+            "{name}: {ended:?}"
+        );
+    }
+    assert!(!home.at("ran").exists() && engine() == before);
+    fs::copy(super::support::troop_program(), home.at("own")).unwrap();
+    home.fine(&["upgrade", "web", "--path", "own"]);
+    assert_ne!(engine(), before);
+}
+
+#[test]
 fn files_that_are_pipes_devices_endless_or_bombs_are_one_clear_error_at_once() {
     let app = |env: &str| {
         format!("[app.web]\nprogram = \"sleep\"\nargs = [\"1000\"]\nenv_file = [\"{env}\"]\n")

@@ -98,35 +98,66 @@ fn more_descriptors_than_a_process_begins_with_are_held_for_the_next_engine() {
     assert_eq!(troop.end(), Some(0));
 }
 
+/// Sets the soft limit on processes and threads of a process of this user.
+fn limit(user: &str, pid: u32, soft: usize) {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]);
+    command.args(["prlimit", &format!("--nproc={soft}:"), "--pid", &pid.to_string()]);
+    assert!(command.status().unwrap().success());
+}
+
+/// An app of a user of its own, for which there is a limit on processes; root has none.
+fn app_of(user: &str, home: &Path) -> Running {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]);
+    command.arg(troop_program()).args(["run", "--log", "json", "-w", "1", "--"]);
+    command.args([FIXTURE, "raw", ONLINE, "sleep 600000"]).current_dir(home);
+    command.env("TROOP_RUNTIME_DIR", home.join("run"));
+    command.env("TROOP_LOG_DIR", home.join("logs"));
+    command.env("TROOP_STATE_DIR", home.join("state"));
+    let mut troop = Running::start(&mut command);
+    troop.event("online");
+    wait_until("its state is held", || descriptors(troop.child.id()) > 8);
+    troop
+}
+
+#[test]
+fn engines_that_can_have_no_threads_cost_no_state() {
+    if !is_root("kept::engines_that_can_have_no_threads_cost_no_state") {
+        return;
+    }
+    let (home, user) = (open_directory(), nobody_else().to_string());
+    let mut troop = app_of(&user, home.path());
+    let (keeper, worker) = (troop.child.id(), troop.workers[0]);
+    let threads = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+    // One more than these: the first thread of an engine.
+    limit(&user, keeper, threads(keeper) + threads(worker) + 1);
+    let mut engines = std::collections::BTreeSet::from([engine(keeper).unwrap()]);
+    kill(engine(keeper).unwrap());
+    wait_until("more engines than a state may end", || {
+        engines.extend(engine(keeper));
+        engines.len() > 5
+    });
+    limit(&user, keeper, 200);
+    troop.until("goes on with the app");
+    assert!(is_running(worker) && troop.workers.len() == 1, "{:?}", troop.seen);
+    kill_process(Pid::from_child(&troop.child), Signal::QUIT).unwrap();
+    assert_eq!(troop.end(), Some(0));
+}
+
 #[test]
 fn an_engine_is_started_as_soon_as_there_can_be_one() {
     if !is_root("kept::an_engine_is_started_as_soon_as_there_can_be_one") {
         return;
     }
     let (home, user) = (open_directory(), nobody_else().to_string());
-    // Root has no such limit.
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", &user, "--regid", &user, "--clear-groups", "--"]);
-    command.arg(troop_program()).args(["run", "--log", "json", "-w", "1", "--"]);
-    command.args([FIXTURE, "raw", ONLINE, "sleep 600000"]).current_dir(home.path());
-    command.env("TROOP_RUNTIME_DIR", home.path().join("run"));
-    command.env("TROOP_LOG_DIR", home.path().join("logs"));
-    command.env("TROOP_STATE_DIR", home.path().join("state"));
-    let mut troop = Running::start(&mut command);
-    troop.event("online");
+    let mut troop = app_of(&user, home.path());
     let keeper = troop.child.id();
-    let as_user = ["--reuid", &user, "--regid", &user, "--clear-groups", "--"];
-    let limit = |soft: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(as_user).args(["prlimit", &format!("--nproc={soft}:"), "--pid"]);
-        assert!(command.arg(keeper.to_string()).status().unwrap().success());
-    };
-    wait_until("its state is held", || descriptors(keeper) > 8);
-    limit("1");
+    limit(&user, keeper, 1);
     let first = engine(keeper).unwrap();
     kill(first);
     wait_until("it is reaped", || !Path::new(&format!("/proc/{first}")).exists());
-    limit("200");
+    limit(&user, keeper, 200);
     troop.until("goes on with the app");
     assert!(is_running(troop.workers[0]) && troop.workers.len() == 1);
     kill_process(Pid::from_child(&troop.child), Signal::QUIT).unwrap();

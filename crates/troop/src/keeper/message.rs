@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     DropAll = 12,
     /// It has obeyed the signal with this number.
     HasObeyed = 13,
+    /// It ends for want of something that there may be later: memory, processes, descriptors.
+    IsWanting = 14,
 
     // ---- from the keeper ----
     /// A child with this number has ended; the key tells how.
@@ -54,13 +56,13 @@ pub(crate) enum Kind {
     Over = 105,
     /// There will be no other engine, for this reason.
     Failed = 106,
-    /// This engine goes on from now on.
+    /// This engine goes on from now on. The rest is what it is to tell of those before it.
     Commit = 107,
 }
 
 impl Kind {
     fn of(number: u32) -> Option<Kind> {
-        const ALL: [Kind; 20] = [
+        const ALL: [Kind; 21] = [
             Kind::CatchesSignals,
             Kind::Reap,
             Kind::Notify,
@@ -74,6 +76,7 @@ impl Kind {
             Kind::Stays,
             Kind::DropAll,
             Kind::HasObeyed,
+            Kind::IsWanting,
             Kind::Ended,
             Kind::Dropped,
             Kind::Held,

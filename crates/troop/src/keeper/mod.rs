@@ -28,7 +28,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `watch.rs` | the keeper |
+//! | `watch.rs`, `watch/follow.rs` | the keeper; what follows the end of an engine |
 //! | `before.rs` | what it has for itself |
 //! | `link.rs` | the engine's connection to it |
 //! | `message.rs` | what they tell each other |
@@ -47,6 +47,7 @@ use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::io::Errno;
 use troop_sys::environment;
 
 pub use crate::primary::{Leaving, LeftDescriptor, Resumption, Upgrade, refuse};
@@ -59,8 +60,12 @@ pub const VARIABLE: &str = "TROOP_KEEPER";
 /// Its value for an engine, before the number of the connection.
 const ENGINE: &str = "engine:";
 
-/// How many engines may end in a row before they are ready: then it is the state that ends them.
-pub const MAX_UNREADY: u32 = 3;
+/// How many engines may end by themselves in a row before they are ready: then it is the state that ends
+/// them.
+const MAX_UNREADY: u32 = 3;
+
+/// The errors for what there may be later.
+const SCARCE: [Errno; 4] = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
 
 /// Keys from this one on stand for no part of the state.
 const UNTIL_END: u64 = 1 << 63;
@@ -177,6 +182,18 @@ pub fn has_obeyed(signal: i32) {
     if let Some(link) = LINK.get() {
         // A keeper that has ended passes nothing on.
         let _ = link.send(&Message::about(Kind::HasObeyed, signal.unsigned_abs()));
+    }
+}
+
+/// Tells the keeper of the reason for which this engine ends. If that is want of memory, processes or
+/// descriptors, the state that it was to go on with is not at fault, and is tried again later.
+pub fn note_failure(reason: &str) {
+    let is_wanting = SCARCE.iter().any(|errno| {
+        // As `std::io::Error` says it, wherever it stands in the reason.
+        reason.contains(&format!("(os error {})", errno.raw_os_error()))
+    });
+    if let Some(link) = LINK.get().filter(|_| is_wanting) {
+        let _ = link.send(&Message::new(Kind::IsWanting));
     }
 }
 

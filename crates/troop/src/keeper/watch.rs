@@ -1,10 +1,12 @@
 //! The keeper's process: one loop that waits for signals, for messages of the engine, and for its end.
 
+mod follow;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -20,7 +22,7 @@ use troop_sys::{fdpass, keeping, own_code};
 use super::before::Before;
 use super::link::{SetAside, receive, value};
 use super::message::{Kind, Message};
-use super::{MAX_UNREADY, Place, UNTIL_END, VARIABLE};
+use super::{Place, UNTIL_END, VARIABLE};
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -45,13 +47,6 @@ const APART: i32 = 100;
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The key of the state that another engine could go on with.
 const STATE: u64 = 0;
-/// How long an engine runs that does not die in a loop, from when it is ready on.
-const LONG_RUN: Duration = Duration::from_millis(250);
-/// Delays before another engine is started, the last one for all that follow.
-const DELAYS_MS: [u64; 6] = [0, 0, 100, 500, 1000, 2000];
-/// Delays before a start is tried again for which there was no room, the last one for all that follow.
-const RETRIES_MS: [u64; 4] = [1, 10, 100, 500];
-const LAST_RETRY_MS: u64 = 1000;
 /// The variable that names the service manager's socket.
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// Time that it has to take a notification.
@@ -66,6 +61,8 @@ struct Engine {
     /// `None` once it has closed its end.
     socket: Option<OwnedFd>,
     catches_signals: bool,
+    /// It has said that it ends for want of something that there may be later.
+    is_wanting: bool,
     /// It goes on with what another one has left, and so will catch signals soon.
     is_resuming: bool,
 }
@@ -95,9 +92,14 @@ struct Keeper {
     crashes: u32,
     quick: u32,
     crash: Option<Exit>,
-    /// How many in a row have ended before they were ready, and since when this one is.
+    /// How many in a row have ended before they were ready: those that the state may have ended, and those
+    /// that were killed or had no room.
     unready: u32,
+    roomless: u32,
+    /// Since when this one is ready.
     ready: Option<Instant>,
+    /// Whether there ever was a state to go on with.
+    has_held: bool,
 }
 
 /// Keeps an engine until it ends. Returns the exit code of the app.
@@ -135,7 +137,9 @@ fn start(place: Place) -> io::Result<Keeper> {
         quick: 0,
         crash: None,
         unready: 0,
+        roomless: 0,
         ready: None,
+        has_held: false,
     })
 }
 
@@ -158,7 +162,8 @@ impl Engine {
         let pid = before.start(|| command.spawn())?.id();
         // It is a child and not reaped, so this is the one.
         let pidfd = process::pidfd(pid)?;
-        Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals: false, is_resuming: false })
+        let (catches_signals, is_wanting, is_resuming) = (false, false, false);
+        Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals, is_wanting, is_resuming })
     }
 
     /// Sends a message. Returns whether there was room: an engine that reads nothing gets no more.
@@ -238,88 +243,11 @@ impl Keeper {
         if let Some(next) = self.next.take() {
             next.engine.kill();
         }
-        if self.restart(exit) { None } else { Some(exit) }
-    }
-
-    /// Starts another engine if this one was killed, and there is a state to go on with. An engine that is
-    /// told to end has that closed before. Returns whether there is another one.
-    fn restart(&mut self, exit: Exit) -> bool {
-        self.unready = if self.engine.catches_signals { 0 } else { self.unready + 1 };
-        let has_run_long = self.ready.is_some_and(|since| since.elapsed() >= LONG_RUN);
-        self.quick = if has_run_long { 0 } else { self.quick + 1 };
-        if self.unready >= MAX_UNREADY {
-            return self.set_aside(exit);
+        if self.restart(exit) {
+            return None;
         }
-        let delay = DELAYS_MS[(self.quick as usize).min(DELAYS_MS.len() - 1)];
-        let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
-            return false;
-        };
-        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
-        // Signals that come meanwhile wait.
-        let _ = keeping::wait(&[], Some(delay));
-        let Some(engine) = self.start_engine(Path::new(&program), None) else { return false };
-        self.replace_engine(engine);
-        (self.crashes, self.crash) = (self.crashes.saturating_add(1), Some(exit));
-        true
-    }
-
-    /// The engines ended before they were ready, so it is the state that ends them: the next one starts
-    /// afresh. Workers end with their channels, or are told to. Returns whether there is another one.
-    fn set_aside(&mut self, exit: Exit) -> bool {
-        let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
-            return false;
-        };
-        self.crashes = self.crashes.saturating_add(1);
-        let set_aside = SetAside { crashes: self.crashes, how: exit.to_string() };
-        let program = format!("/proc/self/fd/{}", image.as_raw_fd());
-        self.let_all_go();
-        for child in keeping::children() {
-            if let Ok(child) = process::pidfd(child) {
-                let _ = process::signal(child.as_fd(), SIGTERM);
-            }
-        }
-        let Some(engine) = self.start_engine(Path::new(&program), Some(&set_aside)) else {
-            return false;
-        };
-        self.replace_engine(engine);
-        true
-    }
-
-    /// Starts an engine in place of one that has ended. As long as there can be no more processes it is
-    /// tried again. `None` if it cannot be started at all, or the app is to end.
-    fn start_engine(&mut self, program: &Path, set_aside: Option<&SetAside>) -> Option<Engine> {
-        for delay in RETRIES_MS.iter().chain(std::iter::repeat(&LAST_RETRY_MS)) {
-            match Engine::start(program, set_aside, &self.before) {
-                Ok(engine) => return Some(engine),
-                Err(e) if is_scarce(&e) => {}
-                Err(_) => return None,
-            }
-            // These count, too. The next engine does not hear of them.
-            while let Some((pid, _)) = keeping::ended_child() {
-                process::reap_child(pid);
-            }
-            while let Some(signal) = self.signals.next() {
-                if ENDING.contains(&signal) {
-                    return None;
-                }
-                self.pass_on(signal);
-            }
-            let _ = keeping::wait(&[self.signals.as_fd()], Some(*delay));
-        }
-        None
-    }
-
-    /// Another engine goes on. What the former one was told and has not done is for this one.
-    fn replace_engine(&mut self, engine: Engine) {
-        (self.engine, self.told, self.ready) = (engine, None, None);
-        self.engine.is_resuming = true;
-        for signal in std::mem::take(&mut self.unobeyed) {
-            self.await_catching(signal);
-        }
-        if self.held.keys().any(|key| *key >= UNTIL_END) {
-            // Somebody has told the former one to end, and waits for that.
-            self.await_catching(SIGTERM);
-        }
+        self.end_children(exit);
+        Some(exit)
     }
 
     fn await_catching(&mut self, signal: i32) {
@@ -332,7 +260,8 @@ impl Keeper {
     fn send_commit(&mut self) {
         let ended = self.crash.take().map(|exit| Message::ended(0, exit).key);
         let commit = Message::about(Kind::Commit, self.crashes);
-        self.engine.send(&Message { key: ended.unwrap_or(0), ..commit }, None);
+        let rest = self.missed().into_bytes();
+        self.engine.send(&Message { key: ended.unwrap_or(0), rest, ..commit }, None);
     }
 
     /// Passes a signal on to the engine, as soon as that catches it.
@@ -362,6 +291,7 @@ impl Keeper {
             Kind::CatchesSignals => {
                 self.engine.catches_signals = true;
                 self.ready = Some(Instant::now());
+                self.roomless = 0;
                 // What only the start needed is not needed until there is another engine.
                 own_code::release();
                 own_code::release_free_memory();
@@ -385,9 +315,13 @@ impl Keeper {
                     self.waiting.retain(is_other);
                 }
             }
+            Kind::IsWanting => self.engine.is_wanting = true,
             Kind::Notify => notify(&message.rest),
             Kind::Hold => match fd {
-                Some(fd) => keeping::close(self.held.insert(message.key, fd)),
+                Some(fd) => {
+                    self.has_held |= message.key == STATE;
+                    keeping::close(self.held.insert(message.key, fd));
+                }
                 // There was no room for it.
                 None => self.say_dropped(message.key),
             },
@@ -508,15 +442,6 @@ impl Keeper {
             return;
         }
     }
-}
-
-/// Whether there may be room later.
-fn is_scarce(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let number = Errno::from_io_error(error);
-    number.is_some_and(|number| {
-        [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE].contains(&number)
-    })
 }
 
 /// Sends a notification to the service manager, which takes it from its service's main process only.

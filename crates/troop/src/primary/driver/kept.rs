@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGINT, SIGTERM};
 use troop_core::Time;
 use troop_sys::fault;
 use troop_sys::poll::Interest;
@@ -36,6 +37,9 @@ const HOLD_DELAY: Duration = Duration::from_millis(10);
 /// Interval between attempts to replace a worker with which it is not certain what was said.
 const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Signals to stop that a keeper passes on.
+const STOPPING: [i32; 2] = [SIGINT, SIGTERM];
+
 /// Returns what is written down with the state for the program's own use, if it is to be written down
 /// already.
 pub(crate) type KeptNote = Box<dyn FnMut(&mut Leaving<'_, '_>) -> Option<Vec<u8>> + Send>;
@@ -50,6 +54,10 @@ impl Driver {
         self.note = note;
         if let Some(set_aside) = link.set_aside() {
             (self.crashes, self.last_crash) = (set_aside.crashes, Some(set_aside.how.clone()));
+        }
+        if self.cluster.supervisor().is_some_and(|supervisor| supervisor.is_stopping()) {
+            // What the former engine was told to do has begun: another such signal is one to hurry.
+            STOPPING.into_iter().for_each(keeper::has_obeyed);
         }
         // If it has ended, that is heard of now.
         let _ = link.send(&Message::new(Kind::CatchesSignals));
@@ -82,11 +90,11 @@ impl Driver {
 
     /// Whether the keeper holds the state all the time.
     pub(super) fn is_state_kept(&self) -> bool {
-        let is_ending = self.ending.has_begun()
-            || self.cluster.supervisor().is_none_or(|supervisor| supervisor.is_stopping());
+        // One that is stopping is stopped by the next one.
         self.note.is_some()
             && keeper::link().is_some_and(|link| !link.is_broken())
-            && !is_ending
+            && !self.ending.has_begun()
+            && self.cluster.supervisor().is_some()
             && self.workers.can_be_kept()
     }
 

@@ -124,6 +124,8 @@ pub struct RestoredState {
     /// How many engines of this app were killed, and how the last one was.
     pub(crate) crashes: u32,
     pub(crate) last_crash: Option<String>,
+    /// What the keeper says of others that did not come so far.
+    pub(crate) missed: Option<String>,
 }
 
 impl RestoredState {
@@ -188,8 +190,8 @@ impl RestoredState {
         let (core, driver) = (part(head.core)?, part(head.driver)?);
         let (bytes, note) = (part(head.bytes)?, part(head.note)?);
         let reader = Reader { descriptors, bytes };
-        let (crashes, last_crash) = (0, None);
-        Ok(RestoredState { core, driver, reader, note, held: Vec::new(), crashes, last_crash })
+        let (held, crashes, last_crash, missed) = (Vec::new(), 0, None, None);
+        Ok(RestoredState { core, driver, reader, note, held, crashes, last_crash, missed })
     }
 
     /// Returns what the program has left for its own use.
@@ -202,6 +204,13 @@ impl RestoredState {
     #[must_use]
     pub fn killed_by(&self) -> Option<&str> {
         self.last_crash.as_deref()
+    }
+
+    /// Returns what there is to tell of engines that were to go on with this state and did not, for
+    /// people.
+    #[must_use]
+    pub fn missed(&self) -> Option<&str> {
+        self.missed.as_deref()
     }
 
     /// Returns a descriptor that the program has left for its own use, once.

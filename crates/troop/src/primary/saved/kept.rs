@@ -262,6 +262,7 @@ impl Resumption {
         // How often an engine was killed, and how the last one was.
         state.crashes = commit.number;
         state.last_crash = (commit.key > 0).then(|| how(commit.exit()).to_string());
+        state.missed = Some(commit.text()).filter(|text| !text.is_empty());
         Ok(state)
     }
 }
