@@ -9,14 +9,14 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use troop::program::safe_path::{Directory, split};
+use troop::program::safe_path::{Directory, split, who_can_change};
 use troop::{Event, WorkerHandle};
 
 use crate::config::App;
-use crate::log;
 use crate::logs::paths::safety;
 use crate::records::process;
 use crate::resolve::ResolvedApp;
+use crate::{log, restart};
 
 /// Permissions of the directories and files that are created.
 const DIRECTORY_MODE: u32 = 0o755;
@@ -195,8 +195,12 @@ impl Drop for PidFiles {
     }
 }
 
-/// Returns what is in the way of the primary's file, as far as it can be told before the start.
+/// Returns what is in the way of the primary's file, as far as it can be told before the start. An app that
+/// goes on is not ended by that.
 pub(crate) fn problem(app: &App, cwd: &Path) -> Option<String> {
+    if std::env::var_os(restart::VARIABLE).is_some() || troop::keeper::set_aside().is_some() {
+        return None;
+    }
     let path = placed(cwd, app.pid_file.as_ref()?);
     let look = || {
         let (parent, name) = split(&path)?;
@@ -245,7 +249,11 @@ impl Files {
                 ),
             ));
         }
-        if before == Some(own) { Ok(()) } else { put(&directory, &name, own) }
+        // Whoever may write to the directory may have laid one there between two engines.
+        if before == Some(own) && !is_of_others(&directory, &name)? {
+            return Ok(());
+        }
+        put(&directory, &name, own)
     }
 
     fn end(&self) -> io::Result<()> {
@@ -322,7 +330,8 @@ impl Files {
 
 /// Writes a file. It is renamed into place, so that no reader sees a part of it.
 fn put(directory: &Directory, name: &OsStr, pid: u32) -> io::Result<()> {
-    let new = OsString::from(format!(".troop.{}.pid", std::process::id()));
+    // The next engine finds what one has left that was killed meanwhile.
+    let new = OsString::from(format!(".troop.{}.pid", troop::keeper::app_pid()));
     let _ = directory.remove(&new);
     let mut file = directory.create_new(&new, FILE_MODE)?;
     let written =
@@ -359,6 +368,13 @@ fn number_in(directory: &Directory, name: &OsStr) -> io::Result<Option<u32>> {
     }
 }
 
+/// Whether others can change a file.
+fn is_of_others(directory: &Directory, name: &OsStr) -> io::Result<bool> {
+    let file = directory.read(name)?;
+    let found = file.metadata()?;
+    Ok(who_can_change(&file, &found).is_some())
+}
+
 /// Whether a process runs that may have written the file: not one that has got its number later.
 fn is_writer(pid: u32, directory: &Directory, name: &OsStr) -> io::Result<bool> {
     let Some(found) = directory.entry(name)? else { return Ok(false) };
@@ -368,7 +384,7 @@ fn is_writer(pid: u32, directory: &Directory, name: &OsStr) -> io::Result<bool> 
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileTypeExt as _;
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
     use std::time::{Instant, SystemTime};
 
     use super::*;
@@ -444,6 +460,29 @@ mod tests {
         std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
         files.end().unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_with_the_own_number_that_others_can_change_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.pid");
+        let files = of(&path);
+        let planted = |mode| {
+            std::fs::write(&path, std::process::id().to_string()).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path.metadata().unwrap().ino()
+        };
+        let before = planted(0o644);
+        files.begin().unwrap();
+        assert_eq!(path.metadata().unwrap().ino(), before, "what is right stays");
+        let before = planted(0o666);
+        // It keeps its number for as long as it is held.
+        let held = std::fs::File::open(&path).unwrap();
+        files.begin().unwrap();
+        assert_ne!(path.metadata().unwrap().ino(), before);
+        assert_eq!(path.metadata().unwrap().mode() & 0o022, 0);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), std::process::id().to_string());
+        drop(held);
     }
 
     #[test]

@@ -211,7 +211,7 @@ fn run_as(
             Some(watch) => {
                 let own = files.iter().map(|file| file.path().to_owned()).collect();
                 let watched = watch::start(watch, resolved.cwd.as_deref(), own).map(Some);
-                watched.or_else(|why| if goes_on { unwatched(&why) } else { Err(why) })
+                watched.or_else(|why| if goes_on { watch::unwatched(&why) } else { Err(why) })
             }
         }
     });
@@ -456,12 +456,6 @@ fn run_as(
         return Err(RunError::Failed(Error::Settings(format!("cannot restart: {e}"))));
     }
     Ok(())
-}
-
-/// An app that goes on is not ended by directories that its workers may have changed.
-fn unwatched(why: &str) -> Result<Option<watch::Watched>, String> {
-    log::line(&format!("troop: changes of files have no effect: {why}"));
-    Ok(None)
 }
 
 /// A claimed name, which the thread that serves its socket has too. It is released on drop.

@@ -68,6 +68,12 @@ pub(crate) fn check(watch: &Watch, cwd: Option<&Path>) -> Result<(), String> {
     roots(watch, cwd).map(drop)
 }
 
+/// An app that goes on is not ended by directories that its workers may have changed.
+pub(crate) fn unwatched(why: &str) -> Result<Option<Watched>, String> {
+    crate::log::line(&format!("troop: changes of files have no effect: {why}"));
+    Ok(None)
+}
+
 /// Starts watching. `own` are the files that the primary writes itself.
 ///
 /// # Errors

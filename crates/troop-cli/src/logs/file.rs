@@ -117,11 +117,17 @@ impl LogFile {
             .map_err(|e| self.cannot(&e))
     }
 
-    /// Opens the file, and creates it with its directories if they are missing.
+    /// Opens the file, and creates it with its directories if they are missing. With `goes_on` it may be
+    /// opened later; each write tries that.
     ///
     /// # Errors
     /// The reason, for people.
-    pub(crate) fn begin(&mut self) -> Result<(), String> {
+    pub(crate) fn begin(&mut self, goes_on: bool) -> Result<(), String> {
+        // The first line says why not.
+        self.try_begin().or_else(|e| if goes_on { Ok(()) } else { Err(e) })
+    }
+
+    fn try_begin(&mut self) -> Result<(), String> {
         if paths::is_of_slots(&self.path) {
             // Those are created with their first lines.
             let created = Directory::create(&self.parent, self.safety, DIRECTORY_MODE);
@@ -455,7 +461,7 @@ mod tests {
         let mut log = LogFile::new(at("deep/app.log"), rotation(4, 1), Safety::Links);
         log.check().unwrap();
         assert!(!at("deep").exists());
-        log.begin().unwrap();
+        log.begin(false).unwrap();
         log.take_back();
         assert!(!at("deep/app.log").exists());
         log.write(b"a\n").unwrap();

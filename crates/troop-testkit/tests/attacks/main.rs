@@ -15,6 +15,7 @@ mod abandoned;
 mod closing;
 mod descriptors;
 mod environment;
+mod exchanged;
 mod few_descriptors;
 mod files;
 mod flooding;
