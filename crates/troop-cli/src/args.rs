@@ -7,6 +7,7 @@ mod pm2;
 mod pm2_verbs;
 mod run;
 mod start;
+mod top;
 pub(crate) mod typed;
 mod verbs;
 
@@ -29,6 +30,7 @@ pub(crate) use pm2_verbs::{
 use run::chosen;
 pub(crate) use run::{Chosen, Env, Foreground, LogOption, Run};
 pub(crate) use start::Start;
+pub(crate) use top::Top;
 pub(crate) use verbs::Command;
 
 /// One port, many processes, any language.

@@ -50,7 +50,7 @@ use args::{Command, Deferred};
 use error::{CliError, RunError};
 use verbs::{
     attach, check, elsewhere, exec_activated, init, lifecycle, list, man, operate, pm2, probe,
-    save, send, show, startup, wait,
+    save, send, show, startup, top, wait,
 };
 
 /// Parses the command line, runs the verb and returns the exit code.
@@ -139,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Ls(args) | Command::Show(args) if args.quiet => probe::probe(&args),
         Command::Ls(args) => list::ls(&args),
         Command::Show(args) => show::show(&args),
+        Command::Top(args) => top::top(&args),
         Command::Wait(args) => wait::wait(&args),
         Command::Events(args) => show::events(&args),
         Command::Upgrade(args) => lifecycle::upgrade(&args),

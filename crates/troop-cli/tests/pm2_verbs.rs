@@ -90,7 +90,6 @@ fn verbs_of_pm2_do_what_they_do_there() {
 fn verbs_that_there_are_not_are_answered_and_nothing_misleading_is_suggested() {
     let home = Home::with(&[]);
     for (verb, part) in [
-        ("monit", "troop show APP"),
         ("update", "troop restart APP"),
         ("install", "there are no modules"),
         ("link", "troop events --json"),

@@ -6,7 +6,7 @@ use super::{
     Admin, Attach, Check, Completions, Deferred, Delete, EnvOf, Events, ExecActivated, Flush,
     Foreground, Init, Jlist, Kill, Logs, Man, Pid, Ping, Policy, Prettylist, Reload, Reset,
     Restart, Resurrect, Save, Scale, Send, SendSignal, Serve, ServeAdmin, ServeFiles, Show, Signal,
-    Start, Startup, Stop, Unstartup, Upgrade, Wait,
+    Start, Startup, Stop, Top, Unstartup, Upgrade, Wait,
 };
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +46,13 @@ Exit codes: 0 if the app runs, 1 if it does not answer (with --quiet), 3 if it d
 
 Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready, or not that one.")]
     Show(Deferred<Show>),
+    /// Show what apps and their workers do, live
+    ///
+    /// Enter shows the workers of an app, `r` reloads, `+` and `-` scale, `R` restarts and `x` stops it,
+    /// after a question; `/` filters, `s` sorts, `q` ends. CPU% is of one CPU; CONN/S counts connections
+    /// that workers took.
+    #[command(visible_alias = "monit", aliases = ["imonit", "dashboard", "dash"])]
+    Top(Deferred<Top>),
     /// Print events of an app as they happen
     Events(Deferred<Events>),
     /// Show the output of an app's workers, and its events

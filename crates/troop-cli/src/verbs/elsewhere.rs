@@ -48,9 +48,6 @@ pub(crate) fn answer(error: &mut Error) -> Option<String> {
 /// Returns what a verb of PM2 that there is not is for here, in one line.
 pub(crate) fn instead(verb: &str) -> Option<&'static str> {
     Some(match verb {
-        "monit" | "dashboard" | "dash" | "imonit" => {
-            "`troop ls` and `troop show APP` show state, CPU and memory; `watch -n1 troop ls` keeps showing them"
-        }
         "id" => "`troop ls APP` shows the app's number",
         "slist" => "`troop jlist` prints the list as JSON",
         "sysmonit" | "sysinfos" => {

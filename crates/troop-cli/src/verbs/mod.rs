@@ -19,5 +19,6 @@ pub(crate) mod show;
 pub(crate) mod startup;
 mod table;
 mod times;
+pub(crate) mod top;
 pub(crate) mod wait;
 pub(crate) mod write;

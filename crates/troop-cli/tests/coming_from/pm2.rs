@@ -56,7 +56,7 @@ const COMMANDS: [Command; 72] = [
     command("unstartup", &[], "", By("unstartup_removes_what_startup_has_written_and_nothing_else")),
     command("ecosystem · init", &["ecosystem --force server.js", "init --force server.js"], "writes a first `troop.toml`; `--from ecosystem.config.js` converts one", Done),
     command("id api", &["ls"], "", Refused("`troop ls APP` shows")),
-    command("monit · imonit · dashboard · dash", &["ls"], "`watch -n1 troop ls`", Refused("watch -n1 troop ls")),
+    command("monit · imonit · dashboard · dash", &["top"], "`troop top --once` prints one page", By("keys_of_a_terminal_reach_apps_after_a_yes_and_the_terminal_is_left_as_it_was")),
     command("slist", &["jlist"], "", Refused("troop jlist")),
     command("sysinfos", &[], "", Refused("vmstat")),
     command("trigger api action", &["send api '\"action\"' --ask"], "", Refused("--ask")),
