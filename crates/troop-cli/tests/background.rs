@@ -177,7 +177,7 @@ fn output_of_workers_is_written_to_files_and_shown() {
     assert!(
         said.contains("slot 0 listens")
             && said.contains("worker 1 started")
-            && !said.contains("asked for"),
+            && !said.contains("asked for /"),
         "{said}"
     );
     home.fine(&["start", "server.js", "-i", "1", "-n", "web"]);

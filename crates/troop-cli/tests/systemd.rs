@@ -64,7 +64,7 @@ fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
     troop.listening(2);
     heard("READY=1");
     // They all listen by then.
-    assert_eq!(troop.troop(["ls", "--json"]).1.matches("\"listening\"").count(), 2);
+    assert_eq!(troop.troop(["ls", "--json"]).1.matches("\"state\": \"listening\"").count(), 2);
     heard("WATCHDOG=1");
     // What is for the primary is not for its workers.
     let environment = std::fs::read(format!("/proc/{}/environ", troop.workers()[0])).unwrap();
