@@ -324,7 +324,7 @@ fn a_restart_goes_on_without_a_pid_file_that_cannot_be_written_until_it_can() {
     let home = Home::with(&[("server.js", SERVER), ("troop.toml", file)]);
     home.fine(&["start"]);
     let sub = home.path().join("sub");
-    let in_the_way = sub.join(format!(".troop.{}.pid", home.show("web")["engine"]));
+    let in_the_way = sub.join(format!(".troop.{}.pid", home.show("web")["pid"]));
     std::fs::create_dir(&in_the_way).unwrap();
     home.fine(&["restart", "web"]);
     wait_until("the reason", || home.log("web.log").contains("cannot write the pid file "));
