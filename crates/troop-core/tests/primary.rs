@@ -87,6 +87,32 @@ proptest! {
 
 // ---- single promises ----
 
+#[test]
+fn a_worker_without_room_for_a_listener_may_give_back_what_it_has_of_it() {
+    let mut simulation = Simulation::new(config());
+    simulation.is_late = true;
+    let inputs = [
+        Input::Join { troop: false, port: 6 },
+        Input::Accept { listener: 1 },
+        Input::Fork { troop: false },
+        Input::Query { worker: 0, port: 1, fails: false },
+    ];
+    inputs.into_iter().for_each(|input| simulation.happen_late(input).unwrap());
+    simulation.act().unwrap();
+    let inputs = [
+        Input::Answer { worker: 2, which: 0, accepted: true },
+        Input::Join { troop: false, port: 6 },
+        // It has no descriptor left for its socket of port 1.
+        Input::Acknowledge { worker: 3, arrived: false },
+        Input::Disconnect { worker: 3, keep: false },
+        Input::Exit { worker: 1 },
+        Input::Move { worker: 0, which: 0 },
+    ];
+    inputs.into_iter().for_each(|input| simulation.happen_late(input).unwrap());
+    simulation.act().unwrap();
+    simulation.end().unwrap();
+}
+
 fn troop_worker(simulation: &mut Simulation, ports: &[u16]) -> WorkerId {
     simulation.happen(Input::Fork { troop: true }).unwrap();
     let n = simulation.workers.len() - 1;

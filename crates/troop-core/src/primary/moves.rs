@@ -44,7 +44,7 @@ impl Primary {
             }
         }
         // One that has been closed meanwhile is forgotten with its key, and so is one that the
-        // worker itself has closed, also before.
+        // worker itself has closed, also before, or could not take.
         let all_open = state.former_listeners.iter().all(|id| self.listeners.contains_key(id));
         if known || !all_open || state.has_closed {
             return Ok(None);

@@ -394,6 +394,10 @@ impl Primary {
     pub(super) fn listener_lost(&mut self, worker: WorkerId, listener: ListenerId, ack: u64) {
         if let Some(key) = self.listeners.get(&listener).map(|l| l.key.clone()) {
             self.reply_error(worker, &key, ack, EMFILE, None);
+            if let Some(state) = self.workers.get_mut(&worker) {
+                // What it has of that listener by then it may give back.
+                state.has_closed = true;
+            }
             self.leave_listener(worker, listener, false);
         }
     }

@@ -168,7 +168,7 @@ pub(super) struct Worker {
     pub(super) former_listeners: Vec<ListenerId>,
     /// Those of them that it has not closed since, with their keys.
     pub(super) unclosed: Vec<(ListenerId, String)>,
-    /// Whether it has closed a server of its own accord.
+    /// Whether it has closed a server of its own accord, or lost one whose descriptor did not reach it.
     pub(super) has_closed: bool,
     pub(super) open: u32,
     pub(super) load: u32,

@@ -294,8 +294,8 @@ impl Simulation {
                     self.primary.joined_by_others(self.now, id, there);
                 }
             }
-            // A worker listens when it has been sent its sockets.
-            Input::Listening { worker, .. } => {
+            // A worker listens when it has been sent its sockets, and acknowledges what it has been sent.
+            Input::Listening { worker, .. } | Input::Acknowledge { worker, .. } => {
                 if self.is_late {
                     self.act()?;
                 }
@@ -309,7 +309,6 @@ impl Simulation {
             | Input::Hold { worker, .. }
             | Input::Answer { worker, .. }
             | Input::Batch { worker, .. }
-            | Input::Acknowledge { worker, .. }
             | Input::Undelivered { worker, .. }
             | Input::Consumed { worker, .. }
             | Input::Close { worker, .. }
@@ -335,7 +334,8 @@ impl Simulation {
 
     pub fn of_worker(&mut self, id: WorkerId, input: Input) {
         let state = &self.workers[&id];
-        let speaks = state.connected && !state.cut_off;
+        // A shell reads nothing more of a worker that is cut off, also before it has killed it.
+        let speaks = state.connected && !state.cut_off && !self.primary.is_cut_off(id);
         match input {
             Input::Exit { .. } => {
                 self.primary.exited(self.now, id, ExitHow::Code(0));
