@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Options;
-use crate::manager::{free_port, until};
+use crate::manager::until;
 use crate::peer::Result;
-use crate::reloads::{CLIENTS, Clients, SERVERS, Server, WORKERS, serves};
+use crate::reloads::{CLIENTS, Clients, Server, WORKERS, print_each, serves};
 use crate::table::Table;
 
 /// How long the clients run after the kill.
@@ -65,17 +65,5 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         "next new connection answered, ms",
         "workers can be replaced afterwards",
     ];
-    let (mut table, mut absent) = (Table::new(&columns), Vec::new());
-    for (name, _, start) in SERVERS {
-        let port = free_port()?;
-        match start(port) {
-            Ok(server) => measure(name, server, port, &mut table)?,
-            Err(e) => absent.push(format!("{name} was not measured: {e}.")),
-        }
-    }
-    table.print();
-    for line in absent {
-        println!("{line}\n");
-    }
-    Ok(())
+    print_each(&columns, |name, _, server, port, table| measure(name, server, port, table))
 }

@@ -125,7 +125,7 @@ pub(crate) trait Server {
 }
 
 /// Starts a server on a port.
-pub(crate) type Start = fn(u16) -> Result<Box<dyn Server>>;
+type Start = fn(u16) -> Result<Box<dyn Server>>;
 
 /// troop or PM2.
 struct Managed(Box<dyn Manager>);
@@ -305,7 +305,7 @@ fn measure(name: &str, mut server: Box<dyn Server>, port: u16, table: &mut Table
 }
 
 /// What is measured, and how it reloads.
-pub(crate) const SERVERS: [(&str, &str, Start); 6] = [
+const SERVERS: [(&str, &str, Start); 6] = [
     ("troop, Node's http, unchanged", "`troop reload`", troop_and_node),
     ("troop, Rust with `troop::serve`", "`troop reload`", troop_and_rust),
     ("PM2", "`pm2 reload`", pm2),
@@ -314,19 +314,17 @@ pub(crate) const SERVERS: [(&str, &str, Start); 6] = [
     ("gunicorn with threads", "HUP", gunicorn),
 ];
 
-/// Runs this section and prints its table.
-pub(crate) fn run(_: &Options) -> Result<()> {
-    println!("## Reloads\n");
-    println!(
-        "{CLIENTS} clients that keep their connections open and pause for up to 20 ms after each answer, {WORKERS} workers, {RELOADS} reloads one after the other.\n"
-    );
-    let columns = ["", "requests answered", "failed requests", "closed connections", "seconds"];
-    let (mut table, mut absent) = (Table::new(&columns), Vec::new());
+/// Starts each server, has it measured, and prints the table. The measurement gets the server's name and
+/// how it reloads.
+pub(crate) fn print_each(
+    columns: &[&str],
+    measure: impl Fn(&str, &str, Box<dyn Server>, u16, &mut Table) -> Result<()>,
+) -> Result<()> {
+    let (mut table, mut absent) = (Table::new(columns), Vec::new());
     for (name, how, start) in SERVERS {
-        let name = &format!("{name}, {how}");
         let port = free_port()?;
         match start(port) {
-            Ok(server) => measure(name, server, port, &mut table)?,
+            Ok(server) => measure(name, how, server, port, &mut table)?,
             Err(e) => absent.push(format!("{name} was not measured: {e}.")),
         }
     }
@@ -335,6 +333,18 @@ pub(crate) fn run(_: &Options) -> Result<()> {
         println!("{line}\n");
     }
     Ok(())
+}
+
+/// Runs this section and prints its table.
+pub(crate) fn run(_: &Options) -> Result<()> {
+    println!("## Reloads\n");
+    println!(
+        "{CLIENTS} clients that keep their connections open and pause for up to 20 ms after each answer, {WORKERS} workers, {RELOADS} reloads one after the other.\n"
+    );
+    let columns = ["", "requests answered", "failed requests", "closed connections", "seconds"];
+    print_each(&columns, |name, how, server, port, table| {
+        measure(&format!("{name}, {how}"), server, port, table)
+    })
 }
 
 /// Runs the peer: a worker that says `served`.
