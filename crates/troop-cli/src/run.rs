@@ -36,7 +36,7 @@ use crate::{launcher, moves, notify, signals, together, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
-    // What the standard library and the runtime cannot do, for want of a thread for example.
+    // What the standard library and the runtime cannot do, for example because no thread can be started.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         keeper::note_failure(&panic.to_string());

@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     DropAll = 12,
     /// It has obeyed the signal with this number.
     HasObeyed = 13,
-    /// It ends for want of something that there may be later: memory, processes, descriptors.
+    /// It ends because it lacks something that may be available later: memory, processes, descriptors.
     IsWanting = 14,
 
     // ---- from the keeper ----

@@ -61,7 +61,7 @@ struct Engine {
     /// `None` once it has closed its end.
     socket: Option<OwnedFd>,
     catches_signals: bool,
-    /// It has said that it ends for want of something that there may be later.
+    /// It has said that it ends because it lacks something that may be available later.
     is_wanting: bool,
     /// It goes on with what another one has left, and so will catch signals soon.
     is_resuming: bool,
