@@ -219,17 +219,63 @@ unsafe fn reset_signals() {
 /// # Safety
 /// Call only from [`child`], which has its own descriptor table, with a valid plan.
 unsafe fn close_sockets(plan: &Plan) {
+    // SAFETY: this is the child. `plan.kept` points to `kept_len` numbers.
+    unsafe {
+        let kept = std::slice::from_raw_parts(plan.kept, plan.kept_len);
+        if !close_low_sockets(kept) {
+            close_listed_sockets(kept);
+        }
+    }
+}
+
+/// Closes the sockets among the lowest numbers. Returns whether these are all that are open: the
+/// kernel makes a file for each number that it lists, which takes ten times as long as to try it, and
+/// as long again when the process has ended.
+///
+/// # Safety
+/// As [`close_sockets`].
+unsafe fn close_low_sockets(kept: &[c_int]) -> bool {
+    // SAFETY: all zeroes is a value of the struct, and the pointers are valid.
+    let open = unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        match libc::stat(c"/proc/self/fd".as_ptr(), &raw mut found) {
+            0 => found.st_size,
+            _ => 0,
+        }
+    };
+    // Before Linux 6.2 the size does not tell how many are open.
+    let mut left = open;
+    let mut fd = 0;
+    while left > 0 && i64::from(fd) < open.saturating_mul(4).saturating_add(64) {
+        if is_socket(fd) {
+            left -= 1;
+            if !kept.contains(&fd) {
+                // SAFETY: this process has its own descriptor table.
+                unsafe { libc::close(fd) };
+            }
+        } else if is_open(fd) {
+            left -= 1;
+        }
+        fd += 1;
+    }
+    open > 0 && left == 0
+}
+
+/// Closes the sockets that `/proc` lists.
+///
+/// # Safety
+/// As [`close_sockets`].
+unsafe fn close_listed_sockets(kept: &[c_int]) {
     // SAFETY: the calls get valid pointers and lengths; the kernel fills the buffer with whole entries
     // (`getdents64(2)`: number, offset, length at 16, type, name at 19), whose lengths add up to what it
     // returns, and whose names end with NUL. Entries of descriptors that are closed meanwhile are left
-    // out. `plan.kept` points to `kept_len` numbers.
+    // out.
     unsafe {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
         let directory = libc::open(c"/proc/self/fd".as_ptr(), flags);
         if directory < 0 {
             return;
         }
-        let kept = std::slice::from_raw_parts(plan.kept, plan.kept_len);
         let mut entries = [0u64; 512];
         let (begin, size) = (entries.as_mut_ptr().cast::<u8>(), size_of_val(&entries));
         loop {
@@ -252,6 +298,12 @@ unsafe fn close_sockets(plan: &Plan) {
         }
         libc::close(directory);
     }
+}
+
+/// Whether there is such a descriptor, also one of a path only (`O_PATH`).
+fn is_open(fd: c_int) -> bool {
+    // SAFETY: it takes numbers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// Returns the number that a text is.

@@ -7,12 +7,13 @@
 //! only. On failure it writes the step and its errno to the shared memory, so that the caller gets
 //! the cause at once.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use libc::{c_char, c_int, c_void};
@@ -178,6 +179,12 @@ impl std::error::Error for SpawnError {
 
 const STACK: usize = 64 * 1024;
 
+thread_local! {
+    /// The stack of the children that this thread starts, while it starts none. `u128` gives the alignment
+    /// of 16 bytes that the ABI requires of a stack.
+    static CHILD_STACK: Cell<Vec<u128>> = const { Cell::new(Vec::new()) };
+}
+
 /// How many children have copies of this process's descriptors.
 static STARTING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
@@ -213,7 +220,7 @@ pub fn await_started(timeout: Duration) {
 /// # Errors
 /// The step that failed and its cause. No process remains.
 pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
-    spawn_unless(command, &AtomicBool::new(false))
+    spawn_unless(command, &Arc::default())
 }
 
 /// Starts a process, as [`spawn`] does, but kills it if `is_cancelled` becomes true before it
@@ -221,7 +228,10 @@ pub fn spawn(command: &Command<'_>) -> Result<Child, SpawnError> {
 ///
 /// # Errors
 /// Those of [`spawn`]; `TimedOut` if it was cancelled.
-pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<Child, SpawnError> {
+pub fn spawn_unless(
+    command: &Command<'_>,
+    is_cancelled: &Arc<AtomicBool>,
+) -> Result<Child, SpawnError> {
     let pointers = |all: &[CString]| -> Vec<*const c_char> {
         all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
@@ -297,9 +307,9 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
         step: 0,
         errno: 0,
     };
-    // `u128` gives the alignment of 16 bytes that the ABI requires of a stack.
-    let mut stack = vec![0u128; STACK / 16];
-    let pidfd = AtomicI32::new(-1);
+    let mut stack = CHILD_STACK.take();
+    stack.resize(STACK / 16, 0);
+    let pidfd = Arc::new(AtomicI32::new(-1));
     // SAFETY: all zeroes is a valid `sigset_t`; `sigfillset` writes it before it is read.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: all zeroes is a valid `sigset_t`; `pthread_sigmask` writes it before it is read.
@@ -332,13 +342,14 @@ pub fn spawn_unless(command: &Command<'_>, is_cancelled: &AtomicBool) -> Result<
     let starting = Starting::begin();
     let ((pid, clone_error), is_killed) = guard::guarded(&pidfd, timeout, is_cancelled, start);
     drop(starting);
+    CHILD_STACK.set(stack);
     // SAFETY: `pthread_sigmask` has filled `before` above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
     if pid < 0 {
         return Err(SpawnError { step: Step::Clone, source: clone_error });
     }
     // SAFETY: `clone` has just created this descriptor (`CLONE_PIDFD`), and nothing else owns it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.into_inner()) };
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd.load(Ordering::Acquire)) };
     // SAFETY: `plan` is valid. The child wrote the fields through a raw pointer, so the reads must
     // be volatile.
     let (step, errno) = unsafe {

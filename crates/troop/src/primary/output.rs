@@ -381,6 +381,8 @@ fn copy(
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
+                    // A copy that is held for another engine would have the end reported on and on.
+                    poller.remove(&pipe).unwrap_or_default();
                     drop(pipe);
                     if let Some(lines) = marked.remove(&event.token) {
                         print(source, &lines.end());
@@ -474,6 +476,22 @@ mod tests {
         waiting.join().unwrap();
         assert_eq!(*taken.lock().unwrap(), 100_000);
         drop(left_behind);
+    }
+
+    #[test]
+    fn an_end_is_reported_once_also_of_a_pipe_of_which_another_process_has_a_copy() {
+        let mut forwarder = Forwarder::start(None).unwrap();
+        let (pipe, writer) = io::pipe().unwrap();
+        let copy = pipe.try_clone().unwrap();
+        let source = Source { worker: WorkerId(1), slot: None, error: true };
+        let tail = forwarder.add(pipe, source, Fate::Collected).unwrap().unwrap();
+        drop(writer);
+        tail.text(Duration::from_secs(60));
+        assert!(tail.has_ended());
+        let mut ready = Vec::new();
+        forwarder.poller.try_clone().unwrap().wait(Some(Duration::ZERO), &mut ready).unwrap();
+        assert!(ready.is_empty(), "{ready:?}");
+        drop(copy);
     }
 
     /// Passes lines on when they are complete.
