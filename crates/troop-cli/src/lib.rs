@@ -89,6 +89,9 @@ pub fn main() -> ExitCode {
         Command::Wait(args) => args.quiet,
         _ => false,
     };
+    if !matches!(command, Command::Run(_)) && std::env::var_os(start::VARIABLE).is_none() {
+        config::execute_once();
+    }
     let result = match command {
         Command::Run(Deferred(mut args)) => {
             if let Some(text) = args.refused() {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Chosen, Env, LogOption, Run};
 use crate::config::{self, Alone, App, Form, Health, LogPath, Rebalance, To, Watch, Workers};
-use crate::{command, names, restart, suggest};
+use crate::{command, names, primary_part, suggest};
 
 /// An app whose options are all resolved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -474,15 +474,15 @@ impl ResolvedApp {
     pub(crate) fn runs_alone(&self) -> bool {
         match self.app.alone {
             Some(Alone::Is(is_alone)) => is_alone,
-            Some(Alone::IfPrimary(_)) => std::env::var_os(restart::ALONE_VARIABLE).is_some(),
+            Some(Alone::IfPrimary(_)) => primary_part::why().is_some(),
             None => false,
         }
     }
 
     /// Returns why it is none, if it has asked for that itself.
-    pub(crate) fn told_alone(&self) -> Option<String> {
+    pub(crate) fn told_alone(&self) -> Option<&'static str> {
         let is_chosen = matches!(self.app.alone, Some(Alone::IfPrimary(_)));
-        std::env::var(restart::ALONE_VARIABLE).ok().filter(|_| is_chosen)
+        primary_part::why().filter(|_| is_chosen)
     }
 
     /// Whether it is to be none from the moment when it asks whether it is a primary.

@@ -32,7 +32,7 @@ use crate::records::keeper::Keeper;
 use crate::resolve::{self, ResolvedApp, Source};
 use crate::restart::{self, RestartRequest};
 use crate::start::{self, StartupReport, StartupReporter};
-use crate::{launcher, moves, notify, signals, together, watch};
+use crate::{launcher, moves, notify, primary_part, signals, together, watch};
 
 /// Runs an app in the foreground, or in the background if `troop start` has spawned this process.
 pub(crate) fn run(args: Run) -> Result<(), RunError> {
@@ -118,6 +118,7 @@ fn run_as(
             (resolved, source, None)
         }
     };
+    primary_part::decide(&resolved, left.as_ref());
     if !resolved.background && !is_resumed {
         // `troop start` has printed them already.
         let warnings = source.warnings(&resolved).into_iter().chain(launcher::hint(&resolved));
@@ -249,7 +250,7 @@ fn run_as(
     let mut may_become_alone = resolved.may_become_alone();
     if let Some(why) = resolved.told_alone() {
         log::line(&format!("troop: {why}"));
-        reporter.iter().for_each(|reporter| reporter.note_hint(why.clone()));
+        reporter.iter().for_each(|reporter| reporter.note_hint(why.into()));
     }
     let (mut client, mut killed_by) = (None, None);
     let observed = reporter.clone().filter(|reporter| reporter.is_awaited());

@@ -41,6 +41,9 @@ pub(crate) struct LeftApp {
     pub(crate) client: Option<LeftDescriptor>,
     #[serde(default)]
     pub(crate) ending: LeftEnding,
+    /// Why it runs alone, if its program has chosen that.
+    #[serde(default)]
+    pub(crate) alone: Option<String>,
 }
 
 /// What an engine has been told that ends its workers: the next one finishes that.
@@ -159,6 +162,7 @@ impl RunningApp {
                 is_forgotten: self.keeper.as_ref().is_some_and(|keeper| keeper.is_forgotten()),
                 restart: self.restarting.to_leave(),
             },
+            alone: crate::primary_part::why().map(str::to_owned),
         };
         serde_json::to_vec(&left).unwrap_or_default()
     }

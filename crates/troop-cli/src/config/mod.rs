@@ -30,6 +30,7 @@ use troop::policy::Pattern;
 pub(crate) use app::{App, LIVE};
 pub(crate) use cron::{NextTime, Times};
 pub(crate) use pm2::choose as choose_environment;
+pub(crate) use pm2::execute_once;
 pub(crate) use pm2::fields::LISTEN_TIMEOUT;
 pub(crate) use pm2::logs::LogPath;
 pub(crate) use procfile::app as app_of_command;

@@ -31,6 +31,7 @@ use super::app::App;
 use crate::names;
 use fields::Fields;
 use place::Bases;
+pub(crate) use value::execute_once;
 
 /// What a file can have beside its apps that has no effect on a start in PM2 either.
 const NO_APPS: [&str; 1] = ["deploy"];

@@ -1,9 +1,11 @@
 //! The value of a file: what JavaScript, JSON as JavaScript reads it, or YAML says. Numbers that JSON
 //! does not have are texts: `Infinity`, `NaN`.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -25,8 +27,20 @@ const EXPORTED: &str = r"import(require('url').pathToFileURL(process.argv[1])).t
   console.log(`[${all ?? null}, ${JSON.stringify(lost)}]`);
 })";
 
+/// What a file that is a program exports, and warnings about what of it is not data.
+type Exported = (Value, Vec<String>);
+
+/// What was exported, by file, if files are executed once only.
+static KNOWN: Mutex<Option<BTreeMap<PathBuf, Exported>>> = Mutex::new(None);
+
+/// Executes each file that is a program once only from now on: for a process that reads files for one verb
+/// and ends then.
+pub(crate) fn execute_once() {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default();
+}
+
 /// Reads a file; returns its value, and warnings about what in it is not data.
-pub(super) fn of(file: &Path) -> Result<(Value, Vec<String>), String> {
+pub(super) fn of(file: &Path) -> Result<Exported, String> {
     let text = || source::text(file);
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("json") => Ok((source::parsed(file, text()?, json)?, Vec::new())),
@@ -39,11 +53,24 @@ pub(super) fn of(file: &Path) -> Result<(Value, Vec<String>), String> {
     }
 }
 
+/// Has node evaluate a file that is a program, unless it has done so and does so once only.
+fn exported(file: &Path) -> Result<Exported, String> {
+    let path = std::path::absolute(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(exported) = known().as_ref().and_then(|known| known.get(&path)) {
+        return Ok(exported.clone());
+    }
+    let exported = evaluated(file, &path)?;
+    if let Some(known) = known().as_mut() {
+        known.insert(path, exported.clone());
+    }
+    Ok(exported)
+}
+
 /// Has node evaluate a file that is a program.
-fn exported(file: &Path) -> Result<(Value, Vec<String>), String> {
+fn evaluated(file: &Path, path: &Path) -> Result<Exported, String> {
     let shown = file.display();
     source::may_run(file)?;
-    let path = std::path::absolute(file).map_err(|e| format!("{shown}: {e}"))?;
     let printed = source::run(Command::new("node").args(["-e", EXPORTED, "--"]).arg(path))
         .map_err(|e| format!("cannot run node to read {shown}: {e}"))?;
     if !printed.is_success {
