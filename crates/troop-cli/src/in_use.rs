@@ -12,10 +12,20 @@ const FAILURES: u32 = 2;
 /// Signs in a program's words that a descriptor is no socket, or not open.
 const NO_SOCKET: [&str; 4] = ["non-socket", "ENOTSOCK", "ad file descriptor", "EBADF"];
 
-/// Adds what to do about an address that is in use, where a text is about that and does not say it
-/// yet.
+/// Adds what to do about an address that is in use, or about programs that end as if all was well, where
+/// a text is about that and does not say it yet.
 pub(crate) fn with_tip(mut text: String) -> String {
-    if tells_of_used_address(&text) && !text.contains("\ntip: ") {
+    if text.contains("\ntip: ") {
+        return text;
+    }
+    let is_end =
+        |line: &str| line.contains("giving up: no worker") && line.contains("with exit code 0");
+    if text.lines().next().is_some_and(is_end) {
+        text.push_str(
+            "\ntip: a program that puts itself into the background (--daemon) must stay in the foreground here; \
+             one that is to end and not to run again is started with --restart never",
+        );
+    } else if tells_of_used_address(&text) {
         text.push_str(
             "\ntip: another process has this address (`ss -ltnp` shows it, `troop ls` shows apps); \
              workers of a program that binds its port past troop are in each other's way: see --bind",

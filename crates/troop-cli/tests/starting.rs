@@ -47,6 +47,69 @@ fn a_start_with_some_ready_workers_reports_their_number_and_the_app_keeps_runnin
     assert_eq!(home.show("half")["ready"], 1);
 }
 
+/// Writes down that it is executed, and serves; one that is a primary has two workers that serve.
+const COUNTED: &str = "
+require('fs').appendFileSync('executed', `${process.env.name} ${process.env.NUMBER}\\n`);
+require('http').createServer((request, response) => response.end()).listen(0, '127.0.0.1');
+";
+const CLUSTERED: &str = "
+const cluster = require('cluster');
+require('fs').appendFileSync('executed', `${process.env.name} ${cluster.isPrimary}\\n`);
+if (cluster.isPrimary) for (let number = 0; number < 2; number++) cluster.fork({ NUMBER: number });
+else require('http').createServer((request, response) => response.end()).listen(0, '127.0.0.1');
+";
+
+#[test]
+fn a_start_executes_a_program_once_for_each_worker_and_a_file_once_for_each_app() {
+    let ecosystem = "
+        require('fs').appendFileSync('executed', 'file\\n');
+        const one = { script: 'counted.js' };
+        module.exports = { apps: [{ name: 'one', ...one }, { name: 'two', ...one, instances: 2 }, { name: 'own', script: 'clustered.js' }] };
+    ";
+    let home = Home::with(&[
+        ("counted.js", COUNTED),
+        ("clustered.js", CLUSTERED),
+        ("ecosystem.config.js", ecosystem),
+    ]);
+    let executed = || {
+        let text = std::fs::read_to_string(home.path().join("executed")).unwrap();
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let (code, out, err) = home.troop(&["start"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(err.contains("runs alone") && err.contains("clustered.js:3"), "{err}");
+    wait_until("the workers of its own", || executed().len() >= 10);
+    // The file is executed by the verb, too.
+    let file = ["file"; 4];
+    let workers =
+        ["one undefined", "own false", "own false", "own true", "two undefined", "two undefined"];
+    assert_eq!(executed(), [&file[..], &workers].concat());
+    // What it is stays when its engine is killed.
+    let engine = || home.show("own")["engine"].as_u64();
+    let killed = engine().unwrap();
+    kill_process(Pid::from_raw(killed as i32).unwrap(), Signal::KILL).unwrap();
+    wait_until("another engine", || engine().is_some_and(|engine| engine != killed));
+    assert!(home.fine(&["show", "own"]).contains("runs alone"));
+    assert_eq!(executed().len(), 10);
+}
+
+#[test]
+fn what_ends_as_if_all_was_well_is_told_to_stay_in_the_foreground_or_to_be_started_once() {
+    let home = Home::with(&[("daemon.sh", "sleep 0.1 & exit $CODE")]);
+    let start = |code: &str| {
+        let mut command = home.command(&["start", "daemon.sh", "--max-restarts", "2"]);
+        let output = command.env("CODE", code).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let err = start("0");
+    assert!(err.contains("\ntip: ") && err.contains("(--daemon)"), "{err}");
+    assert!(err.contains("--restart never"), "{err}");
+    assert!(!start("3").contains("tip: "));
+}
+
 #[test]
 fn a_start_does_not_wait_for_workers_that_have_ended_for_good() {
     let home = Home::with(&[("half.js", HALF)]);

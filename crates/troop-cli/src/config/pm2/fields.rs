@@ -242,11 +242,20 @@ impl<'a> Fields<'a> {
         self.fields.get(key).map(plain)
     }
 
+    /// Returns the error of an app without its script, with the field that was probably meant as one.
+    fn without_script(&self) -> String {
+        let name = self.text("name").map_or_else(|| "an app".into(), |name| format!("app {name}"));
+        let mut keys = self.fields.keys();
+        let meant = keys.find(|key| suggest::nearest(key, SCRIPT).is_some());
+        let meant = meant.map(|key| format!("; is it `{key}`?")).unwrap_or_default();
+        format!("{name} has no `script`{meant}")
+    }
+
     /// Converts the fields to an app.
     pub(super) fn convert(mut self, bases: &Bases) -> Result<Converted, String> {
         let mut warnings = std::mem::take(&mut self.warnings);
         let script = self.fields.get("script").and_then(Value::as_str);
-        let script = script.ok_or("an app has no `script`")?.to_owned();
+        let script = script.ok_or_else(|| self.without_script())?.to_owned();
         let name = self.name(&script, &mut warnings);
         let mut app = App::new(script.clone());
         // PM2's default is one instance.

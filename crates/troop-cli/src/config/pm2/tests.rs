@@ -101,6 +101,19 @@ fn fields_have_the_names_that_pm2_knows() {
 }
 
 #[test]
+fn an_app_without_a_script_is_named_with_the_field_that_was_meant() {
+    for (text, error) in [
+        (r#"{"scripts": "./start", "name": "web"}"#, "app web has no `script`; is it `scripts`?"),
+        (r#"{"name": "web", "args": "a"}"#, "app web has no `script`"),
+        (r#"[{"args": "a"}]"#, "an app has no `script`"),
+    ] {
+        let value = json(&format!(r#"{{"apps": {text}}}"#)).unwrap();
+        let found = from_value(value, Path::new("pm2.yml")).unwrap_err();
+        assert_eq!(found, format!("pm2.yml: {error}"));
+    }
+}
+
+#[test]
 fn json_is_read_as_javascript_reads_it() {
     let (apps, warnings) = apps(
         "/* of one */ { apps: [ // the first\n { name: 'a', \"script\": 'a.js', env: { A: .5, }, }, ], \"deploy\": {} }",
