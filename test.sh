@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests, and installs what they need: cargo-nextest (every test in a process of its own, which tests of processes, signals and
-# descriptors need), the npm packages of the examples and of the tests' servers, and nginx and Prometheus where Debian's packages are. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
+# descriptors need), the npm packages of the examples and of the tests' servers, and nginx, Prometheus and Chromium where Debian's packages are; builds the web page. Needs Rust, Node and npm. Arguments are passed on to cargo nextest, and only what
 # it runs is run then.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -27,6 +27,22 @@ fi
 if [ ! -d target/python/prometheus_client ]; then
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target target/python prometheus-client==0.26.0 ||
     echo "test.sh cannot get Python's prometheus_client" >&2
+fi
+# The web page, which cargo embeds.
+page=crates/troop-cli/page
+[ -d $page/node_modules/esbuild ] || (cd $page && npm ci --no-audit --no-fund)
+(cd $page && npm run --silent check && npm run --silent build)
+# A browser for it: Debian's Chromium without windows, with what it needs and this machine lacks, unpacked only. The tests that need it are skipped
+# without it.
+if [ ! -x target/chromium/usr/lib/chromium/chromium-headless-shell ] && command -v apt-get >/dev/null; then
+  mkdir -p target/chromium
+  lacking() {
+    apt-get install --yes --no-install-recommends --print-uris chromium-headless-shell fonts-dejavu-core |
+      sed -n "s/^'[^']*' \([^_]*\)_.*/\1/p"
+  }
+  (cd target/chromium && { lacking | xargs apt-get download || { apt-get update && lacking | xargs apt-get download; }; } &&
+    for package in *.deb; do dpkg -x "$package" . && rm "$package"; done) ||
+    echo "test.sh cannot get Chromium" >&2
 fi
 # A name that is a file of tests, or FILE::MODULE, means those too: nextest itself looks at the names of functions and modules alone.
 if [ $# -eq 1 ] && [[ $1 =~ ^[a-z0-9_]+(::[a-z0-9_]+)?$ ]]; then

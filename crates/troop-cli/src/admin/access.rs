@@ -2,13 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::http::header::{
     AUTHORIZATION, CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
 };
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
@@ -17,7 +18,10 @@ use super::Admin;
 /// Says from which kind of page a browser sends a request.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What needs no token.
+/// Says for what a browser sends a request.
+const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+
+/// What needs no token, and tells something.
 const PUBLIC: [&str; 3] = ["/ready", "/live", "/metrics"];
 
 pub(super) struct Access {
@@ -48,6 +52,11 @@ impl Access {
             && (name.eq_ignore_ascii_case("localhost")
                 || address.parse::<IpAddr>().is_ok()
                 || self.hosts.iter().any(|own| own.eq_ignore_ascii_case(name)))
+    }
+
+    /// Whether this is the token.
+    pub(super) fn is_token(&self, given: &str) -> bool {
+        crate::files::is_same(given.as_bytes(), self.token.as_bytes())
     }
 
     /// Whether a request has the token.
@@ -83,6 +92,8 @@ pub(super) async fn of_this_host(
             origin.split_once("://").is_none_or(|(_, from)| !from.eq_ignore_ascii_case(host))
         }
         (Some(_), None) => true,
+        // Links lead here from anywhere: the page itself tells nothing.
+        (None, _) if is_opened(&request) => false,
         (None, _) => text(FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none"),
     };
     if is_foreign_page {
@@ -95,13 +106,22 @@ pub(super) async fn of_this_host(
     answer
 }
 
-/// Refuses requests without the token.
+/// Whether a browser opens the page in a window of its own.
+fn is_opened(request: &Request) -> bool {
+    let is_document = |value: &HeaderValue| value == "document";
+    request.method() == Method::GET
+        && request.uri().path() == "/"
+        && request.headers().get(FETCH_DEST).is_some_and(is_document)
+}
+
+/// Refuses requests without the token, and without a session of those who gave it.
 pub(super) async fn with_token(
     State(admin): State<Arc<Admin>>,
     request: Request,
     next: Next,
 ) -> Response {
-    if admin.access.has_token(request.headers()) {
+    let headers = request.headers();
+    if admin.access.has_token(headers) || admin.sessions.has(headers, Instant::now()) {
         return next.run(request).await;
     }
     let mut answer = refused(

@@ -125,7 +125,7 @@ pub(super) async fn events(
     }
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(feed(admin, which, sender));
-    let body = Body::new(Stream { receiver, _place: place });
+    let body = Body::new(Stream::new(receiver, place));
     ([(CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
 
@@ -134,9 +134,12 @@ async fn feed(admin: Arc<Admin>, which: Which, sender: mpsc::Sender<Bytes>) {
     let mut fed: HashMap<String, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut look = tokio::time::interval(APPS_INTERVAL);
     let mut comment = tokio::time::interval(COMMENT_INTERVAL);
+    let drained = admin.drained();
+    tokio::pin!(drained);
     loop {
         tokio::select! {
             () = sender.closed() => break,
+            () = &mut drained => break,
             _ = comment.tick() => {
                 if sender.send(Bytes::from_static(b":\n\n")).await.is_err() {
                     break;
@@ -182,9 +185,15 @@ async fn feed_from(
 }
 
 /// The body of an answer that does not end by itself.
-struct Stream {
+pub(super) struct Stream {
     receiver: mpsc::Receiver<Bytes>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Stream {
+    pub(super) fn new(receiver: mpsc::Receiver<Bytes>, place: OwnedSemaphorePermit) -> Stream {
+        Stream { receiver, _place: place }
+    }
 }
 
 impl hyper::body::Body for Stream {

@@ -1,15 +1,19 @@
-//! `troop admin`: readiness, metrics, events and verbs of all apps over HTTP.
+//! `troop admin`: readiness, metrics, events, verbs and a web page of all apps over HTTP.
 //!
 //! It is an app of its own, whose worker asks the other apps through their control sockets. What a
-//! client sends reaches no primary but as a request that an operator could make, and an app that
-//! nobody looks at does nothing for it.
+//! client sends reaches no primary but as a request that an operator could make. For the last hour each app
+//! is asked every five seconds; otherwise one that nobody looks at does nothing for it.
 
 mod access;
 mod alerts;
 mod apps;
 mod events;
+mod history;
+mod logs;
 mod metrics;
+mod page;
 mod probes;
+mod sessions;
 mod token;
 mod verbs;
 
@@ -26,7 +30,7 @@ use axum::routing::{get, post};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use troop::Error;
 use troop::serve::Limits;
 
@@ -58,7 +62,19 @@ pub(super) struct Admin {
     apps: Apps,
     streams: Streams,
     verbs: verbs::Verbs,
+    sessions: sessions::Sessions,
+    history: history::History,
+    log_places: Arc<Semaphore>,
+    /// Whether the worker is to leave, for clients that would stay.
+    draining: watch::Sender<bool>,
     requests: Semaphore,
+}
+
+impl Admin {
+    /// Waits until the worker is to leave.
+    async fn drained(&self) {
+        let _ = self.draining.subscribe().wait_for(|is_draining| *is_draining).await;
+    }
 }
 
 /// Runs `troop admin`: starts an app of this program.
@@ -89,12 +105,22 @@ pub(crate) fn run(args: &ServeAdmin) -> Result<(), Error> {
         apps: Apps::new(options.apps.clone()),
         streams: Streams::default(),
         verbs: verbs::Verbs::new(&options.verbs),
+        sessions: sessions::Sessions::new(&args.address),
+        history: history::History::default(),
+        log_places: logs::places(),
+        draining: watch::Sender::new(false),
         requests: Semaphore::new(MAX_REQUESTS),
     });
     let address = args.address.clone();
     let limits = Limits::timeout(CLIENT_TIMEOUT).connections(MAX_CONNECTIONS);
     troop::worker()?.block_on(async |worker| {
         let telling = alerts::start(&worker, admin.clone(), &options.alerts);
+        tokio::spawn(history::keep(admin.clone()));
+        let (draining, told) = (worker.draining(), admin.clone());
+        tokio::spawn(async move {
+            draining.await;
+            told.draining.send_replace(true);
+        });
         let routes = routes(admin);
         let service = service_fn(move |request: Request<Incoming>| {
             let routes = routes.clone();
@@ -123,17 +149,24 @@ async fn answer(routes: Router, request: Request<Incoming>) -> Response {
     }
 }
 
-/// Everything but the probes and the metrics needs the token.
+/// Everything but the probes, the metrics and the page without its data needs the token.
 fn routes(admin: Arc<Admin>) -> Router {
     let guarded = Router::new()
         .route("/snapshot", get(apps::snapshot))
         .route("/events", get(events::events))
+        .route("/history", get(history::history))
+        .route("/logs", get(logs::logs))
+        .route("/session", get(sessions::session))
         .route("/apps/{app}/{verb}", post(verbs::post))
         .layer(middleware::from_fn_with_state(admin.clone(), access::with_token));
     Router::new()
         .route("/ready", get(probes::ready))
         .route("/live", get(probes::live))
         .route("/metrics", get(metrics::metrics))
+        .route("/", get(page::index))
+        .route("/page/{file}", get(page::file))
+        .route("/login", post(sessions::login))
+        .route("/logout", post(sessions::logout))
         .merge(guarded)
         .layer(middleware::from_fn_with_state(admin.clone(), bounded))
         .layer(middleware::from_fn_with_state(admin.clone(), access::of_this_host))

@@ -40,6 +40,11 @@ impl Verbs {
     pub(super) fn new(allowed: &[AdminVerb]) -> Verbs {
         Verbs { allowed: allowed.to_vec(), places: Arc::new(Semaphore::new(MAX_AT_A_TIME)) }
     }
+
+    /// Returns the verbs that clients may ask for.
+    pub(super) fn allowed(&self) -> &[AdminVerb] {
+        &self.allowed
+    }
 }
 
 /// The body of a request; it may be empty.
@@ -119,7 +124,7 @@ pub(super) async fn post(
 }
 
 /// Returns who has sent a request, for people.
-fn client(extensions: &Extensions) -> String {
+pub(super) fn client(extensions: &Extensions) -> String {
     match extensions.get::<SocketAddr>() {
         Some(address) => format!("the HTTP client {address}"),
         None => "an HTTP client of the Unix socket".into(),

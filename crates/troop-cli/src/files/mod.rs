@@ -4,4 +4,4 @@ mod body;
 mod path;
 mod server;
 
-pub(crate) use server::{authorization, is_authorized, run};
+pub(crate) use server::{authorization, is_authorized, is_same, run};

@@ -85,7 +85,7 @@ pub(crate) fn authorization() -> Result<String, Error> {
 }
 
 /// Compares secrets in a time that depends on their lengths alone.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
+pub(crate) fn is_same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && one.iter().zip(other).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
 

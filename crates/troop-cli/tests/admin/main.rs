@@ -4,6 +4,7 @@
 
 mod alerts;
 mod audit;
+mod browser;
 mod metrics;
 mod page;
 #[path = "../support/mod.rs"]
@@ -31,6 +32,11 @@ impl Server {
     fn start(options: &[&str]) -> Server {
         let home = Home::with(&[("server.js", SERVER)]);
         home.fine(&["start", "server.js", "-n", "web", "-i", "2"]);
+        Server::beside(home, options)
+    }
+
+    /// Beside the apps that there are.
+    fn beside(home: Home, options: &[&str]) -> Server {
         home.fine(&[&["admin", "127.0.0.1:0"], options].concat());
         let address = address(&home, "admin");
         let token = home.fine(&["admin", "--show-token"]).trim().to_owned();
@@ -227,6 +233,24 @@ fn events_follow_as_they_happen_of_one_app_or_of_all() {
     });
     assert!(reloads > 0);
     assert_eq!(server.with_token("GET", "/events?app=none", "").0, 404);
+}
+
+#[test]
+fn clients_that_follow_something_do_not_keep_the_server_from_ending() {
+    let server = Server::start(&[]);
+    let follow = |path: &str| {
+        let mut stream = TcpStream::connect(&server.address).unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: {}", server.address);
+        write!(stream, "{head}\r\nAuthorization: Bearer {}\r\n\r\n", server.token).unwrap();
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line == ":"), "the first comment");
+        lines
+    };
+    let _following = [follow("/events"), follow("/logs?app=web")];
+    server.home.fine(&["stop", "admin"]);
+    let log = server.home.log("admin.log");
+    let end = log.lines().rfind(|line| line.contains("worker 1 ")).unwrap();
+    assert!(end.contains("exit code 0"), "{log}");
 }
 
 #[test]
