@@ -244,6 +244,27 @@ pub(crate) struct Show {
     pub(crate) json: bool,
 }
 
+// Arguments of `troop ls`.
+#[derive(Debug, Args)]
+pub(crate) struct Ls {
+    #[command(flatten)]
+    pub(crate) show: Show,
+
+    /// Print the list again and again, until Ctrl-C: on a terminal in place of the one before; with
+    /// --json one line each time
+    #[arg(
+        short,
+        long,
+        value_name = "TIME",
+        value_parser = config::time,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1s",
+        conflicts_with = "quiet"
+    )]
+    pub(crate) watch: Option<Time>,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   troop events web                     until the app ends

@@ -85,7 +85,8 @@ pub fn main() -> ExitCode {
         std::process::exit(e.exit_code())
     });
     let is_quiet = match &command {
-        Command::Ls(args) | Command::Show(args) => args.quiet,
+        Command::Ls(args) => args.show.quiet,
+        Command::Show(args) => args.quiet,
         Command::Wait(args) => args.quiet,
         _ => false,
     };
@@ -139,7 +140,8 @@ pub fn main() -> ExitCode {
         Command::Unstartup(args) => startup::unstartup(&args).map_err(CliError::Usage),
         Command::Logs(args) => logs::show::logs(&args),
         Command::Restart(args) => lifecycle::restart_apps(&args),
-        Command::Ls(args) | Command::Show(args) if args.quiet => probe::probe(&args),
+        Command::Ls(args) if args.show.quiet => probe::probe(&args.show),
+        Command::Show(args) if args.quiet => probe::probe(&args),
         Command::Ls(args) => list::ls(&args),
         Command::Show(args) => show::show(&args),
         Command::Top(args) => top::top(&args),

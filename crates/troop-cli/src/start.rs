@@ -6,6 +6,7 @@ mod plan;
 mod reporter;
 mod running;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -28,6 +29,7 @@ use crate::in_use::with_tip;
 use crate::records::keeper::ID_VARIABLE;
 use crate::records::{Record, Text, listed, scaled};
 use crate::resolve::{self, ResolvedApp};
+use crate::verbs::progress::Progress;
 use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
@@ -267,9 +269,19 @@ impl StartingPrimary {
     ) -> Result<String, CliError> {
         let shown = &self.name;
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
-        let is_wanted = |line: &String| no_wait || !is_listed(line);
+        // The name is known once the app is listed: another app may have the one that was meant.
+        let progress = RefCell::new(None);
+        let is_wanted = |line: &String| match serde_json::from_str(line) {
+            Ok(StartupReport::Listed { name, .. }) if !no_wait => {
+                progress.replace(Some(Progress::begin(&name, json, false)));
+                false
+            }
+            _ => true,
+        };
         let timeout = self.timeout + EXIT_TIMEOUT;
-        let answer = match wait_for(&self.report, is_wanted, timeout, interrupted) {
+        let answer = wait_for(&self.report, is_wanted, timeout, interrupted);
+        drop(progress);
+        let answer = match answer {
             Some(answer) => answer,
             None if has_own_session(&mut self.child) => {
                 return fail(format!(
@@ -359,10 +371,6 @@ impl StartingPrimary {
 /// Says that a job is started, of which no worker runs now.
 pub(crate) fn waits_for_its_time(name: &str) -> String {
     format!("{name}: waits for its time, which `troop show {name}` tells")
-}
-
-fn is_listed(line: &str) -> bool {
-    matches!(serde_json::from_str(line), Ok(StartupReport::Listed { .. }))
 }
 
 /// Waits for a report of the primary that is wanted. Returns `None` if Ctrl-C was pressed first.

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::{
     Admin, Attach, Check, Completions, Deferred, Delete, EnvOf, Events, ExecActivated, Flush,
-    Foreground, Init, Jlist, Kill, Logs, Man, Pid, Ping, Policy, Prettylist, Reload, Reset,
+    Foreground, Init, Jlist, Kill, Logs, Ls, Man, Pid, Ping, Policy, Prettylist, Reload, Reset,
     Restart, Resurrect, Save, Scale, Send, SendSignal, Serve, ServeAdmin, ServeFiles, Show, Signal,
     Start, Startup, Stop, Top, Unstartup, Upgrade, Wait,
 };
@@ -33,10 +33,11 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   troop ls
   troop ls --json | jq '.[] | {name, pid, total}'
+  troop ls --watch                     until Ctrl-C, once a second; --watch=5s
   troop ls web --quiet                 a probe: nothing is printed
 
 Exit codes: 0 if the app runs, 1 if it does not answer (with --quiet), 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready; of several apps the worst counts, and those that were stopped or have finished do only if none runs.")]
-    Ls(Deferred<Show>),
+    Ls(Deferred<Ls>),
     /// Show an app: its workers, what they listen on, what they use
     #[command(visible_aliases = ["describe", "info"], alias = "desc")]
     #[command(after_help = "Examples:

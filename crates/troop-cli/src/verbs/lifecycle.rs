@@ -2,7 +2,6 @@
 //! known.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +15,7 @@ use troop::text::{counted, escaped};
 use super::each::{Outcome, each, each_found};
 use super::operate::{named, report, unchanged};
 use super::probe::why_not_ready;
+use super::progress::Progress;
 use super::wait::keeps_ending;
 use crate::args::{Delete, OfFile, Reload, Restart, Serve, Start, Stop, Upgrade};
 use crate::control::client::{self, Client};
@@ -190,22 +190,22 @@ pub(crate) fn reload(args: &Reload) -> Result<(), CliError> {
 
 fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<(), CliError> {
     let name = client.name().to_owned();
+    let progress = Progress::begin(&name, args.json, true);
     let show = |event: &Value| {
         if let (false, Some(text)) = (args.json, event["text"].as_str()) {
-            let _ = writeln!(std::io::stderr().lock(), "{name}: {}", escaped(text));
+            progress.line(&format!("{name}: {}", escaped(text)));
         }
     };
-    let answer = named(
-        &name,
-        client.request(
-            Request::Reload {
-                worker,
-                allow_moved: args.allow_moved,
-                env: args.update_env.then(own_env),
-            },
-            show,
-        )?,
+    let answer = client.request(
+        Request::Reload {
+            worker,
+            allow_moved: args.allow_moved,
+            env: args.update_env.then(own_env),
+        },
+        show,
     );
+    drop(progress);
+    let answer = named(&name, answer?);
     report(args.json, &answer, || {
         let (replaced, started) =
             (answer["replaced"].as_u64().unwrap_or(0), answer["started"].as_u64().unwrap_or(0));
@@ -316,6 +316,7 @@ fn is_back(
     json: bool,
 ) -> Result<bool, CliError> {
     let start = Instant::now();
+    let progress = Progress::begin(name, json, false);
     loop {
         // The primary that follows has a socket of its own.
         let fresh = Client::connect(name).ok().flatten();
@@ -330,6 +331,7 @@ fn is_back(
                 return Ok(false);
             }
             if snapshot.phase == Phase::Running && ready + ended >= snapshot.wanted.unwrap_or(1) {
+                drop(progress);
                 if let Some(hint) = &found.hint {
                     log::line(&format!("troop: {name}: {hint}"));
                 }
@@ -356,6 +358,7 @@ fn is_back(
         let is_gone = rustix::process::Pid::from_raw(pid.cast_signed())
             .is_none_or(|pid| rustix::process::test_kill_process(pid).is_err());
         if is_gone || start.elapsed() >= timeout {
+            drop(progress);
             if is_gone {
                 return ended_since(name, json).map(|()| true);
             }

@@ -1,7 +1,8 @@
 //! `ls`: lists apps, those that run and those that have ended.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use troop::text::escaped;
@@ -10,18 +11,117 @@ use super::show::{answers, print_json, serving};
 use super::table::{self, ago, size, time};
 use super::times;
 use crate::apps::App;
-use crate::args::Show;
+use crate::args::{Ls, Show};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
-use crate::log;
 use crate::records::listed::{self, Listed};
 use crate::records::{End, Ending, millis};
+use crate::{log, print};
 
 /// The number of times that an app is looked up which ends or restarts meanwhile.
 const MAX_LOOKUPS: usize = 20;
+/// The shortest interval of `--watch`.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs `troop ls`.
-pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
+pub(crate) fn ls(args: &Ls) -> Result<(), CliError> {
+    match args.watch {
+        Some(interval) => watch(&args.show, interval.0.max(MIN_INTERVAL)),
+        None => print(list(&args.show)?, args.show.json),
+    }
+}
+
+/// Lists apps again and again, until standard output is closed.
+fn watch(args: &Show, interval: Duration) -> Result<(), CliError> {
+    let is_terminal = !args.json && io::stdout().is_terminal();
+    if is_terminal {
+        let _ = io::stdout().lock().write_all(b"\x1b[2J");
+    }
+    loop {
+        let found = list(args);
+        let written = match found {
+            Ok(found) if args.json => {
+                let ids = found.entries.iter().map(|entry| as_json(entry, found.id(entry)));
+                print::json(&ids.collect())
+            }
+            Ok(found) => {
+                let lines = found.lines();
+                if is_terminal { again(&lines) } else { after_another(&lines) }
+            }
+            // It may be started while this goes on.
+            Err(CliError::NoApp(text)) if is_terminal => again(&[text]),
+            Err(e) => return Err(e),
+        };
+        if written.is_err() {
+            return Ok(());
+        }
+        std::thread::sleep(interval);
+    }
+}
+
+/// Writes lines in place of those that are on the terminal, without a moment at which it is empty.
+fn again(lines: &[String]) -> io::Result<()> {
+    let height = terminal_size::terminal_size().map_or(usize::MAX, |(_, height)| height.0.into());
+    let mut text = String::from("\x1b[H");
+    for line in lines.iter().take(height.saturating_sub(1)) {
+        text.push_str(&format!("{line}\x1b[K\r\n"));
+    }
+    text.push_str("\x1b[J");
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// Writes lines, and an empty one between those of two looks.
+fn after_another(lines: &[String]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    let text = lines.iter().fold(String::new(), |text, line| text + line + "\n");
+    writeln!(out, "{text}").and_then(|()| out.flush())
+}
+
+/// What is listed.
+struct Found {
+    entries: Vec<App>,
+    ids: BTreeMap<String, u32>,
+    /// The error if a named app does not run.
+    ended: Option<CliError>,
+}
+
+impl Found {
+    fn id(&self, entry: &App) -> Option<u32> {
+        match entry {
+            App::Ended(record, _) => Some(record.id),
+            App::Running(_) | App::Silent(_) => self.ids.get(entry.name()).copied(),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let now = millis(SystemTime::now());
+        let rows = self.entries.iter().map(|entry| row(entry, self.id(entry), now));
+        table::for_terminal(&HEADINGS, &RIGHT, &SPARE, &rows.collect::<Vec<_>>())
+    }
+}
+
+const HEADINGS: [&str; 10] =
+    ["ID", "NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
+const RIGHT: [&str; 7] = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"];
+/// What says whether an app is well stays.
+const SPARE: [&str; 6] = ["CPU", "PID", "UPTIME", "MEMORY", "RESTARTS", "ID"];
+
+fn print(found: Found, json: bool) -> Result<(), CliError> {
+    if json {
+        let entries = found.entries.iter();
+        print_json(&entries.map(|entry| as_json(entry, found.id(entry))).collect::<Vec<_>>());
+    } else {
+        for line in found.lines() {
+            // A closed standard output is ignored.
+            let _ = print::raw(&line);
+        }
+    }
+    found.ended.map_or(Ok(()), Err)
+}
+
+/// Looks for the apps.
+fn list(args: &Show) -> Result<Found, CliError> {
     let word = args.app.as_deref().filter(|word| *word != "all");
     let (mut known, mut unusable) = (Vec::new(), Vec::new());
     let (mut clients, mut entries) = (Vec::new(), Vec::new());
@@ -88,35 +188,10 @@ pub(crate) fn ls(args: &Show) -> Result<(), CliError> {
     }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
-    let id = |entry: &App| match entry {
-        App::Running(app) => ids.get(&app.name).copied(),
-        App::Silent(name) => ids.get(name).copied(),
-        App::Ended(record, _) => Some(record.id),
-    };
-    entries.sort_by_key(|entry| id(entry).unwrap_or(u32::MAX));
-    if args.json {
-        print_json(&entries.iter().map(|entry| as_json(entry, id(entry))).collect::<Vec<_>>());
-    } else {
-        let now = millis(SystemTime::now());
-        let rows: Vec<_> = entries.iter().map(|entry| row(entry, id(entry), now)).collect();
-        let headings = [
-            "ID",
-            "NAME",
-            "PID",
-            "STATE",
-            "WORKERS",
-            "RESTARTS",
-            "UPTIME",
-            "CPU",
-            "MEMORY",
-            "LISTENS ON",
-        ];
-        let right = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"];
-        // What says whether an app is well stays.
-        let spare = ["CPU", "PID", "UPTIME", "MEMORY", "RESTARTS", "ID"];
-        table::print(&headings, &right, &spare, &rows);
-    }
-    ended.map_or(Ok(()), Err)
+    let mut found = Found { entries: Vec::new(), ids, ended };
+    entries.sort_by_key(|entry| found.id(entry).unwrap_or(u32::MAX));
+    found.entries = entries;
+    Ok(found)
 }
 
 fn row(entry: &App, id: Option<u32>, now: u64) -> Vec<String> {

@@ -13,6 +13,7 @@ mod masked;
 pub(crate) mod operate;
 pub(crate) mod pm2;
 pub(crate) mod probe;
+pub(crate) mod progress;
 pub(crate) mod save;
 pub(crate) mod send;
 pub(crate) mod show;

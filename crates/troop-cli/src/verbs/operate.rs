@@ -3,6 +3,7 @@
 use serde_json::Value;
 use troop::text::counted;
 
+use super::progress::Progress;
 use crate::args::{Policy, Scale, Signal, To};
 use crate::control::client::{self, Client};
 use crate::control::protocol::Request;
@@ -41,6 +42,7 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
         }
         To::By(by) => Request::Scale { workers: None, by, wait: !args.no_wait },
     };
+    let progress = (!args.no_wait).then(|| Progress::begin(client.name(), args.json, false));
     let answer = match args.to {
         // As often as another process goes on with the app: the number stays the same.
         To::Workers(_) => client
@@ -48,6 +50,7 @@ pub(crate) fn scale(args: &Scale) -> Result<(), CliError> {
             .ok_or_else(|| CliError::NoApp(format!("{} has ended", client.name())))?,
         To::By(_) => client.request(request, |_| {})?,
     };
+    drop(progress);
     let answer = named(client.name(), answer);
     report(args.json, &answer, || {
         let workers = counted(answer["workers"].as_u64().unwrap_or(0), "worker");

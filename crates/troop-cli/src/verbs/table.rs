@@ -7,16 +7,26 @@ use troop::text::escaped;
 /// The part of the last column that is kept before others are left out.
 const LAST_COLUMN: usize = 22;
 
-/// Prints rows under headings, escaped. `right` names columns of numbers. On a terminal on which not
-/// all columns have room, those of `spare` are left out, the first ones first; the last column is cut
-/// where the terminal ends.
+/// Prints rows under headings, as [`for_terminal`] returns them.
 pub(crate) fn print(headings: &[&str], right: &[&str], spare: &[&str], rows: &[Vec<String>]) {
-    let most = terminal_size::terminal_size().map_or(usize::MAX, |(width, _)| usize::from(width.0));
     let mut out = std::io::stdout().lock();
-    for line in lines(headings, right, spare, rows, most) {
+    for line in for_terminal(headings, right, spare, rows) {
         // A closed standard output is ignored.
         let _ = writeln!(out, "{line}");
     }
+}
+
+/// Returns rows under headings as lines, escaped. `right` names columns of numbers. On a terminal on which
+/// not all columns have room, those of `spare` are left out, the first ones first; the last column is cut
+/// where the terminal ends.
+pub(crate) fn for_terminal(
+    headings: &[&str],
+    right: &[&str],
+    spare: &[&str],
+    rows: &[Vec<String>],
+) -> Vec<String> {
+    let most = terminal_size::terminal_size().map_or(usize::MAX, |(width, _)| usize::from(width.0));
+    lines(headings, right, spare, rows, most)
 }
 
 fn lines(

@@ -3,6 +3,7 @@
 
 pub mod kept_client;
 pub mod pm2;
+pub mod screen;
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -160,6 +161,14 @@ impl Drop for Running {
             }
         }
     }
+}
+
+/// Returns standard error of a verb without what it tells of its progress, which depends on how long it takes.
+pub fn without_progress(err: &str) -> String {
+    let tells = [" is starting", " is ready after ", " is draining, ", " has drained in "];
+    let is_progress =
+        |line: &&str| line.contains(": worker ") && tells.iter().any(|tells| line.contains(tells));
+    err.lines().filter(|line| !is_progress(line)).map(|line| format!("{line}\n")).collect()
 }
 
 /// A Node program of these tests.
