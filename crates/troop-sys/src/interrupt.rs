@@ -59,13 +59,13 @@ impl Thread {
 }
 
 /// How often [`often`] interrupts.
-const INTERVAL_MICROS: libc::suseconds_t = 10_000;
+const INTERVAL_MICROS: i32 = 10_000;
 
 /// Does work during which a timer interrupts the system calls that wait, over and over. For a process with
 /// one thread that has no other use for `SIGALRM`, and for a child before it executes its program: beside
 /// the work there are async-signal-safe calls only.
 pub(crate) fn often(work: impl FnOnce()) {
-    let time = |micros| libc::timeval { tv_sec: 0, tv_usec: micros };
+    let time = |micros: i32| libc::timeval { tv_sec: 0, tv_usec: micros.into() };
     let set_timer = |micros| {
         let timer = libc::itimerval { it_interval: time(micros), it_value: time(micros) };
         // SAFETY: the call gets a valid pointer.

@@ -42,7 +42,7 @@ pub(super) struct Plan {
     pub(super) filters: *const libc::sock_fprog,
     pub(super) filters_len: usize,
     pub(super) descriptor_limit: u64,
-    pub(super) limits: *const (u32, u64, u64),
+    pub(super) limits: *const (super::LimitNumber, u64, u64),
     pub(super) limits_len: usize,
     /// File mode creation mask; -1 keeps the parent's.
     pub(super) umask: i64,
@@ -112,7 +112,7 @@ unsafe fn run(plan: *mut Plan) -> (Step, c_int) {
         for at in 0..plan.limits_len {
             let (resource, soft, hard) = *plan.limits.add(at);
             let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-            if libc::setrlimit(resource as libc::__rlimit_resource_t, &raw const limit) != 0 {
+            if libc::setrlimit(resource, &raw const limit) != 0 {
                 return (Step::Limits, errno());
             }
         }

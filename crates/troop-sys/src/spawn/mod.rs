@@ -64,7 +64,7 @@ pub struct Command<'a> {
     /// Soft limit on open descriptors; the parent's if absent.
     pub descriptor_limit: Option<u64>,
     /// Resource limits: the `RLIMIT_…` number, the soft and the hard limit; [`NO_LIMIT`] for none.
-    pub limits: Vec<(u32, u64, u64)>,
+    pub limits: Vec<(LimitNumber, u64, u64)>,
     /// File mode creation mask (`umask(2)`); the parent's if absent.
     pub umask: Option<u32>,
     /// Nice value, from -20 to 19; the parent's if absent.
@@ -82,6 +82,13 @@ pub use libc::{
     RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_FSIZE, RLIMIT_MEMLOCK, RLIMIT_NOFILE,
     RLIMIT_NPROC, RLIMIT_STACK,
 };
+
+/// The type of `RLIMIT_…` numbers, in which the C libraries differ.
+#[cfg(target_env = "musl")]
+pub type LimitNumber = libc::c_int;
+/// The type of `RLIMIT_…` numbers, in which the C libraries differ.
+#[cfg(not(target_env = "musl"))]
+pub type LimitNumber = libc::__rlimit_resource_t;
 
 /// The value for no limit (`RLIM_INFINITY`).
 pub const NO_LIMIT: u64 = libc::RLIM_INFINITY;

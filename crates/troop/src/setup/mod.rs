@@ -71,7 +71,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    fn number(self) -> u32 {
+    fn number(self) -> spawn::LimitNumber {
         match self {
             Resource::Files => spawn::RLIMIT_NOFILE,
             Resource::Core => spawn::RLIMIT_CORE,

@@ -226,7 +226,7 @@ impl Setup {
     }
 
     /// The limits as the system counts them.
-    pub(super) fn raw_limits(&self) -> Vec<(u32, u64, u64)> {
+    pub(super) fn raw_limits(&self) -> Vec<(spawn::LimitNumber, u64, u64)> {
         let raw = |limit: Option<u64>| limit.unwrap_or(spawn::NO_LIMIT);
         self.limits
             .iter()
