@@ -1,7 +1,11 @@
 //! `troop admin --alert`: who is told when something is wrong, and of what.
 
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
 use serde_json::Value;
-use troop_testkit::wait_until;
+use troop_testkit::{TEST_TIMEOUT, wait_until};
 
 use crate::support::Home;
 
@@ -101,4 +105,63 @@ fn a_command_that_fails_is_reported_with_the_alert_and_a_test_shows_it_before() 
     let (code, _, err) = home.troop(&["admin", "--test-alert"]);
     assert!(code == 2 && err.contains("--alert"), "{err}");
     assert_eq!(home.troop(&["ls", "-q"]).0, 3, "nothing was started");
+}
+
+/// Takes a request, and answers it. Returns its body.
+fn received(listener: &TcpListener, status: &str) -> Value {
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let (mut length, mut line) = (0, String::new());
+    while reader.read_line(&mut line).unwrap() > 2 {
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    serde_json::from_slice(&body).unwrap()
+}
+
+#[test]
+fn the_webhook_of_the_examples_posts_an_alert_in_both_forms_and_tells_when_it_is_refused() {
+    let home = Home::with(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let webhook = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/monitoring/webhook.sh");
+    let post = |form: &str, status: &str| {
+        let mut command = home.command(&["admin", "--alert", webhook, "--test-alert"]);
+        command.env("WEBHOOK_URL", &url).env("WEBHOOK_FORM", form);
+        let child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let body = received(&listener, status);
+        let output = child.wait_with_output().unwrap();
+        (body, output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (body, is_fine, err) = post("", "200 OK");
+    assert!(is_fine, "{err}");
+    assert_eq!((&body["app"], &body["kind"]), (&"web".into(), &"down".into()), "{body}");
+    let (body, is_fine, err) = post("slack", "200 OK");
+    assert!(is_fine, "{err}");
+    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+    assert!(body["text"].as_str().unwrap().starts_with("web: this is a test"), "{body}");
+    let (_, is_fine, err) = post("slack", "403 Forbidden");
+    assert!(!is_fine && err.contains("403"), "{err}");
+}
+
+#[test]
+fn the_webhook_of_the_examples_quotes_what_workers_say() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let webhook = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/monitoring/webhook.sh");
+    let text = r#"web: "quoted" \x1b[2J $(id) %s `id`"#;
+    let mut child = Command::new(webhook)
+        .env("WEBHOOK_URL", format!("http://{}/", listener.local_addr().unwrap()))
+        .envs([("WEBHOOK_FORM", "slack"), ("TROOP_ALERT_TEXT", text)])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(received(&listener, "200 OK")["text"], text);
+    assert!(child.wait().unwrap().success());
 }

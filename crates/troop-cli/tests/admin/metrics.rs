@@ -206,10 +206,8 @@ fn promtool_finds_nothing_to_improve_in_the_page() {
     assert!(is_fine && printed.is_empty(), "{printed}\n{page}");
 }
 
-#[test]
-fn promtool_takes_the_rules_of_the_examples_which_name_series_that_exist() {
-    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/monitoring/alerts.yml");
-    let text = std::fs::read_to_string(&rules).unwrap();
+/// Whether all series that a text names are on the page.
+fn names_series_that_exist(text: &str) {
     let server = Server::start(&[]);
     let page = server.get("/metrics").1;
     let names = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -219,7 +217,41 @@ fn promtool_takes_the_rules_of_the_examples_which_name_series_that_exist() {
         let family = name.strip_suffix("_bucket").unwrap_or(name);
         assert!(page.contains(&format!("# TYPE {family} ")), "{name} is not in {page}");
     }
+}
+
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/monitoring").join(name)
+}
+
+#[test]
+fn promtool_takes_the_rules_of_the_examples_which_name_series_that_exist() {
+    let rules = example("alerts.yml");
+    names_series_that_exist(&std::fs::read_to_string(&rules).unwrap());
     let Some(mut promtool) = of_prometheus("promtool") else { return };
     let (is_fine, printed) = given(promtool.args(["check", "rules"]).arg(rules), "");
+    assert!(is_fine, "{printed}");
+}
+
+#[test]
+fn promtool_takes_the_queries_of_the_dashboard_which_name_series_that_exist() {
+    let text = std::fs::read_to_string(example("grafana.json")).unwrap();
+    names_series_that_exist(&text);
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let queries: Vec<_> = queries.map(|target| target["expr"].as_str().unwrap()).collect();
+    assert!(queries.len() >= panels.len() && panels.len() > 10);
+    // What Grafana puts in.
+    let rules: Vec<_> = queries
+        .iter()
+        .map(|query| query.replace("$__rate_interval", "1m").replace("$app", ".*"))
+        .enumerate()
+        .map(|(at, expr)| serde_json::json!({ "record": format!("query:{at}"), "expr": expr }))
+        .collect();
+    let rules = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let Some(mut promtool) = of_prometheus("promtool") else { return };
+    let file = tempfile::NamedTempFile::with_suffix(".yml").unwrap();
+    std::fs::write(&file, rules.to_string()).unwrap();
+    let (is_fine, printed) = given(promtool.args(["check", "rules"]).arg(file.path()), "");
     assert!(is_fine, "{printed}");
 }
