@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
-[ -d examples/node/node_modules/ws ] || (cd examples/node && npm ci --no-audit --no-fund)
+[ -d examples/node/node_modules/prom-client ] || (cd examples/node && npm ci --no-audit --no-fund)
 web=crates/troop-testkit/node/web
 [ -d $web/.next ] || (cd $web && npm ci --no-audit --no-fund && npm run build)
 # Debian's nginx, unpacked only: installed, it would listen on port 80. The tests that need it are skipped without it.

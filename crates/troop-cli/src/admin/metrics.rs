@@ -33,6 +33,8 @@ const MAX_NAME: usize = 120;
 
 const OPEN_METRICS: &str = "application/openmetrics-text";
 const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The last line.
+const END: &str = "# EOF\n";
 const TEXT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 const PHASES: [(&str, Phase); 6] = [
@@ -52,18 +54,22 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>, headers: HeaderMap)
     };
     let mut accepted = headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_open = accepted.any(|types| types.contains(OPEN_METRICS));
-    match page(&apps) {
+    let of_workers = admin.worker_metrics.page(&apps).await;
+    match page(&apps, &of_workers) {
         Ok(page) if is_open => ([(CONTENT_TYPE, OPEN_METRICS_TYPE)], page).into_response(),
         Ok(page) => ([(CONTENT_TYPE, TEXT_TYPE)], as_text(&page)).into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
     }
 }
 
-fn page(apps: &Arc<Vec<App>>) -> Result<String, std::fmt::Error> {
+/// Returns the page, with the families that workers keep themselves.
+fn page(apps: &Arc<Vec<App>>, of_workers: &str) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::with_prefix("troop");
     registry.register_collector(Box::new(Collected(apps.clone())));
     let mut text = String::new();
     encode(&mut text, &registry)?;
+    let end = text.rfind(END).unwrap_or(text.len());
+    text.insert_str(end, of_workers);
     Ok(text)
 }
 
@@ -77,6 +83,7 @@ fn as_text(page: &str) -> String {
         if let Some((name, help)) = described {
             let kind = lines.next_if(|line| line.starts_with("# TYPE "));
             let kind = kind.and_then(|line| line.rsplit(' ').next()).unwrap_or("untyped");
+            let kind = if kind == "unknown" { "untyped" } else { kind };
             let suffix = if kind == "counter" { "_total" } else { "" };
             text.push_str(&format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n"));
         } else if !line.starts_with('#') {

@@ -16,6 +16,7 @@ mod probes;
 mod sessions;
 mod token;
 mod verbs;
+mod worker_metrics;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -64,6 +65,7 @@ pub(super) struct Admin {
     verbs: verbs::Verbs,
     sessions: sessions::Sessions,
     history: history::History,
+    worker_metrics: worker_metrics::WorkerMetrics,
     log_places: Arc<Semaphore>,
     /// Whether the worker is to leave, for clients that would stay.
     draining: watch::Sender<bool>,
@@ -107,6 +109,7 @@ pub(crate) fn run(args: &ServeAdmin) -> Result<(), Error> {
         verbs: verbs::Verbs::new(&options.verbs),
         sessions: sessions::Sessions::new(&args.address),
         history: history::History::default(),
+        worker_metrics: worker_metrics::WorkerMetrics::new(options.worker_metrics.clone()),
         log_places: logs::places(),
         draining: watch::Sender::new(false),
         requests: Semaphore::new(MAX_REQUESTS),

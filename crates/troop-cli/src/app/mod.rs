@@ -12,6 +12,7 @@
 //! | `startup.rs` | what happened while the app started |
 //! | `triggers.rs` | reloads by signals and changes of files |
 //! | `upgrade.rs` | another engine that goes on with the app |
+//! | `worker_metrics.rs` | metrics that workers keep themselves |
 
 mod counts;
 mod input;
@@ -24,6 +25,7 @@ mod send;
 mod startup;
 mod triggers;
 mod upgrade;
+mod worker_metrics;
 
 pub(crate) use counts::{Counters, Counts};
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::names;
   troop admin 0.0.0.0:9900 --host ops.example.com
   troop admin /run/troop-admin.sock    a Unix socket
   troop admin --verbs reload,scale     and POST /apps/web/reload, POST /apps/web/scale
+  troop admin --worker-metrics web     and /metrics has what its workers count
   troop admin --show-token             for the header Authorization: Bearer TOKEN
   troop admin --alert 'mail -s \"$TROOP_ALERT_TEXT\" ops@example.com'
   troop admin --alert ./tell --test-alert")]
@@ -71,6 +72,10 @@ pub(crate) struct AdminOptions {
     /// Verbs that clients with the token may ask for [default: none]
     #[arg(long, value_name = "VERB,…", value_delimiter = ',')]
     pub(crate) verbs: Vec<AdminVerb>,
+
+    /// Apps whose workers keep metrics of their own, by prom-client: /metrics has their sum [default: none]
+    #[arg(long, value_name = "APP,…", value_delimiter = ',', value_parser = names::app)]
+    pub(crate) worker_metrics: Vec<String>,
 
     /// Names by which clients know this machine, besides addresses and localhost
     #[arg(long = "host", value_name = "NAME,…", value_delimiter = ',')]
@@ -245,7 +250,12 @@ impl AdminOptions {
     /// Returns them as arguments of `troop serve-admin`.
     fn args(&self) -> Vec<OsString> {
         let verbs: Vec<_> = self.verbs.iter().map(ToString::to_string).collect();
-        let lists = [("--app", &self.apps), ("--verbs", &verbs), ("--host", &self.hosts)];
+        let lists = [
+            ("--app", &self.apps),
+            ("--verbs", &verbs),
+            ("--worker-metrics", &self.worker_metrics),
+            ("--host", &self.hosts),
+        ];
         let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
         let mut args: Vec<OsString> =
             lists.map(|(name, list)| format!("{name}={}", list.join(",")).into()).collect();

@@ -104,7 +104,11 @@ fn described(request: &Request) -> Option<(&'static str, String)> {
         None => " all workers".into(),
     };
     let (verb, more) = match request {
-        Request::Snapshot | Request::Logs | Request::Events | Request::Input { .. } => return None,
+        Request::Snapshot
+        | Request::Logs
+        | Request::Events
+        | Request::WorkerMetrics { .. }
+        | Request::Input { .. } => return None,
         Request::Reload { worker, env, .. } => {
             let env = if env.is_some() { " with another environment" } else { "" };
             ("reload", format!("{}{env}", of(worker)))

@@ -257,6 +257,9 @@ fn timeout_of(request: &Request) -> Option<Duration> {
         Request::Send { wait_ms: Some(wait), .. } => {
             Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))
         }
+        Request::WorkerMetrics { wait_ms } => {
+            Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait_ms)))
+        }
         Request::Restart { .. } => Some(CHECKED_WITHIN),
         _ => Some(ANSWER_TIMEOUT),
     }

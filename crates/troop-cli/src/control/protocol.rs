@@ -94,6 +94,9 @@ pub(crate) enum Request {
     },
     /// Writes text to the standard input of one worker; without a number, of the only one.
     Input { text: String, worker: Option<u32> },
+    /// Returns the metrics that workers keep themselves, by their numbers, and those that have not told
+    /// them in this time.
+    WorkerMetrics { wait_ms: u64 },
     /// Counts restarts from 0 again.
     Reset,
     /// Streams events until the client leaves.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use troop::Events;
 
 use super::audit::Audit;
@@ -141,22 +141,23 @@ impl Server {
             Request::Schedule { listener, policy } => self.app.schedule(listener, &policy).await,
             Request::Signal { signal, worker } => self.app.signal(signal, worker).await,
             Request::Send { message, worker, wait_ms } => {
-                if !self.app.has_channels() {
-                    let text =
-                        "its workers take sockets by activation, and have no channel for messages";
-                    return Ok(Err(Failure::new("failed", text)));
-                }
-                let Ok(_place) = self.reply_waiters.try_acquire() else {
-                    return Ok(Err(Failure::new(
-                        "busy",
-                        format!(
-                            "{MAX_WAITING_FOR_REPLIES} clients wait for answers of workers already"
-                        ),
-                    )));
+                let _place = match self.waits_for_workers() {
+                    Ok(place) => place,
+                    Err(failure) => return Ok(Err(failure)),
                 };
                 let send = self.app.send(message, worker, wait_ms.map(Duration::from_millis));
                 tokio::select! {
                     sent = send => sent,
+                    () = client.closed() => return Err(Disconnected),
+                }
+            }
+            Request::WorkerMetrics { wait_ms } => {
+                let _place = match self.waits_for_workers() {
+                    Ok(place) => place,
+                    Err(failure) => return Ok(Err(failure)),
+                };
+                tokio::select! {
+                    metrics = self.app.worker_metrics(Duration::from_millis(wait_ms)) => Ok(metrics),
                     () = client.closed() => return Err(Disconnected),
                 }
             }
@@ -182,6 +183,18 @@ impl Server {
             Request::Input { text, worker } => self.app.input(worker, &text).await,
             Request::Reset => self.app.reset().await,
             Request::Events => return self.events(client).await,
+        })
+    }
+
+    /// Takes a place among the clients that wait for answers of workers.
+    fn waits_for_workers(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        if !self.app.has_channels() {
+            let text = "its workers take sockets by activation, and have no channel for messages";
+            return Err(Failure::new("failed", text));
+        }
+        self.reply_waiters.try_acquire().map_err(|_| {
+            let most = MAX_WAITING_FOR_REPLIES;
+            Failure::new("busy", format!("{most} clients wait for answers of workers already"))
         })
     }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use troop_testkit::wait_until;
 
 use crate::page::{self, Samples};
+use crate::support::Home;
 use crate::{Server, address, ask};
 
 /// What asks for OpenMetrics.
@@ -132,6 +133,47 @@ fn the_strict_parser_of_open_metrics_takes_the_page() {
     let (is_fine, printed) = given(python.args(["-c", PARSER]).env("PYTHONPATH", packages), &page);
     assert!(is_fine, "{printed}\n{page}");
     assert!(printed.contains("troop_workers_wanted app=web 2.0"), "{printed}");
+}
+
+#[test]
+fn metrics_that_workers_keep_with_prom_client_are_on_the_page_as_one_sum() {
+    let home = Home::with(&[("plain.js", crate::SERVER)]);
+    let program = crate::support::example("metrics.js");
+    let port = ["--set", "env.PORT=0"];
+    home.fine(&[&["start", program.to_str().unwrap(), "-n", "web", "-i", "2"], &port[..]].concat());
+    home.fine(&["start", "plain.js", "-n", "plain", "-w", "1"]);
+    let web = address(&home, "web").replace('*', "127.0.0.1");
+    for _ in 0..6 {
+        assert_eq!(ask(&web, &format!("GET /here HTTP/1.1\r\nHost: {web}"), "").0, 200);
+    }
+    let server = Server::beside(home, &["--worker-metrics", "web,plain"]);
+    let page = server.samples();
+    let value = |series: &str| page.get(series).copied();
+    assert_eq!(value(r#"http_requests_total{app="web",path="/here"}"#), Some(6.0), "{page:?}");
+    assert_eq!(value(r#"http_request_seconds_count{app="web"}"#), Some(6.0));
+    assert_eq!(value(r#"http_request_seconds_bucket{app="web",le="+Inf"}"#), Some(6.0));
+    assert_eq!(value(r#"troop_worker_metrics_missing{app="web"}"#), Some(0.0));
+    assert_eq!(
+        value(r#"troop_worker_metrics_missing{app="plain"}"#),
+        Some(1.0),
+        "it never answers"
+    );
+    assert_eq!(value(r#"troop_workers_ready{app="web"}"#), Some(2.0));
+    // A worker that ends takes what it has counted with it, and the others are summed all the same.
+    server.home.fine(&["scale", "web", "1"]);
+    wait_until("the sum of one", || {
+        let series = r#"http_request_seconds_count{app="web"}"#;
+        server.samples().get(series).is_some_and(|count| *count < 6.0)
+    });
+    let packages = installed("python");
+    if packages.join("prometheus_client").is_dir() {
+        let page = server.open_metrics();
+        let mut python = Command::new("python3");
+        let python = python.args(["-c", PARSER]).env("PYTHONPATH", packages);
+        let (is_fine, printed) = given(python, &page);
+        assert!(is_fine, "{printed}\n{page}");
+        assert!(printed.contains("http_requests_total app=web"), "{printed}");
+    }
 }
 
 /// A program of Prometheus'.
