@@ -7,10 +7,11 @@ use std::path::Path;
 use std::{env, fs, io};
 
 /// The files of the page, compressed, with their types.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("index.html", "text/html; charset=utf-8"),
     ("app.js", "text/javascript; charset=utf-8"),
     ("app.css", "text/css; charset=utf-8"),
+    ("licences.txt", "text/plain; charset=utf-8"),
 ];
 
 fn main() -> io::Result<()> {

@@ -23,6 +23,9 @@ const { outputFiles } = await build({
 });
 const files = outputFiles.map(({ path, contents }) => [path.slice(path.lastIndexOf('/') + 1), contents]);
 files.push(['index.html', readFileSync(here('src/index.html'))]);
+// Who copies the page copies these, too, as their licences want it.
+const licences = ['preact', 'uplot'].map((name) => `${name}\n\n${readFileSync(here(`node_modules/${name}/LICENSE`), 'utf8')}`);
+files.push(['licences.txt', Buffer.from(licences.join('\n\n'))]);
 
 let size = 0;
 for (const [name, contents] of files) {

@@ -135,6 +135,7 @@ function Page() {
           : app ? <AppView key={name} app={app} meter={meter.current} verbs={session.verbs} events={events.filter((e) => e.app === name)} />
           : <p>There is no app {name}. <a href="#/">All apps</a></p>}
       </main>
+      <footer><a href="/page/licences.txt">Licences</a></footer>
     </>
   );
 }

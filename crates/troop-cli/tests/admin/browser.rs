@@ -99,6 +99,12 @@ fn the_page_tells_nothing_by_itself_and_lets_nobody_else_in() {
     ] {
         assert_eq!(raw(own, &head(path, &more)).0, status, "{path} {more}");
     }
+    // The licences of what is a part of the page, if it was built.
+    if Path::new(PAGE).join("built/app.js.gz").is_file() {
+        for path in ["/page/app.js", "/page/app.css", "/page/licences.txt"] {
+            assert_eq!(raw(own, &head(path, "")).0, 200, "{path}");
+        }
+    }
     let answer = raw(own, &head("/", "")).1.to_ascii_lowercase();
     for header in [
         "content-security-policy: default-src 'none'",
