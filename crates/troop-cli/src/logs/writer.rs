@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use troop::text;
 
@@ -25,6 +25,8 @@ const MAX_OWN_LINES: usize = 4096;
 /// What a line counts beyond its own bytes where lines are queued one by one, since a worker can
 /// print any number of empty ones.
 const LINE_OVERHEAD: usize = 64;
+/// Interval between writes to files while lines keep coming: each takes more of them.
+const GATHER_TIME: Duration = Duration::from_millis(5);
 /// Time that the last lines have to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -53,6 +55,7 @@ struct Bound {
 struct QueuedLines {
     /// Formatted lines, by the number of their destination.
     formatted: Vec<Vec<u8>>,
+    formatted_bytes: usize,
     /// Lines for the journal, which takes them one by one.
     single: Vec<(Origin, Vec<u8>)>,
     single_bytes: usize,
@@ -89,7 +92,7 @@ impl QueuedLines {
     /// of its own.
     fn place(&mut self, number: usize, each: &[usize], origin: Origin) -> usize {
         let (Origin::Out(slot) | Origin::Err(slot)) = origin else { return number };
-        if !each.contains(&number) {
+        if each.is_empty() || !each.contains(&number) {
             return number;
         }
         *self.of_slots.entry((number, slot)).or_insert_with(|| {
@@ -105,7 +108,7 @@ impl QueuedLines {
         std::mem::swap(&mut waiting.formatted, &mut self.formatted);
         std::mem::swap(&mut waiting.single, &mut self.single);
         self.new.append(&mut waiting.new);
-        (waiting.single_bytes, waiting.lines) = (0, 0);
+        (waiting.formatted_bytes, waiting.single_bytes, waiting.lines) = (0, 0, 0);
         self.notices = std::mem::take(&mut waiting.notices);
         self.told = std::mem::take(&mut waiting.told);
     }
@@ -249,6 +252,7 @@ impl LogQueue {
 
     fn write(&self, mut sink: Sink) {
         let mut taken = QueuedLines::default();
+        let mut taken_at: Option<Instant> = None;
         loop {
             {
                 let mut waiting = self.lock();
@@ -277,7 +281,14 @@ impl LogQueue {
                     self.done.notify_all();
                     return;
                 }
+                let is_busy = taken_at.is_some_and(|at| at.elapsed() < GATHER_TIME);
+                if is_busy && !waiting.ended && matches!(sink, Sink::Files(..)) {
+                    drop(waiting);
+                    std::thread::sleep(GATHER_TIME);
+                    waiting = self.lock();
+                }
                 taken.take(&mut waiting);
+                taken_at = Some(Instant::now());
             }
             if self.reopen.swap(false, Ordering::Relaxed)
                 && let Sink::Files(files, _) = &mut sink
@@ -383,15 +394,16 @@ impl Lines<'_> {
 
     fn push_one(&mut self, origin: Origin, line: &[u8]) {
         let (waiting, bound) = (&mut *self.waiting, self.queue.bound);
-        let formatted: usize = waiting.formatted.iter().map(Vec::len).sum();
-        let bytes = formatted + waiting.single_bytes + line.len();
+        let bytes = waiting.formatted_bytes + waiting.single_bytes + line.len();
         if bytes > bound.bytes || waiting.lines >= bound.lines {
             waiting.dropped += 1;
             waiting.overflowed = true;
             self.queue.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.write_dropped();
+        if waiting.dropped > 0 || waiting.overflowed {
+            self.write_dropped();
+        }
         self.add(origin, line);
     }
 
@@ -436,7 +448,9 @@ impl Lines<'_> {
                 let only = waiting.place(only, each, origin);
                 let is_terminal = self.queue.terminals.get(only).is_some_and(|is_one| *is_one);
                 if let Some(to) = waiting.formatted.get_mut(only) {
+                    let before = to.len();
                     format(to, form, prefix, &self.time, origin, line, is_terminal);
+                    waiting.formatted_bytes += to.len() - before;
                 }
             }
             _ => {
@@ -446,6 +460,7 @@ impl Lines<'_> {
                     let at = waiting.place(*at, each, origin);
                     if let Some(to) = waiting.formatted.get_mut(at) {
                         to.extend_from_slice(&self.line);
+                        waiting.formatted_bytes += self.line.len();
                     }
                 }
             }
