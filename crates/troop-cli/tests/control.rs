@@ -521,12 +521,12 @@ fn a_failed_reload_reports_its_reason_and_the_state_of_the_app() {
         let app: Value = serde_json::from_str::<Vec<Value>>(&out).unwrap().remove(0);
         app["phase"] == "degraded" && app["ready"] == 0
     });
-    let (code, _, err) = troop.troop(["reload"]);
+    let (code, out, err) = troop.troop(["reload"]);
     assert!(
         code == 1
             && err
                 .contains("no worker is ready, and troop keeps trying with the previous settings"),
-        "{err}"
+        "{code}: {out}{err}"
     );
     std::fs::remove_file(&broken).unwrap();
     let (code, _, err) = troop.troop(["reload", "web:1", "--allow-moved"]);

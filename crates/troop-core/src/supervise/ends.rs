@@ -102,13 +102,12 @@ impl Supervisor {
         let state = &mut self.slots[slot];
         state.note_end(&member, life != Life::Unready);
         if let Some(successor) = state.successor.take() {
-            // Its successor is starting already; it becomes the worker of this slot, whatever
-            // happens to the round.
-            (state.current, state.lost) = (Some(successor), true);
+            // Its successor is starting already, and becomes the worker of this slot.
+            let is_to_listen = state.has_listened && !self.config.is_embedded;
+            (state.current, state.lost) = (Some(SlotWorker { is_to_listen, ..successor }), true);
             self.orders.push_back(Order::Admit(successor.worker));
             if let Some(round) = &mut self.round {
-                round.let_go(slot);
-                round.started += 1;
+                round.has_lost_old(slot);
             }
             self.advance(now);
             return;

@@ -143,7 +143,18 @@ impl Round {
         self.revives && self.todo.contains(&slot)
     }
 
-    pub(super) fn let_go(&mut self, slot: usize) {
+    /// The old worker of a slot has ended by itself, beside the new one.
+    pub(super) fn has_lost_old(&mut self, slot: usize) {
+        if self.is_reload() {
+            // The new one must become ready all the same.
+            let at = self.active.iter_mut().filter(|active| active.slot == slot);
+            at.for_each(|active| active.step = Step::Filling(None));
+        } else {
+            self.let_go(slot);
+        }
+    }
+
+    fn let_go(&mut self, slot: usize) {
         self.active.retain(|active| active.slot != slot);
     }
 

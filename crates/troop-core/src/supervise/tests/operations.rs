@@ -45,6 +45,24 @@ fn a_reload_counts_the_workers_that_it_starts_in_empty_slots() {
 }
 
 #[test]
+fn a_reload_waits_for_a_new_worker_also_where_the_old_one_has_ended_by_itself() {
+    let mut w = with_ready(1);
+    let reload = w.request(Request::Reload(vec![]));
+    w.exit(1, 9);
+    assert_eq!(w.answer(reload), None);
+    w.exit(2, 1);
+    let failed =
+        ReloadFailed::Failed { reason: ended(2, 1), replaced: 0, then: Afterwards::Retries };
+    assert_eq!(w.answer(reload), Some(&Answer::Reload(Err(failed))));
+    let mut w = with_ready(1);
+    let reload = w.request(Request::Reload(vec![]));
+    w.exit(1, 9);
+    w.up(2);
+    let done = Reloaded { started: 1, ..Reloaded::default() };
+    assert_eq!(w.answer(reload), Some(&Answer::Reload(Ok(done))));
+}
+
+#[test]
 fn a_reload_that_fails_names_the_worker_that_ended_and_what_follows() {
     let mut w = with_ready(2);
     let reload = w.request(Request::Reload(vec![]));
