@@ -7,12 +7,12 @@ mod support;
 
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{Running, start};
-use troop_testkit::talk;
+use troop_testkit::{talk, wait_until};
 
 const GOOD: &str =
     "require('http').createServer((q, s) => s.end('good')).listen(PORT, '127.0.0.1');";
@@ -20,36 +20,41 @@ const GOOD: &str =
 /// Requests without a pause, until it is told to end.
 struct Load {
     ended: Arc<AtomicBool>,
-    clients: Vec<std::thread::JoinHandle<(usize, Vec<String>)>>,
+    served: Arc<AtomicUsize>,
+    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
 }
 
 impl Load {
     fn start(port: u16) -> Load {
-        let ended = Arc::new(AtomicBool::new(false));
-        let client = |ended: Arc<AtomicBool>| {
+        let (ended, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let client = |ended: Arc<AtomicBool>, served: Arc<AtomicUsize>| {
             move || {
-                let (mut served, mut failures) = (0, Vec::new());
+                let mut failures = Vec::new();
                 while !ended.load(Ordering::Relaxed) {
                     match talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n") {
-                        Ok(answer) if answer.ends_with("good") => served += 1,
+                        Ok(answer) if answer.ends_with("good") => {
+                            served.fetch_add(1, Ordering::Relaxed);
+                        }
                         other => failures.push(format!("{other:?}")),
                     }
                 }
-                (served, failures)
+                failures
             }
         };
-        let clients = (0..3).map(|_| std::thread::spawn(client(ended.clone()))).collect();
-        Load { ended, clients }
+        let clients = (0..3).map(|_| std::thread::spawn(client(ended.clone(), served.clone())));
+        Load { clients: clients.collect(), ended, served }
     }
 
-    fn end(self) -> (usize, Vec<String>) {
+    /// Waits until so many more requests have been served.
+    fn go_on(&self, more: usize) {
+        let before = self.served.load(Ordering::Relaxed);
+        wait_until("requests are served", || self.served.load(Ordering::Relaxed) >= before + more);
+    }
+
+    /// Returns the failures.
+    fn end(self) -> Vec<String> {
         self.ended.store(true, Ordering::Relaxed);
-        let results: Vec<_> =
-            self.clients.into_iter().map(|client| client.join().unwrap()).collect();
-        (
-            results.iter().map(|(served, _)| served).sum(),
-            results.into_iter().flat_map(|(_, failures)| failures).collect(),
-        )
+        self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     }
 }
 
@@ -83,6 +88,7 @@ fn is_survived_under(policy: &str, version: &str, parts: &[&str]) {
     app.listening(2);
     let before = ids(&app);
     let load = Load::start(port);
+    load.go_on(10);
     std::fs::write(&app_js, version.replace("PORT", &port.to_string())).unwrap();
     let began = Instant::now();
     let (code, _, err) = app.troop(["reload", "web"]);
@@ -92,17 +98,18 @@ fn is_survived_under(policy: &str, version: &str, parts: &[&str]) {
         assert!(err.contains(part), "{part} in {err}");
     }
     assert_eq!(ids(&app), before, "the old workers are the only ones");
-    let (served, failures) = load.end();
-    assert!(
-        served > 20 && failures.is_empty(),
-        "{} of {served} failed, the first: {:?}",
-        failures.len(),
-        failures.first()
-    );
-    // And then one that works.
+    load.go_on(10);
+    let failures = load.end();
+    assert!(failures.is_empty(), "{} failed, the first: {:?}", failures.len(), failures.first());
+    // And then one that works, once node starts within the two seconds.
     std::fs::write(&app_js, GOOD.replace("PORT", &port.to_string())).unwrap();
-    let (code, _, err) = app.troop(["reload", "web"]);
-    assert_eq!(code, 0, "{err}");
+    wait_until("a version that works", || {
+        let (code, _, err) = app.troop(["reload", "web"]);
+        // What such a reload has replaced is rolled back.
+        let is_too_early = ["not ready after 2 s", "a reload is under way"];
+        assert!(code == 0 || is_too_early.iter().any(|text| err.contains(text)), "{err}");
+        code == 0
+    });
 }
 
 #[test]
