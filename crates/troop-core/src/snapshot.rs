@@ -16,7 +16,7 @@ pub const VERSION: u32 = 17;
 /// The minor version of what [`write()`] writes. A new field that has a default increments it, every
 /// other change of the state's fields the [major](VERSION) one: [`read`] has to do without fields that
 /// an older minor version does not have, and ignores those of a newer one.
-pub const MINOR: u32 = 2;
+pub const MINOR: u32 = 3;
 
 /// The reason why a snapshot could not be written or read.
 #[derive(Debug)]

@@ -288,38 +288,6 @@ impl Simulation {
     }
 }
 
-/// Node 26 resets connections whose request it has not read when it disconnects.
-#[test]
-fn a_node_worker_is_told_to_disconnect_when_it_has_had_time_to_read_its_last_connection() {
-    let told = |simulation: &Simulation| {
-        simulation.sent.iter().any(|(_, line)| line.contains(r#""act":"disconnect""#))
-    };
-    let mut simulation = Simulation::new(Config::default());
-    let worker = node_worker(&mut simulation, &[1]);
-    simulation.accept(1);
-    let (seq, _) = simulation.holds(worker, 0).unwrap();
-    simulation.happen(Input::Disconnect { worker: 0, keep: true }).unwrap();
-    simulation.happen(Input::Pass { ms: 5_000 }).unwrap();
-    assert!(!told(&simulation), "a connection is still in flight");
-    simulation.takes(worker, seq);
-    simulation.happen(Input::Pass { ms: 90 }).unwrap();
-    assert!(!told(&simulation), "its request may not have been read");
-    for _ in 0..2 {
-        simulation.happen(Input::Pass { ms: 100 }).unwrap();
-    }
-    assert!(told(&simulation));
-
-    let mut idle = Simulation::new(Config::default());
-    let worker = node_worker(&mut idle, &[1]);
-    idle.accept(1);
-    let (seq, _) = idle.holds(worker, 0).unwrap();
-    idle.takes(worker, seq);
-    idle.happen(Input::Pass { ms: 200 }).unwrap();
-    idle.happen(Input::Disconnect { worker: 0, keep: true }).unwrap();
-    idle.happen(Input::Pass { ms: 1 }).unwrap();
-    assert!(told(&idle), "one that has read everything is told at once");
-}
-
 #[test]
 fn a_reply_without_an_acknowledgement_settles_the_descriptor_too() {
     let mut simulation = Simulation::new(Config::default());

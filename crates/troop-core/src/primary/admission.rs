@@ -11,12 +11,14 @@ use crate::wire::outgoing::{self, Reply};
 impl Primary {
     /// Assigns a shard to a worker, and replies as soon as the shard has a socket.
     pub(super) fn admit(&mut self, worker: WorkerId, id: ListenerId, ack: u64) {
-        let (Some(listener), Some(state)) =
-            (self.listeners.get_mut(&id), self.workers.get_mut(&worker))
-        else {
-            return;
-        };
-        let shard = listener.assign_shard(worker, state.slot, state.held);
+        let Primary { listeners, workers, .. } = self;
+        let Some(listener) = listeners.get_mut(&id) else { return };
+        let may_accept = |worker: &WorkerId| workers.get(worker).is_some_and(|w| w.may_accept(id));
+        for shard in &mut listener.shards {
+            shard.leaving.retain(may_accept);
+        }
+        let Some(state) = workers.get_mut(&worker) else { return };
+        let shard = listener.assign_shard(worker, state.slot);
         if let Some(membership) = state.membership_mut(id) {
             membership.shard = shard;
         }

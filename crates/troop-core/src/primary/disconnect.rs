@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::final_read::FinalRead;
 use super::{Action, Primary, membership};
 use crate::id::{ListenerId, Time, WorkerId};
 use crate::wire::outgoing;
@@ -35,9 +36,11 @@ impl Primary {
                 let listener = self.listeners.get(&membership.listener);
                 listener.is_some_and(|l| l.group.is_some() && !l.is_long_in_turns(self.last_time))
             };
-            if state.memberships.iter().any(accepts_itself) {
-                // It may have accepted its last connection just now.
-                state.last_taken = self.last_time;
+            let accepts = state.memberships.iter().any(accepts_itself);
+            let has_read = state.all_read_at().is_some_and(|at| at <= self.last_time)
+                || state.taken == 0 && state.in_flight.is_empty();
+            if !state.batched && (accepts || !has_read) {
+                state.final_read = FinalRead::begin(self.last_time, accepts);
             }
             state.former_listeners =
                 state.memberships.iter().map(|membership| membership.listener).collect();
@@ -61,9 +64,7 @@ impl Primary {
     /// Sends `disconnect`, or has [`Primary::tick`] send it later.
     fn send_disconnect(&mut self, worker: WorkerId, drain_spread: Option<Duration>) {
         let Some(state) = self.workers.get_mut(&worker) else { return };
-        if !state.batched
-            && (state.moving.is_some() || state.all_read_at().is_none_or(|at| at > self.last_time))
-        {
+        if !state.batched && (state.moving.is_some() || !state.final_read.is_done()) {
             state.disconnect_due = Some(drain_spread);
             self.wake_at(self.last_time);
             return;
@@ -82,17 +83,20 @@ impl Primary {
     pub(super) fn send_due_disconnects(&mut self, now: Time) -> Option<Time> {
         let mut due = Vec::new();
         let mut next: Option<Time> = None;
-        for (id, state) in
-            self.workers.iter_mut().filter(|(_, state)| state.disconnect_due.is_some())
-        {
+        let postponed = self.workers.iter().filter(|(_, state)| state.disconnect_due.is_some());
+        let postponed: Vec<WorkerId> = postponed.map(|(id, _)| *id).collect();
+        for worker in postponed {
+            let Some(state) = self.workers.get_mut(&worker) else { continue };
             if !state.connected || state.cut_off {
                 state.disconnect_due = None;
                 continue;
             }
-            let at = state.disconnect_at(now);
+            let moved_at = state.moved_at(now);
+            let at = moved_at.max(self.continue_final_read(now, worker));
+            let Some(state) = self.workers.get_mut(&worker) else { continue };
             if at <= now {
                 state.moving = None;
-                due.extend(state.disconnect_due.take().map(|drain_spread| (*id, drain_spread)));
+                due.extend(state.disconnect_due.take().map(|drain_spread| (worker, drain_spread)));
             } else {
                 next = Some(at.min(next.unwrap_or(Time(u64::MAX))));
             }
@@ -107,9 +111,7 @@ impl Primary {
     /// a listener, which may be closed, by itself as before.
     #[must_use]
     pub fn may_still_accept(&self, listener: ListenerId) -> bool {
-        self.workers
-            .values()
-            .any(|state| state.connected && state.unclosed.iter().any(|(id, _)| *id == listener))
+        self.workers.values().any(|state| state.may_accept(listener))
     }
 
     /// Has a worker be told with `disconnect` by which signal it is stopped: troop's script in a Node

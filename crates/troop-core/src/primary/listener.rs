@@ -82,6 +82,15 @@ pub(super) struct Shard {
     /// The [slot](super::WorkerStatus::slot) of those workers.
     pub(super) slot: u32,
     pub(super) holders: Vec<WorkerId>,
+    /// Those that were told to leave, and may not have closed its socket yet.
+    #[serde(default)]
+    pub(super) leaving: Vec<WorkerId>,
+}
+
+impl Shard {
+    fn is_vacant(&self) -> bool {
+        self.holders.is_empty() && self.leaving.is_empty()
+    }
 }
 
 /// Maximum number of shards of a listener; further workers share them.
@@ -184,16 +193,17 @@ impl Listener {
         };
     }
 
-    /// Returns a shard for a worker: that of its slot, a vacant one, or a new one. A held worker
-    /// gets a shard apart from its predecessor's, unless clients or flows stay with shards.
-    pub(super) fn assign_shard(&mut self, worker: WorkerId, slot: u32, held: bool) -> u16 {
-        let apart = held && self.group.as_ref().is_some_and(|group| !group.keeps_shards());
-        let own = self.shards.iter().position(|shard| shard.slot == slot && !apart);
-        let at = own
-            .or_else(|| self.shards.iter().position(|shard| shard.holders.is_empty()))
-            .unwrap_or_else(|| {
+    /// Returns a shard for a worker: that of its slot, a vacant one, or a new one. A worker gets a
+    /// shard apart from its predecessor's while that one is there, so that no new connection reaches
+    /// a worker that is to leave, unless clients or flows stay with shards.
+    pub(super) fn assign_shard(&mut self, worker: WorkerId, slot: u32) -> u16 {
+        let apart = self.group.as_ref().is_some_and(|group| !group.keeps_shards());
+        let is_own = |shard: &Shard| shard.slot == slot && (!apart || shard.is_vacant());
+        let own = self.shards.iter().position(is_own);
+        let at =
+            own.or_else(|| self.shards.iter().position(Shard::is_vacant)).unwrap_or_else(|| {
                 if self.shards.len() < MAX_SHARDS {
-                    self.shards.push(Shard { slot, holders: Vec::new() });
+                    self.shards.push(Shard { slot, holders: Vec::new(), leaving: Vec::new() });
                     self.shards.len() - 1
                 } else {
                     slot as usize % MAX_SHARDS

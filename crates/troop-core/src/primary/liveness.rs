@@ -35,6 +35,16 @@ impl Liveness {
         self.probed = self.probed.map(|_| now);
     }
 
+    /// Whether there is a probe that it has not rejected yet.
+    pub(super) fn awaits_reply(&self) -> bool {
+        self.seq.is_some()
+    }
+
+    /// Expects a rejection of this probe, at any time.
+    pub(super) fn asks(&mut self, seq: u64) {
+        self.seq = Some(seq);
+    }
+
     fn answered(&mut self, now: Time, arrived: bool) {
         (self.heard, self.probed) = (now, None);
         if !arrived {
@@ -75,6 +85,9 @@ impl Primary {
         if let Some(state) = self.workers.get_mut(&worker) {
             state.liveness.answered(now, arrived);
             self.schedule_probe(now);
+        }
+        if !arrived {
+            self.has_turned(now, worker);
         }
     }
 

@@ -11,6 +11,7 @@ mod bind;
 mod budget;
 mod config;
 mod disconnect;
+mod final_read;
 mod handover;
 mod lapsed;
 mod listen_key;

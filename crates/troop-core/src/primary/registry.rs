@@ -345,7 +345,14 @@ impl Primary {
         let Some(listener) = self.listeners.get_mut(&id) else { return };
         listener.waiters.retain(|(w, _)| *w != worker);
         listener.growing.retain(|(w, _)| *w != worker);
-        listener.shards.iter_mut().for_each(|shard| shard.holders.retain(|w| *w != worker));
+        let may_accept = !closed && self.workers.get(&worker).is_some_and(|w| w.may_accept(id));
+        for shard in &mut listener.shards {
+            let before = shard.holders.len();
+            shard.holders.retain(|w| *w != worker);
+            if may_accept && shard.holders.len() < before {
+                shard.leaving.push(worker);
+            }
+        }
         if let Some(membership) = membership {
             if membership.shown.is_some()
                 && let Some(policy) = &mut listener.policy

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::budget::WastedBinds;
+use super::final_read::FinalRead;
 use super::liveness::Liveness;
 use super::membership::ListenerMembership;
 use super::reports::DEFAULT_REPORT_INTERVAL;
@@ -16,9 +17,8 @@ use crate::worker_state::WorkerState;
 /// Pause of a worker that could not receive a descriptor, because its limit is reached.
 pub(super) const NO_DESCRIPTOR_PAUSE: Duration = Duration::from_millis(500);
 
-/// Minimum time between a Node worker's last connection and its `disconnect`. From Node 26 on
-/// (nodejs/node#63470), a disconnecting worker closes connections whose request it has not read,
-/// which clients see as a reset.
+/// Minimum time between a Node worker's last connection and its `disconnect`, in which clients send
+/// their requests ([`super::final_read`]).
 pub(super) const FINAL_READ_DELAY: Duration = Duration::from_millis(100);
 
 /// How long the idle connections of a Node worker may move before it is sent `disconnect`.
@@ -144,6 +144,9 @@ pub(super) struct Worker {
     pub(super) stop: Option<(i32, Duration)>,
     /// The time of its last acknowledged connection.
     pub(super) last_taken: Time,
+    /// Whether it has read what its clients sent, when it is to leave.
+    #[serde(default)]
+    pub(super) final_read: FinalRead,
     /// Whether it is held: it gets no connections of clients yet.
     pub(super) held: bool,
     pub(super) cut_off: bool,
@@ -224,6 +227,7 @@ impl Worker {
             may_offer: 0,
             stop: None,
             last_taken: Time(0),
+            final_read: FinalRead::default(),
             held: false,
             cut_off: false,
             batched: false,
@@ -263,23 +267,28 @@ impl Worker {
         self.connected && !self.told_to_leave && !self.cut_off
     }
 
+    /// Whether it was told to leave, and may not have closed this listener yet.
+    pub(super) fn may_accept(&self, id: ListenerId) -> bool {
+        self.connected && self.unclosed.iter().any(|(unclosed, _)| *unclosed == id)
+    }
+
     /// Returns the time at which its program has read from all its connections; `None` while some
     /// are in flight.
     pub(super) fn all_read_at(&self) -> Option<Time> {
         self.in_flight.is_empty().then(|| self.last_taken + FINAL_READ_DELAY)
     }
 
-    /// Returns the time at which a Node worker is to be sent `disconnect`: when its program has read
-    /// from all its connections, and the idle ones have moved or had the time to.
-    pub(super) fn disconnect_at(&mut self, now: Time) -> Time {
-        let read_at = self.all_read_at().unwrap_or(now + FINAL_READ_DELAY);
-        let Some(moving) = &mut self.moving else { return read_at };
-        if let Moving::Told = moving {
-            *moving = Moving::Until(now + MOVE_TIMEOUT);
-        }
+    /// Returns the time at which the idle connections of a Node worker that is to leave have moved or
+    /// had the time to.
+    pub(super) fn moved_at(&mut self, now: Time) -> Time {
+        let Some(moving) = &mut self.moving else { return now };
         match *moving {
-            Moving::Told => read_at,
-            Moving::Until(at) => read_at.max(at),
+            Moving::Told => {
+                let at = now + MOVE_TIMEOUT;
+                *moving = Moving::Until(at);
+                at
+            }
+            Moving::Until(at) => at,
         }
     }
 

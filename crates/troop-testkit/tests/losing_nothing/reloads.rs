@@ -124,8 +124,8 @@ async fn reloads_of_rust_workers_on_a_unix_socket_under_load_lose_nothing() {
 }
 
 /// From Node 26 on, `server.close` closes connections whose request has not arrived
-/// (nodejs/node#63470). A worker that accepts by itself does so until it drains, so nothing can
-/// keep it from having such ones.
+/// (nodejs/node#63470). A worker that accepts on a socket which its successor has too does so until it
+/// drains, so nothing can keep it from having such ones.
 fn resets_what_it_has_not_read() -> bool {
     let version = std::process::Command::new("node")
         .args(["-p", "process.versions.node.split('.')[0]"])
@@ -138,7 +138,7 @@ fn resets_what_it_has_not_read() -> bool {
 async fn reloads_of_node_workers_under_load_lose_nothing() {
     let resets = resets_what_it_has_not_read();
     for scheduling in RELOADED {
-        if resets && (scheduling == "shared" || scheduling.starts_with("steered")) {
+        if resets && ["shared", "steered:sticky"].contains(&scheduling) {
             eprintln!(
                 "{scheduling}: left out, this Node resets connections that it has just accepted when it is told to disconnect"
             );
