@@ -34,9 +34,14 @@ impl Audit {
         self.followers.subscribe()
     }
 
-    /// Tells of a request, if it is one that changes something.
-    pub(super) fn note(&self, request: &Request, peer: Option<UCred>, on_behalf_of: Option<&str>) {
-        let Some((verb, what)) = described(request) else { return };
+    /// Tells of a request, if it is one that changes something. Returns whether it is.
+    pub(super) fn note(
+        &self,
+        request: &Request,
+        peer: Option<UCred>,
+        on_behalf_of: Option<&str>,
+    ) -> bool {
+        let Some((verb, what)) = described(request) else { return false };
         let who = Who::of(peer, on_behalf_of);
         let text = format!("{} asked for: {what}", who.text());
         let event = log::own_event(
@@ -53,6 +58,7 @@ impl Audit {
         log::own_line(self.format, &event);
         // Nobody may be following.
         let _ = self.followers.send(Arc::new(event));
+        true
     }
 }
 

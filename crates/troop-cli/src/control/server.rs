@@ -109,11 +109,14 @@ impl Server {
                 format!("{MAX_CLIENTS} clients are being served; try again"),
             )),
             Ok(Envelope { request, on_behalf_of, .. }) => {
-                self.audit.note(&request, peer, on_behalf_of.as_deref());
-                match self.handle_request(request, &mut client).await {
-                    Ok(result) => result,
-                    Err(Disconnected) => return,
+                let changes = self.audit.note(&request, peer, on_behalf_of.as_deref());
+                let Ok(result) = self.handle_request(request, &mut client).await else { return };
+                if changes {
+                    // The engine may be killed when the client has its answer. If the cluster is over,
+                    // nobody goes on with it.
+                    let _ = self.app.cluster().keep_now().await;
                 }
+                result
             }
             Err(failure) => Err(failure),
         };

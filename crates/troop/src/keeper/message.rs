@@ -42,6 +42,8 @@ pub(crate) enum Kind {
     HasObeyed = 13,
     /// It ends because it lacks something that may be available later: memory, processes, descriptors.
     IsWanting = 14,
+    /// Close all descriptors of the state that this engine has not fetched: they are in none.
+    DropUnfetched = 15,
 
     // ---- from the keeper ----
     /// A child with this number has ended; the key tells how.
@@ -62,7 +64,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn of(number: u32) -> Option<Kind> {
-        const ALL: [Kind; 21] = [
+        const ALL: [Kind; 22] = [
             Kind::CatchesSignals,
             Kind::Reap,
             Kind::Notify,
@@ -77,6 +79,7 @@ impl Kind {
             Kind::DropAll,
             Kind::HasObeyed,
             Kind::IsWanting,
+            Kind::DropUnfetched,
             Kind::Ended,
             Kind::Dropped,
             Kind::Held,

@@ -2,7 +2,7 @@
 
 mod follow;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -65,6 +65,8 @@ struct Engine {
     is_wanting: bool,
     /// It goes on with what another one has left, and so will catch signals soon.
     is_resuming: bool,
+    /// Keys of what it was sent.
+    fetched: BTreeSet<u64>,
 }
 
 /// An engine that is to take the place of the other one.
@@ -163,7 +165,15 @@ impl Engine {
         // It is a child and not reaped, so this is the one.
         let pidfd = process::pidfd(pid)?;
         let (catches_signals, is_wanting, is_resuming) = (false, false, false);
-        Ok(Engine { pid, pidfd, socket: Some(ours), catches_signals, is_wanting, is_resuming })
+        Ok(Engine {
+            pid,
+            pidfd,
+            socket: Some(ours),
+            catches_signals,
+            is_wanting,
+            is_resuming,
+            fetched: BTreeSet::new(),
+        })
     }
 
     /// Sends a message. Returns whether there was room: an engine that reads nothing gets no more.
@@ -328,7 +338,9 @@ impl Keeper {
             Kind::Drop => self.let_go(message.key),
             Kind::DropAll => self.let_all_go(),
             Kind::CouldGoOn => self.send_commit(),
+            Kind::DropUnfetched => self.let_unfetched_go(),
             Kind::Fetch => {
+                self.engine.fetched.insert(message.key);
                 let held = self.held.get(&message.key);
                 self.engine.send(&Message::of_key(Kind::Held, message.key), held);
             }
@@ -361,6 +373,17 @@ impl Keeper {
     fn let_all_go(&mut self) {
         let until_end = self.held.split_off(&UNTIL_END);
         keeping::close(std::mem::replace(&mut self.held, until_end));
+    }
+
+    /// Holds nothing of the state that its engine does not know.
+    fn let_unfetched_go(&mut self) {
+        let fetched = std::mem::take(&mut self.engine.fetched);
+        let is_known = |key: &u64| *key == STATE || *key >= UNTIL_END || fetched.contains(key);
+        let held = std::mem::take(&mut self.held);
+        let (known, unknown): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            held.into_iter().partition(|(key, _)| is_known(key));
+        self.held = known;
+        keeping::close(unknown);
     }
 
     fn hear_next(&mut self, message: &Message) {

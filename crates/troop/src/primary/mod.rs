@@ -485,6 +485,16 @@ impl Cluster {
         self.inner.driver_handle.send(Command::NoteChanged)
     }
 
+    /// Has the state and the note of [`Builder::keep_state`] written down at once, and returns when that is
+    /// done: if this engine is killed from then on, the next one knows of everything that has happened
+    /// until now. Returns at once where no state is kept.
+    ///
+    /// # Errors
+    /// [`Error::ClusterOver`].
+    pub async fn keep_now(&self) -> Result<()> {
+        self.inner.driver_handle.ask(Command::Keep).await
+    }
+
     /// Has another engine go on with the cluster, that of a newer version for example: see
     /// [`keeper`](crate::keeper). It is started beside this one, and says that it could go on; then this
     /// one leaves everything to it. Until then nothing has changed, and if it does not say so within 5 s,

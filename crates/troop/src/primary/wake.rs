@@ -106,6 +106,8 @@ pub(crate) enum Command {
     Replace(Execute, oneshot::Sender<Error>),
     /// What the program leaves to another engine has changed.
     NoteChanged,
+    /// Answered when everything so far is written down.
+    Keep(oneshot::Sender<()>),
     /// Has another engine go on. The answer is why it does not.
     Upgrade(Upgrade, oneshot::Sender<Error>),
     /// The last handle of the cluster was dropped.

@@ -88,7 +88,7 @@ impl Driver {
             Command::Spawned(worker, result) => self.spawned(worker, *result),
             Command::Adopt(adoption, done) => {
                 let result = self.adopt(*adoption);
-                self.inbox.answer_later(move |_| drop(done.send(result)));
+                self.answer_when_kept(move || drop(done.send(result)));
             }
             Command::Disconnect(worker) => {
                 self.cluster.disconnect(self.now, worker, false, None);
@@ -114,10 +114,9 @@ impl Driver {
             }
             Command::SetScheduling(pattern, scheduling, done) => {
                 let later = self.cluster.primary.set_scheduling(self.now, pattern, scheduling);
-                self.inbox.answer_later(move |driver| {
-                    let address = |id| driver.cluster.primary.listener_address(id);
-                    let _ = done.send(later.into_iter().filter_map(address).collect());
-                });
+                let address = |id| self.cluster.primary.listener_address(id);
+                let later = later.into_iter().filter_map(address).collect();
+                self.answer_when_kept(move || drop(done.send(later)));
             }
             Command::Snapshot(done) => {
                 let _ = done.send(self.snapshot());
@@ -154,7 +153,7 @@ impl Driver {
             Command::SetWeight(worker, weight, done) => {
                 let result = self.set_weight(worker, weight);
                 // The kernel knows it before the program does.
-                self.inbox.answer_later(move |_| drop(done.send(result)));
+                self.answer_when_kept(move || drop(done.send(result)));
             }
             Command::Consumed(worker) => self.consumed(worker),
             Command::NotificationConsumed(worker) => self.notification_consumed(worker),
@@ -190,6 +189,10 @@ impl Driver {
             Command::Replace(execute, failed) => self.replace(execute, failed),
             // As every command, it has the state written down.
             Command::NoteChanged => {}
+            Command::Keep(done) => self.answer_when_kept(move || {
+                // Nobody may be waiting any more.
+                let _ = done.send(());
+            }),
             Command::Upgrade(upgrade, failed) => self.upgrade(upgrade, failed),
             Command::Over => self.end_dropped(),
         }

@@ -141,6 +141,7 @@ impl Driver {
     pub(super) fn is_settled(&self) -> bool {
         !self.workers.has_orphans()
             && self.operations.is_settled()
+            && self.kept_answers.is_empty()
             && self.workers.starts_are_over(self.now)
     }
 

@@ -44,6 +44,9 @@ const STOPPING: [i32; 2] = [SIGINT, SIGTERM];
 /// already.
 pub(crate) type KeptNote = Box<dyn FnMut(&mut Leaving<'_, '_>) -> Option<Vec<u8>> + Send>;
 
+/// Sends an answer.
+pub(super) type KeptAnswer = Box<dyn FnOnce() + Send>;
+
 impl Driver {
     /// Has workers be children of the keeper, if this engine has one, and says that it catches signals.
     /// `note` is written down with the state if the keeper is to hold that all the time.
@@ -172,6 +175,26 @@ impl Driver {
         if let (Some(copies), Some(link)) = (&mut self.copies, keeper::link()) {
             copies.release_closed(link);
         }
+    }
+
+    /// Sends an answer when what it is about is written down: whoever gets it finds it true, also if this
+    /// engine is killed then.
+    pub(super) fn answer_when_kept(&mut self, answer: impl FnOnce() + Send + 'static) {
+        self.kept_answers.push(Box::new(answer));
+        self.change();
+        self.is_urgent = true;
+    }
+
+    /// Sends these answers. Returns whether there were any.
+    pub(super) fn send_kept_answers(&mut self) -> bool {
+        if self.kept_answers.is_empty() {
+            return false;
+        }
+        // The events before the answer, as a program expects that has both.
+        self.events.publish_early();
+        fault::point("answering");
+        std::mem::take(&mut self.kept_answers).into_iter().for_each(|answer| answer());
+        true
     }
 
     fn write_state(&mut self) {

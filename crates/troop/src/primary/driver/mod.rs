@@ -66,6 +66,7 @@ pub(crate) use connections::{ConnectionEnds, Injected, Moves};
 use connections::{Connections, Inspected, PendingQuestions};
 use ending::Ending;
 use events::Events;
+use kept::KeptAnswer;
 pub(crate) use kept::KeptNote;
 use listeners::Listeners;
 use operations::Operations;
@@ -167,6 +168,8 @@ pub(crate) struct Driver {
     hold_at: Option<Time>,
     /// Workers get to know what has happened since: the address of a socket, or an id.
     is_urgent: bool,
+    /// Answers that wait until what they are about is written down.
+    kept_answers: Vec<KeptAnswer>,
     /// Workers with which it is not certain what a killed engine has said, to be replaced.
     doubted: Vec<WorkerId>,
     /// When it is written down again at the earliest.
@@ -221,6 +224,7 @@ impl Driver {
             is_changed: true,
             hold_at: None,
             is_urgent: false,
+            kept_answers: Vec::new(),
             doubted: Vec::new(),
             keep_at: Time(0),
             origin: Instant::now(),

@@ -148,11 +148,7 @@ impl Driver {
                 self.operations.incomplete.push(Incomplete { answer, reply, worker, until });
                 self.complete_answers();
             }
-            None => {
-                // The events before the answer, as a program expects that has both.
-                self.events.publish_early();
-                reply.send(answer);
-            }
+            None => self.answer_when_kept(move || reply.send(answer)),
         }
     }
 
@@ -161,7 +157,6 @@ impl Driver {
         if self.operations.incomplete.is_empty() {
             return;
         }
-        self.events.publish_early();
         let now = self.now;
         let is_complete =
             |incomplete: &Incomplete| incomplete.until <= now || incomplete.worker.stderr_ended();
@@ -172,7 +167,7 @@ impl Driver {
             if let Some(place) = last_lines_of(&mut answer) {
                 *place = worker.last_stderr(Duration::ZERO).filter(|lines| !lines.is_empty());
             }
-            reply.send(answer);
+            self.answer_when_kept(move || reply.send(answer));
         }
     }
 

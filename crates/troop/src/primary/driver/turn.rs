@@ -233,6 +233,7 @@ impl Driver {
                     stage = Stage::Write;
                 }
                 Stage::Write if self.has_urgent_change() => self.keep_urgent_change(),
+                Stage::Write if self.send_kept_answers() => {}
                 Stage::Write if self.channels.has_unflushed() || self.channels.has_batches() => {
                     self.flush_batches();
                     self.flush();

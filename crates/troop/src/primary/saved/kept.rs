@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{OFlags, fcntl_getfl, fstat};
-use troop_sys::keeping;
+use troop_sys::{fault, keeping};
 
 use super::file::{LeftDescriptor, RestoredState, SavedState};
 use super::slots::{self, Slots};
@@ -113,7 +113,9 @@ impl Copies {
             before.iter().filter(|(is, _)| !self.held.contains_key(*is)).map(|(_, key)| key),
         );
         self.slots.write(&state.encode(keys, note)?)?;
+        fault::point("holding");
         link.send_with(&Message::of_key(Kind::Hold, STATE), Some(self.slots.as_fd()))?;
+        fault::point("letting go");
         close(&gone, link)
     }
 
@@ -256,6 +258,8 @@ impl Resumption {
                 found
             })?;
             state.held = held;
+            // The former engine may have been killed between what it had held and the state with it.
+            self.link.send(&Message::new(Kind::DropUnfetched))?;
             Ok(state)
         };
         let mut state = read().map_err(going_on)?;

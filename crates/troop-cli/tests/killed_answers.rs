@@ -1,0 +1,141 @@
+//! The engine is killed when a client has an answer: the next one does what the answer says. And between two
+//! steps of writing its state down: the keeper holds nothing that is in no state.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{Running, node};
+use troop_testkit::{children, engine, wait_until};
+
+/// Sends a request to an app, and kills its engine as soon as the answer is there.
+fn killed_at_the_answer(troop: &Running, request: &str) -> Value {
+    let path = troop.runtime.path().join("troop/hello.sock");
+    let mut client = UnixStream::connect(path).unwrap();
+    let engine = engine(troop.child.id()).expect("an engine");
+    writeln!(client, "{request}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(client).read_line(&mut answer).unwrap();
+    kill_process(Pid::from_raw(engine.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert!(answer["done"].is_object(), "{request}: {answer}");
+    answer
+}
+
+/// What the engine after this one shows.
+fn shown_by_the_next(troop: &Running, crashes: u64) -> Value {
+    let mut shown = Value::Null;
+    wait_until("another engine", || {
+        let (code, out, _) = troop.troop(["show", "--json"]);
+        let mut all: Vec<Value> = serde_json::from_str(&out).unwrap_or_default();
+        shown = all.pop().unwrap_or_default();
+        code == 0 && shown["crashes"].as_u64() == Some(crashes)
+    });
+    shown
+}
+
+fn app() -> Running {
+    let mut troop = support::run(["-w".into(), "1".into(), node("hello.js").display().to_string()]);
+    troop.listening(1);
+    troop
+}
+
+#[test]
+fn an_answer_to_scale_holds_for_the_next_engine_too() {
+    let mut troop = app();
+    for round in 1..=6 {
+        let workers = 2 + round % 3;
+        let request =
+            format!(r#"{{"troop": 1, "do": "scale", "workers": {workers}, "wait": false}}"#);
+        killed_at_the_answer(&troop, &request);
+        let shown = shown_by_the_next(&troop, round);
+        assert_eq!(shown["wanted"].as_u64(), Some(workers), "round {round}");
+        assert_eq!(
+            shown["scaled"]["workers"].as_u64(),
+            Some(workers),
+            "round {round}: {}",
+            shown["scaled"]
+        );
+        wait_until("that many workers", || children(troop.child.id()).len() as u64 == workers + 1);
+    }
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    troop.end();
+}
+
+#[test]
+fn an_answer_to_policy_holds_for_the_next_engine_too() {
+    let mut troop = app();
+    for round in 1..=4 {
+        let policy = if round % 2 == 0 { "round-robin" } else { "least-connections" };
+        let request =
+            format!(r#"{{"troop": 1, "do": "schedule", "listener": null, "policy": "{policy}"}}"#);
+        killed_at_the_answer(&troop, &request);
+        let shown = shown_by_the_next(&troop, round);
+        assert_eq!(
+            shown["listeners"][0]["scheduling"], policy,
+            "round {round}: {}",
+            shown["listeners"]
+        );
+    }
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    troop.end();
+}
+
+/// Starts an app, scales it up and down, and returns how many descriptors its keeper has then.
+fn descriptors_after_scaling(fault: Option<(&str, u32, &Path)>) -> usize {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "2"]).arg(node("hello.js"));
+    if let Some((point, nth, once)) = fault {
+        command.env("TROOP_FAULT", format!("{point}:{nth}:{}", once.display()));
+    }
+    let mut troop = support::start(command);
+    let keeper = troop.child.id();
+    let descriptors = || std::fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().count();
+    let is_ready = |workers: u64| {
+        let (_, out, _) = troop.troop(["show", "--json"]);
+        let shown: Vec<Value> = serde_json::from_str(&out).unwrap_or_default();
+        let Some(shown) = shown.first() else { return false };
+        let all = shown["workers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let ready = all.iter().filter(|worker| worker["ready"] == true).count() as u64;
+        ready == workers
+            && all.len() as u64 == workers
+            && children(keeper).len() as u64 == workers + 1
+    };
+    wait_until("ready", || is_ready(2));
+    for workers in [4, 2] {
+        assert_eq!(troop.troop(["scale", &workers.to_string()]).0, 0, "{fault:?}");
+        wait_until("scaled", || is_ready(workers));
+    }
+    // It closes them after the state is written that does without.
+    let (mut fewest, mut same) = (descriptors(), 0);
+    while same < 20 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        same = if descriptors() < fewest { 0 } else { same + 1 };
+        fewest = fewest.min(descriptors());
+    }
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    troop.end();
+    fewest
+}
+
+#[test]
+fn what_an_engine_had_held_for_a_state_that_it_did_not_write_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let undisturbed = descriptors_after_scaling(None);
+    let mut deaths = 0;
+    // Without a first state there is no next engine. The last ones are those of workers that leave.
+    let points = [2, 12].map(|nth| ("holding", nth));
+    for (point, nth) in points.into_iter().chain((20..28).map(|nth| ("letting go", nth))) {
+        let once = directory.path().join(format!("{point}{nth}"));
+        let left = descriptors_after_scaling(Some((point, nth, &once)));
+        deaths += u32::from(once.exists());
+        assert!(left <= undisturbed, "{point} {nth}: {left} descriptors instead of {undisturbed}");
+    }
+    assert!(deaths > 5, "it died only {deaths} times");
+}
