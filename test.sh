@@ -68,7 +68,8 @@ if [ $# -eq 0 ]; then
   fi
   for node in "$(dirname "$(command -v node)")" "$nodes"/node{22,24,26}/bin; do
     echo "== on $("$node/node" --version)"
-    "$node/node" --test npm/test/*.test.js
+    # Most of them wait for processes rather than compute.
+    "$node/node" --test --test-concurrency 3 npm/test/*.test.js
     [ "$node" = "$(dirname "$(command -v node)")" ] ||
       PATH=$node:$PATH cargo nextest run -p troop-testkit -p troop-cli --all-features \
         -E 'binary(/^node_/) | test(node) | test(reload) | binary(pm2)'
