@@ -11,11 +11,10 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::kept_client::KeptClient;
+use support::kept_client::{KeptClient, while_clients_ask};
 use support::{Running, node, run};
 use troop_testkit::{children, engine, free_port, is_running, talk, wait_until};
 
@@ -101,32 +100,16 @@ fn clients_notice_nothing(how: How, options: &[&str], program: &[&str], keeps: b
     let mut troop = app(&options, program);
     let port = port(&ready(&troop, 2));
     let workers = pids(&troop);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..6)
-            .map(|number| {
-                let stop = &stop;
-                scope.spawn(move || {
-                    let mut kept = (keeps && number % 2 == 0).then(|| KeptClient::new(port));
-                    let mut done = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        match &mut kept {
-                            Some(client) => drop(client.get()),
-                            None => drop(get(port).expect("no request fails")),
-                        }
-                        done += 1;
-                    }
-                    done
-                })
-            })
-            .collect();
-        for _ in 0..ROUNDS {
-            replace(&troop, how);
-        }
-        stop.store(true, Ordering::Relaxed);
-        let done: Vec<u32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-        assert!(done.iter().all(|done| *done > 0), "{done:?}");
-    });
+    while_clients_ask(
+        port,
+        keeps,
+        || get(port),
+        || {
+            for _ in 0..ROUNDS {
+                replace(&troop, how);
+            }
+        },
+    );
     assert_eq!(pids(&troop), workers, "workers are as they were");
     // They are still looked after.
     let killed = *workers.first().unwrap();

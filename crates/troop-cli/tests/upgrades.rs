@@ -7,10 +7,9 @@ mod support;
 use std::fs::Permissions;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::kept_client::KeptClient;
+use support::kept_client::while_clients_ask;
 use support::{Home, Running, node, run};
 use troop_testkit::{engine, is_running, talk, wait_until};
 
@@ -49,33 +48,17 @@ fn upgrades_under_load_fail_no_request(options: &[&str]) {
     let mut troop = app(&[&["-w", "2"], options].concat(), "hello.js");
     let port = troop.listening(2);
     let workers = troop.workers().to_vec();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..6)
-            .map(|number| {
-                let stop = &stop;
-                scope.spawn(move || {
-                    let mut kept = (number % 2 == 0).then(|| KeptClient::new(port));
-                    let mut done = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        match &mut kept {
-                            Some(client) => drop(client.get()),
-                            None => drop(get(port, "/").expect("no request fails")),
-                        }
-                        done += 1;
-                    }
-                    done
-                })
-            })
-            .collect();
-        let mut engine = engine_of(&troop);
-        for _ in 0..UPGRADES {
-            engine = upgrade(&troop, engine);
-        }
-        stop.store(true, Ordering::Relaxed);
-        let done: Vec<u32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
-        assert!(done.iter().all(|done| *done > 0), "{done:?}");
-    });
+    while_clients_ask(
+        port,
+        true,
+        || get(port, "/"),
+        || {
+            let mut engine = engine_of(&troop);
+            for _ in 0..UPGRADES {
+                engine = upgrade(&troop, engine);
+            }
+        },
+    );
     assert!(workers.iter().all(|pid| is_running(*pid)), "workers are as they were");
     // They are still looked after.
     kill_process(Pid::from_raw(workers[0].cast_signed()).unwrap(), Signal::KILL).unwrap();

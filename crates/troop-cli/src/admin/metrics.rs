@@ -99,6 +99,8 @@ struct Collected(Arc<Vec<App>>);
 
 /// Labels of a series, besides that of the app.
 type Labels<'a> = Vec<(&'static str, &'a str)>;
+/// Adds a value to a family.
+type Add<'a> = &'a mut dyn FnMut(&Labels<'_>, f64) -> std::fmt::Result;
 
 impl Collector for Collected {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
@@ -330,10 +332,7 @@ impl Page<'_, '_> {
         name: &str,
         help: &str,
         unit: Option<Unit>,
-        each: impl Fn(
-            &AppSnapshot,
-            &mut dyn FnMut(&Labels<'_>, f64) -> std::fmt::Result,
-        ) -> std::fmt::Result,
+        each: impl Fn(&AppSnapshot, Add<'_>) -> std::fmt::Result,
     ) -> std::fmt::Result {
         self.family(name, help, unit, MetricType::Gauge, each)
     }
@@ -343,10 +342,7 @@ impl Page<'_, '_> {
         name: &str,
         help: &str,
         unit: Option<Unit>,
-        each: impl Fn(
-            &AppSnapshot,
-            &mut dyn FnMut(&Labels<'_>, f64) -> std::fmt::Result,
-        ) -> std::fmt::Result,
+        each: impl Fn(&AppSnapshot, Add<'_>) -> std::fmt::Result,
     ) -> std::fmt::Result {
         self.family(name, help, unit, MetricType::Counter, each)
     }
@@ -377,10 +373,7 @@ impl Page<'_, '_> {
         help: &str,
         unit: Option<Unit>,
         kind: MetricType,
-        each: impl Fn(
-            &AppSnapshot,
-            &mut dyn FnMut(&Labels<'_>, f64) -> std::fmt::Result,
-        ) -> std::fmt::Result,
+        each: impl Fn(&AppSnapshot, Add<'_>) -> std::fmt::Result,
     ) -> std::fmt::Result {
         let mut metric = self.encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
         for app in running(self.apps) {
@@ -411,7 +404,7 @@ fn running(apps: &[App]) -> impl Iterator<Item = &AppSnapshot> {
 fn each_slot(
     app: &AppSnapshot,
     of: impl Fn(&WorkerSnapshot) -> Option<f64>,
-    add: &mut dyn FnMut(&Labels<'_>, f64) -> std::fmt::Result,
+    add: Add<'_>,
 ) -> std::fmt::Result {
     let mut newest: BTreeMap<u32, &WorkerSnapshot> = BTreeMap::new();
     for worker in &app.snapshot.workers {

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use troop_testkit::TEST_TIMEOUT;
 
@@ -43,4 +44,38 @@ impl KeptClient {
         self.0.read_exact(&mut body)?;
         Ok(String::from_utf8(body).unwrap())
     }
+}
+
+/// Does something while six clients send requests, every second one on a connection that stays open if
+/// `keeps`, the others by `get`. No request may fail, and none may be missing.
+pub fn while_clients_ask<T>(
+    port: u16,
+    keeps: bool,
+    get: impl Fn() -> io::Result<T> + Sync,
+    change: impl FnOnce(),
+) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6)
+            .map(|number| {
+                let (stop, get) = (&stop, &get);
+                scope.spawn(move || {
+                    let mut kept = (keeps && number % 2 == 0).then(|| KeptClient::new(port));
+                    let mut done = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        match &mut kept {
+                            Some(client) => drop(client.get()),
+                            None => drop(get().expect("no request fails")),
+                        }
+                        done += 1;
+                    }
+                    done
+                })
+            })
+            .collect();
+        change();
+        stop.store(true, Ordering::Relaxed);
+        let done: Vec<u32> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        assert!(done.iter().all(|done| *done > 0), "{done:?}");
+    });
 }
