@@ -89,7 +89,10 @@ pub(super) async fn of_this_host(
     }
     let is_foreign_page = match (text(ORIGIN), host) {
         (Some(origin), Some(host)) => {
-            origin.split_once("://").is_none_or(|(_, from)| !from.eq_ignore_ascii_case(host))
+            let is_own = |(scheme, from): (&str, &str)| {
+                ["http", "https"].contains(&scheme) && from.eq_ignore_ascii_case(host)
+            };
+            !origin.split_once("://").is_some_and(is_own)
         }
         (Some(_), None) => true,
         // Links lead here from anywhere: the page itself tells nothing.

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Admin;
 use super::apps::json_answer;
@@ -20,6 +20,8 @@ use crate::verbs::show::serving;
 
 /// Interval at which the apps are asked.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Time until the first one.
+const START_DELAY: Duration = Duration::from_secs(1);
 /// The most samples of an app: those of an hour.
 const MAX_SAMPLES: usize = 720;
 /// The most apps.
@@ -61,7 +63,8 @@ pub(super) struct History {
 
 /// Keeps samples until the runtime ends.
 pub(super) async fn keep(admin: Arc<Admin>) {
-    let mut interval = tokio::time::interval(INTERVAL);
+    // Not before this app is ready: the answer would be kept for a moment, and given to others.
+    let mut interval = tokio::time::interval_at(Instant::now() + START_DELAY, INTERVAL);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;

@@ -121,13 +121,14 @@ struct Login {
 /// `POST /login`: begins a session with the token.
 pub(super) async fn login(State(admin): State<Arc<Admin>>, request: Request) -> Response {
     let failed = |status: StatusCode, why: &str| json_answer(status, &json!({ "failed": why }));
-    let Ok(_place) = admin.sessions.logins.try_acquire() else {
-        return failed(StatusCode::SERVICE_UNAVAILABLE, "others are logging in: try again");
-    };
     let client = client(request.extensions());
     let arriving = axum::body::to_bytes(request.into_body(), MAX_BODY);
     let Ok(Ok(body)) = timeout(BODY_TIMEOUT, arriving).await else {
         return failed(StatusCode::BAD_REQUEST, "the token is too long, or has not arrived");
+    };
+    // Not before it has arrived, or slow clients would keep others out.
+    let Ok(Ok(_place)) = timeout(BODY_TIMEOUT, admin.sessions.logins.acquire()).await else {
+        return failed(StatusCode::SERVICE_UNAVAILABLE, "others are logging in: try again");
     };
     let Ok(login) = serde_json::from_slice::<Login>(&body) else {
         return failed(StatusCode::BAD_REQUEST, "a login is JSON: {\"token\": \"...\"}");
@@ -148,7 +149,10 @@ pub(super) async fn login(State(admin): State<Arc<Admin>>, request: Request) -> 
 
 /// `POST /logout`: ends the session.
 pub(super) async fn logout(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
-    admin.sessions.end(&headers);
+    // Servers of other ports see the cookie alone.
+    if admin.sessions.has(&headers, Instant::now()) {
+        admin.sessions.end(&headers);
+    }
     let answer = json_answer(StatusCode::OK, &Value::Null);
     ([(SET_COOKIE, admin.sessions.set(""))], answer).into_response()
 }

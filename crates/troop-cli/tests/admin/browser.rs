@@ -1,5 +1,6 @@
 //! The web page, in a real browser. `page/test/browser.js` does what a person would do.
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -134,7 +135,6 @@ fn the_page_tells_nothing_by_itself_and_lets_nobody_else_in() {
 
 /// Returns the status and the head of an answer whose body is no text.
 fn raw(address: &str, head: &str) -> (u16, String) {
-    use std::io::{Read as _, Write as _};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
     write!(stream, "{head}\r\nConnection: close\r\n\r\n").unwrap();
@@ -144,4 +144,52 @@ fn raw(address: &str, head: &str) -> (u16, String) {
     let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
     let head = answer.split("\r\n\r\n").next().unwrap_or_default();
     (status.unwrap_or_default(), head.to_owned())
+}
+
+/// Servers on other ports of the host see the cookie.
+#[test]
+fn a_cookie_alone_ends_no_session_and_slow_clients_keep_nobody_from_logging_in() {
+    let server = Server::start(&["--verbs", "reload"]);
+    let own = &server.address;
+    // More than log in at a time, whose body does not arrive.
+    let slow: Vec<_> = (0..8)
+        .map(|_| {
+            let mut stream = std::net::TcpStream::connect(own).unwrap();
+            write!(stream, "POST /login HTTP/1.1\r\nHost: {own}\r\nContent-Length: 100\r\n\r\n{{")
+                .unwrap();
+            stream
+        })
+        .collect();
+    let post = |path: &str, more: &str, body: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {own}\r\nContent-Length: {}{more}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let login = format!(r#"{{"token": "{}"}}"#, server.token);
+    let mut stream = std::net::TcpStream::connect(own).unwrap();
+    stream.set_read_timeout(Some(troop_testkit::TEST_TIMEOUT)).unwrap();
+    stream.write_all(post("/login", "", &login).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let cookie = head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).unwrap();
+    let cookie = cookie.split(';').next().unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let key = body["key"].as_str().unwrap();
+    drop(slow);
+    let status = |method: &str, path: &str, more: &str| {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {own}\r\nContent-Length: 0{more}");
+        ask(own, &head, "").0
+    };
+    let whole = format!("\r\nCookie: {cookie}\r\ntroop-key: {key}");
+    assert_eq!(status("GET", "/session", &whole), 200);
+    status("POST", "/logout", &format!("\r\nCookie: {cookie}"));
+    assert_eq!(status("GET", "/session", &whole), 200);
+    for origin in ["file", "chrome-extension"] {
+        let foreign = format!("{whole}\r\nOrigin: {origin}://{own}");
+        assert_eq!(status("POST", "/apps/web/reload", &foreign), 403, "{origin}");
+    }
+    status("POST", "/logout", &whole);
+    assert_eq!(status("GET", "/session", &whole), 401);
 }
