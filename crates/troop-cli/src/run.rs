@@ -56,11 +56,12 @@ fn run_reported(args: Run) -> Result<(), RunError> {
     }
     let started_as = std::env::var_os(start::VARIABLE).map(|_| start::chosen().app);
     let resumption = Resumption::find().map_err(RunError::Failed)?;
-    // After `troop restart`, and when this engine goes on with what another one has left, no process
-    // waits for the report.
+    // After `troop restart` no process waits for the report. When this engine goes on with what another
+    // one has left, one may still do so.
+    let is_due = |left: &Resumption| LeftApp::read(left.note()).is_ok_and(|app| app.is_report_due);
     let is_awaited = started_as.is_some()
         && std::env::var_os(restart::VARIABLE).is_none()
-        && resumption.is_none()
+        && resumption.as_ref().is_none_or(is_due)
         && keeper::set_aside().is_none();
     let reporter = is_awaited.then(|| Arc::new(StartupReporter::new(!args.unawaited)));
     let result = run_as(args, started_as.as_deref(), reporter.clone(), resumption);
@@ -143,7 +144,8 @@ fn run_as(
             set_aside.how
         ));
     }
-    if (is_resumed || keeper::set_aside().is_some()) && resolved.background {
+    let is_later = is_resumed || keeper::set_aside().is_some();
+    if is_later && reporter.is_none() && resolved.background {
         // Whoever started the app has gone.
         if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
             let _ = rustix::stdio::dup2_stdout(&null);

@@ -5,13 +5,15 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{Running, node};
+use support::{Home, Running, node};
 use troop_testkit::{children, engine, wait_until};
 
 /// Sends a request to an app, and kills its engine as soon as the answer is there.
@@ -115,7 +117,7 @@ fn descriptors_after_scaling(fault: Option<(&str, u32, &Path)>) -> usize {
     // It closes them after the state is written that does without.
     let (mut fewest, mut same) = (descriptors(), 0);
     while same < 20 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
         same = if descriptors() < fewest { 0 } else { same + 1 };
         fewest = fewest.min(descriptors());
     }
@@ -138,4 +140,78 @@ fn what_an_engine_had_held_for_a_state_that_it_did_not_write_is_closed() {
         assert!(left <= undisturbed, "{point} {nth}: {left} descriptors instead of {undisturbed}");
     }
     assert!(deaths > 5, "it died only {deaths} times");
+}
+
+/// Starts an app whose engine is killed before its workers are ready. Returns what `troop start` says.
+fn start_with_a_killed_engine(home: &Home) -> (Option<i32>, String) {
+    let mut start = home
+        .command(&["start", "server.js", "-n", "web", "-i", "2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut shown = Value::Null;
+    wait_until("it starts workers", || {
+        let (_, out, _) = home.troop(&["show", "web", "--json"]);
+        let mut all: Vec<Value> = serde_json::from_str(&out).unwrap_or_default();
+        shown = all.pop().unwrap_or_default();
+        shown["workers"].as_array().is_some_and(|workers| workers.len() == 2)
+    });
+    let engine = i32::try_from(shown["engine"].as_u64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(engine).unwrap(), Signal::KILL).unwrap();
+    let mut status = None;
+    wait_until("start ends", || {
+        status = start.try_wait().unwrap();
+        status.is_some()
+    });
+    let mut said = String::new();
+    start.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    start.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (status.unwrap().code(), said)
+}
+
+#[test]
+fn a_start_whose_engine_is_killed_is_reported_by_the_next_one() {
+    let serves = "setTimeout(() => require('http').createServer((request, response) => response.end('x')).listen(0), 1500);";
+    let home = Home::with(&[("server.js", serves)]);
+    let (code, said) = start_with_a_killed_engine(&home);
+    assert!(code == Some(0) && said.contains("2 workers ready"), "{code:?}: {said}");
+    assert_eq!(home.show("web")["crashes"], 1);
+    home.fine(&["delete", "web"]);
+
+    let ends = "setTimeout(() => { console.error('no database'); process.exit(3); }, 1000);";
+    let home = Home::with(&[("server.js", ends)]);
+    let (code, said) = start_with_a_killed_engine(&home);
+    assert!(code == Some(1) && said.contains("no database"), "{code:?}: {said}");
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
+}
+
+#[test]
+fn an_upgrade_while_the_keeper_is_stopped_starts_no_other_app() {
+    let mut troop = app();
+    let worker = troop.workers().to_vec();
+    let keeper = Pid::from_raw(troop.child.id().cast_signed()).unwrap();
+    kill_process(keeper, Signal::STOP).unwrap();
+    let mut upgrade = troop.command(["upgrade", "hello"]).stderr(Stdio::piped()).spawn().unwrap();
+    // Longer than an engine waits for an answer of its keeper.
+    std::thread::sleep(Duration::from_millis(2500));
+    kill_process(keeper, Signal::CONT).unwrap();
+    let mut status = None;
+    wait_until("the upgrade ends", || {
+        status = upgrade.try_wait().unwrap();
+        status.is_some()
+    });
+    let mut said = String::new();
+    upgrade.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let (_, out, _) = troop.troop(["ls", "--json"]);
+    let all: Vec<Value> = serde_json::from_str(&out).unwrap();
+    assert_eq!(all.len(), 1, "{said}{out}");
+    assert_eq!(troop.workers(), worker);
+    if !status.unwrap().success() {
+        assert!(said.contains("keeper"), "{said}");
+        wait_until("it can be upgraded", || troop.troop(["upgrade", "hello"]).0 == 0);
+    }
+    assert_eq!(children(troop.child.id()).len(), 2, "the engine, and the worker");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    troop.end();
 }

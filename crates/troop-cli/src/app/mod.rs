@@ -107,6 +107,8 @@ pub(crate) struct RunningApp {
     /// The queue of the workers' output, if it passes through this process.
     queue: Option<Arc<LogQueue>>,
     restarting: Arc<RestartRequest>,
+    /// Reports the outcome of the start to `troop start`.
+    reporter: Option<Arc<StartupReporter>>,
     keeper: Option<Arc<Keeper>>,
     claim: Option<Arc<Mutex<Claim>>>,
     /// The number of restarts that are not counted any more.
@@ -167,6 +169,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         pending: Mutex::default(),
         inputs: input::Inputs::default(),
         restarting,
+        reporter: reporter.clone(),
         keeper,
         claim: claim.clone(),
         uncounted_restarts: AtomicU64::new(uncounted),
@@ -217,6 +220,8 @@ impl RunningApp {
     async fn report_startup(self: Arc<RunningApp>, reporter: Arc<StartupReporter>) {
         let timeout = start_timeout(&self.started);
         reporter.watch(&self.cluster, &self.name, timeout, &self.startup).await;
+        // If the cluster is over, nobody goes on with it.
+        let _ = self.cluster.note_changed();
     }
 
     /// Says that this engine goes on, in the log and to the client that has asked for it.

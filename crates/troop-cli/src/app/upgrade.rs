@@ -41,6 +41,9 @@ pub(crate) struct LeftApp {
     pub(crate) client: Option<LeftDescriptor>,
     #[serde(default)]
     pub(crate) ending: LeftEnding,
+    /// Whether `troop start` waits for a report of the start, which the next engine gives.
+    #[serde(default)]
+    pub(crate) is_report_due: bool,
     /// Why it runs alone, if its program has chosen that.
     #[serde(default)]
     pub(crate) alone: Option<String>,
@@ -157,6 +160,7 @@ impl RunningApp {
             counts: self.counters.values(),
             claim: claim.map(|(lock, socket)| (to.descriptor(lock), to.descriptor(socket))),
             client: client.and_then(|client| Some(to.descriptor(client.try_clone().ok()?))),
+            is_report_due: self.reporter.as_ref().is_some_and(|reporter| reporter.is_due()),
             ending: LeftEnding {
                 is_stop: self.restarting.is_stop_requested(),
                 is_forgotten: self.keeper.as_ref().is_some_and(|keeper| keeper.is_forgotten()),

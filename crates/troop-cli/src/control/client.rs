@@ -208,10 +208,20 @@ impl Client {
         self.snapshot_within(ANSWER_TIMEOUT)
     }
 
-    /// Returns the app's snapshot, unless it does not answer in that time.
+    /// Returns the app's snapshot, unless it does not answer in that time; that of the process that goes
+    /// on with it if one is killed.
     pub(crate) fn snapshot_within(&mut self, time: Duration) -> Result<AppSnapshot, CliError> {
-        let value = self.request_within(Request::Snapshot, Some(time), |_| {})?;
-        self.understood(value)
+        let until = Instant::now() + time;
+        let mut answer = self.request_within(Request::Snapshot, Some(time), |_| {});
+        while matches!(&answer, Err(CliError::Failed(failure)) if failure.kind == "over")
+            && Instant::now() < until
+        {
+            std::thread::sleep(RETRY_INTERVAL);
+            let Some(client) = Client::connect(&self.name)? else { break };
+            *self = client;
+            answer = self.request_within(Request::Snapshot, Some(time), |_| {});
+        }
+        self.understood(answer?)
     }
 
     /// Waits until the app's process has ended.

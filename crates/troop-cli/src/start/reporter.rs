@@ -101,6 +101,11 @@ impl StartupReporter {
         self.awaited
     }
 
+    /// Whether a process waits that has not been told what came of the start.
+    pub(crate) fn is_due(&self) -> bool {
+        self.awaited && self.told.lock().is_ok_and(|told| !*told)
+    }
+
     /// Whether the process that waits was told that workers are ready.
     pub(crate) fn has_started(&self) -> bool {
         self.has_started.load(Ordering::Acquire)
@@ -123,7 +128,7 @@ impl StartupReporter {
     /// not sent yet.
     pub(crate) fn postpone(&self) -> bool {
         self.is_postponed.store(true, Ordering::Release);
-        self.awaited && self.told.lock().is_ok_and(|told| !*told)
+        self.is_due()
     }
 
     pub(crate) fn note_clash(&self, text: String, other: Option<WorkerHandle>) {

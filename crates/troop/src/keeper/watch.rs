@@ -54,6 +54,10 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
 /// Variables that name the process that others are for; they are for its engine.
 const FOR_THIS_PROCESS: [&str; 2] = ["LISTEN_PID", "WATCHDOG_PID"];
 
+/// Why there is no upgrade when the engine's state has been dropped.
+const NO_STATE: &str =
+    "the keeper did not answer for a while, so it holds no state of the engine yet: try again";
+
 /// An engine's process.
 struct Engine {
     pid: u32,
@@ -369,8 +373,13 @@ impl Keeper {
         self.engine.send(&Message::of_key(Kind::Dropped, key), None);
     }
 
-    /// Holds no state any more. What is held until the end is no part of that.
+    /// Holds no state any more. What is held until the end is no part of that. Without a state an engine to
+    /// come would begin afresh, beside the one that is there.
     fn let_all_go(&mut self) {
+        if let Some(next) = &self.next {
+            next.engine.kill();
+            self.give_up(NO_STATE);
+        }
         let until_end = self.held.split_off(&UNTIL_END);
         keeping::close(std::mem::replace(&mut self.held, until_end));
     }
@@ -410,6 +419,9 @@ impl Keeper {
         if self.next.is_some() {
             self.engine.send(&Message::saying(Kind::Failed, b"another upgrade is under way"), None);
             return;
+        }
+        if !self.held.contains_key(&STATE) {
+            return self.give_up(NO_STATE);
         }
         let until = Instant::now() + UPGRADE_TIMEOUT;
         match Engine::start(program, None, &self.before) {
