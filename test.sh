@@ -71,8 +71,8 @@ if [ $# -eq 0 ]; then
     # Most of them wait for processes rather than compute.
     "$node/node" --test --test-concurrency 3 npm/test/*.test.js
     [ "$node" = "$(dirname "$(command -v node)")" ] ||
-      PATH=$node:$PATH cargo nextest run -p troop-testkit -p troop-cli --all-features \
-        -E 'binary(/^node_/) | test(node) | test(reload) | binary(pm2)'
+      PATH=$node:$PATH cargo nextest run --workspace --all-features \
+        -E '(package(troop-testkit) | package(troop-cli)) & (binary(/^node_/) | test(node) | test(reload) | binary(pm2))'
   done
 fi
 # Documentation examples are tests too, which nextest does not run.
