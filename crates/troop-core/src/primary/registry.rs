@@ -450,6 +450,16 @@ impl Primary {
         self.workers.iter().filter(|(_, state)| listens(state)).map(|(id, _)| *id).collect()
     }
 
+    /// Returns the workers that were given a socket of a listener and may not have closed it, whether or
+    /// not they say that they listen.
+    #[must_use]
+    pub fn who_has_sockets(&self, id: ListenerId) -> Vec<WorkerId> {
+        let was_given = |state: &super::Worker| {
+            state.may_accept(id) || state.membership(id).is_some_and(|of| of.admitted)
+        };
+        self.workers.iter().filter(|(_, state)| was_given(state)).map(|(id, _)| *id).collect()
+    }
+
     /// Returns the workers of a shard.
     #[must_use]
     pub fn holders(&self, id: ListenerId, shard: usize) -> &[WorkerId] {

@@ -229,6 +229,45 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() 
     );
 }
 
+/// What it says itself does not make others the only suspects.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_shared_port_down() {
+    if !super::support::is_root(
+        "a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_shared_port_down",
+    ) {
+        return;
+    }
+    let serves = "
+        const send = process.send, isSilent = require('cluster').worker.id === 1;
+        process.send = function (message, ...rest) {
+            if (isSilent && message.act === 'listening') return true;
+            return send.call(this, message, ...rest);
+        };
+        require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
+    let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2);
+    let mut troop = Troop::start(builder.setup(node(serves)));
+    let listening = |e: &Event| match e {
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        _ => None,
+    };
+    let port = troop.until("listening", listening).await;
+    until_port_serves(port, "at first").await;
+    let workers = troop.cluster.workers();
+    let silent = workers.iter().find(|worker| worker.id().0 == 1).unwrap();
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    while shut_down_listeners(silent.pid()) == 0 {
+        assert!(Instant::now() < deadline, "the silent one does not listen");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let restored = |e: &Event| match e {
+        Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
+        _ => None,
+    };
+    let why = troop.until("the report", restored).await;
+    assert!(why.contains("worker 1 or 2"), "{why}");
+    until_port_serves(port, "afterwards").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_that_the_primary_accepts_on_listens_again_too() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -105,7 +105,8 @@ impl Driver {
             return;
         }
         let report = listener.shut_downs.note(self.now);
-        let who = suspects(listener.spec.listen.is_none(), &who);
+        let has_sockets = self.cluster.primary.who_has_sockets(id);
+        let who = suspects(listener.spec.listen.is_none(), &has_sockets);
         let result = match &listener.file {
             // One that has a path stays shut for good.
             Some(file) => {
@@ -168,7 +169,7 @@ impl Driver {
         if all.what.is_empty() && all.lost.is_empty() && !listener.is_unfit {
             return;
         }
-        let who = suspects(true, &self.cluster.primary.who_listens(id));
+        let who = suspects(true, &self.cluster.primary.who_has_sockets(id));
         let (Some(listener), Some(at)) =
             (self.listeners.open.get_mut(&id), self.cluster.primary.bound_address(id))
         else {
