@@ -105,7 +105,11 @@ pub(crate) fn finish(name: &str, forget: bool, until: Instant) -> io::Result<()>
             std::thread::sleep(Duration::from_millis(5));
         }
         let _lock = store.lock()?;
-        match store.read(&name) {
+        let record = store.read(&name);
+        if let Some(gone) = record.as_ref().filter(|of| of.primary.fate() != Fate::Running) {
+            store.remove_unfinished(&name, gone.primary.pid);
+        }
+        match record {
             // It was started again.
             Some(record) if record.primary.fate() == Fate::Running => return Ok(()),
             Some(record) if record.end.is_none() && record.start.is_some() && !forget => {
@@ -142,6 +146,7 @@ fn settle(store: &Store, record: Record) -> Option<Listed> {
         // Another primary has written it meanwhile.
         return Some(Listed { end: current.end.clone(), record: current });
     }
+    store.remove_unfinished(&record.name, record.primary.pid);
     let Life::Ended(end) = life else {
         let _ = store.remove(&record.name);
         return None;

@@ -186,6 +186,14 @@ impl Store {
         }
     }
 
+    /// Removes what a process that was killed has begun to write about an app.
+    pub(super) fn remove_unfinished(&self, app: &str, pid: u32) {
+        if let Some(name) = file_name(app) {
+            // Mostly there is nothing.
+            let _ = self.directory.remove(&unfinished(&name, pid));
+        }
+    }
+
     /// Reads a file; `None` if it is missing.
     pub(super) fn load<T: DeserializeOwned>(&self, name: &OsStr) -> io::Result<Option<T>> {
         let file = match self.directory.read(name) {
@@ -221,10 +229,8 @@ impl Store {
     /// Replaces a file, so that no reader sees a part of it.
     pub(super) fn save(&self, name: &OsStr, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value)?;
-        let mut new = OsString::from(".");
-        new.push(name);
         // The next engine finds what one has left that was killed meanwhile.
-        new.push(format!(".{}", troop::keeper::app_pid()));
+        let new = unfinished(name, troop::keeper::app_pid());
         let _ = self.directory.remove(&new);
         let mut file = self.directory.create_new(&new, 0o600)?;
         let written =
@@ -234,6 +240,14 @@ impl Store {
         }
         written
     }
+}
+
+/// The name of a file that a process has not written to its end.
+fn unfinished(name: &OsStr, pid: u32) -> OsString {
+    let mut new = OsString::from(".");
+    new.push(name);
+    new.push(format!(".{pid}"));
+    new
 }
 
 fn about(e: io::Error) -> io::Error {
