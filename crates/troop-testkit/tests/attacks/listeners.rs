@@ -243,7 +243,7 @@ async fn a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_sha
             if (isSilent && message.act === 'listening') return true;
             return send.call(this, message, ...rest);
         };
-        require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
+        require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1', () => process.send('listens'))";
     let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2);
     let mut troop = Troop::start(builder.setup(node(serves)));
     let listening = |e: &Event| match e {
@@ -254,11 +254,8 @@ async fn a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_sha
     until_port_serves(port, "at first").await;
     let workers = troop.cluster.workers();
     let silent = workers.iter().find(|worker| worker.id().0 == 1).unwrap();
-    let deadline = Instant::now() + TEST_TIMEOUT;
-    while shut_down_listeners(silent.pid()) == 0 {
-        assert!(Instant::now() < deadline, "the silent one does not listen");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    troop.message(silent).await;
+    assert_eq!(shut_down_listeners(silent.pid()), 1);
     let restored = |e: &Event| match e {
         Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
         _ => None,
