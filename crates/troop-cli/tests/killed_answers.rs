@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
@@ -145,7 +145,7 @@ fn what_an_engine_had_held_for_a_state_that_it_did_not_write_is_closed() {
 
 /// Starts an app whose engine is killed before its workers are ready. Returns what `troop start` says.
 fn start_with_a_killed_engine(home: &Home) -> (Option<i32>, String) {
-    let mut start = home
+    let start = home
         .command(&["start", "server.js", "-n", "web", "-i", "2"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -160,15 +160,7 @@ fn start_with_a_killed_engine(home: &Home) -> (Option<i32>, String) {
     });
     let engine = i32::try_from(shown["engine"].as_u64().unwrap()).unwrap();
     kill_process(Pid::from_raw(engine).unwrap(), Signal::KILL).unwrap();
-    let mut status = None;
-    wait_until("start ends", || {
-        status = start.try_wait().unwrap();
-        status.is_some()
-    });
-    let mut said = String::new();
-    start.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-    start.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    (status.unwrap().code(), said)
+    support::end_of(start, "start")
 }
 
 #[test]
@@ -193,22 +185,16 @@ fn an_upgrade_while_the_keeper_is_stopped_starts_no_other_app() {
     let worker = troop.workers().to_vec();
     let keeper = Pid::from_raw(troop.child.id().cast_signed()).unwrap();
     kill_process(keeper, Signal::STOP).unwrap();
-    let mut upgrade = troop.command(["upgrade", "hello"]).stderr(Stdio::piped()).spawn().unwrap();
+    let upgrade = troop.command(["upgrade", "hello"]).stderr(Stdio::piped()).spawn().unwrap();
     // Longer than an engine waits for an answer of its keeper.
     std::thread::sleep(Duration::from_millis(2500));
     kill_process(keeper, Signal::CONT).unwrap();
-    let mut status = None;
-    wait_until("the upgrade ends", || {
-        status = upgrade.try_wait().unwrap();
-        status.is_some()
-    });
-    let mut said = String::new();
-    upgrade.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let (code, said) = support::end_of(upgrade, "the upgrade");
     let (_, out, _) = troop.troop(["ls", "--json"]);
     let all: Vec<Value> = serde_json::from_str(&out).unwrap();
     assert_eq!(all.len(), 1, "{said}{out}");
     assert_eq!(troop.workers(), worker);
-    if !status.unwrap().success() {
+    if code != Some(0) {
         assert!(said.contains("keeper"), "{said}");
         wait_until("it can be upgraded", || troop.troop(["upgrade", "hello"]).0 == 0);
     }

@@ -6,7 +6,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -59,7 +58,7 @@ impl App {
 
     /// Runs a verb, and kills the engine meanwhile. Returns the exit code, and what was said.
     fn killed_during(&self, verb: &[&str], nth: u64) -> (Option<i32>, String) {
-        let mut child =
+        let child =
             self.home.command(verb).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Spread over the time that it takes, and different each time.
         let random = u64::from(std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos()) % 997;
@@ -67,15 +66,7 @@ impl App {
         if let Some(engine) = engine(self.keeper) {
             let _ = kill_process(Pid::from_raw(engine.cast_signed()).unwrap(), Signal::KILL);
         }
-        let mut status = None;
-        wait_until(&format!("{verb:?} ends, round {nth}"), || {
-            status = child.try_wait().unwrap();
-            status.is_some()
-        });
-        let mut said = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        (status.unwrap().code(), said)
+        support::end_of(child, &format!("{verb:?}, round {nth},"))
     }
 
     /// The state that is listed; `None` if none is.

@@ -171,6 +171,23 @@ pub fn without_progress(err: &str) -> String {
     err.lines().filter(|line| !is_progress(line)).map(|line| format!("{line}\n")).collect()
 }
 
+/// Waits for the end of a process. Returns its code, and what it said as far as that is piped.
+pub fn end_of(mut child: Child, what: &str) -> (Option<i32>, String) {
+    let mut status = None;
+    troop_testkit::wait_until(&format!("{what} ends"), || {
+        status = child.try_wait().expect("a child");
+        status.is_some()
+    });
+    let mut said = String::new();
+    for text in [
+        child.stdout.take().map(std::io::read_to_string),
+        child.stderr.take().map(std::io::read_to_string),
+    ] {
+        said += &text.transpose().expect("text").unwrap_or_default();
+    }
+    (status.and_then(|status| status.code()), said)
+}
+
 /// A Node program of these tests.
 pub fn node(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/node").join(name)
