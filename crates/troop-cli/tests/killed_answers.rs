@@ -131,16 +131,19 @@ fn what_an_engine_had_held_for_a_state_that_it_did_not_write_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let undisturbed = descriptors_after_scaling(None);
     let mut deaths = 0;
-    // Without a first state there is no next engine. The last ones are those of workers that leave.
+    // Without a first state there is no next engine. The last ones are those of workers that leave, which
+    // a busy machine, that writes the state less often, may not come to.
     let points = [2, 12].map(|nth| ("holding", nth));
-    for (point, nth) in points.into_iter().chain((20..28).map(|nth| ("letting go", nth))) {
+    for (point, nth) in points
+        .into_iter()
+        .chain([4, 8, 12, 16].into_iter().chain(20..28).map(|nth| ("letting go", nth)))
+    {
         let once = directory.path().join(format!("{point}{nth}"));
         let left = descriptors_after_scaling(Some((point, nth, &once)));
         deaths += u32::from(once.exists());
         assert!(left <= undisturbed, "{point} {nth}: {left} descriptors instead of {undisturbed}");
     }
-    // A busy machine writes the state less often.
-    assert!(deaths > 1, "it died only {deaths} times");
+    assert!(deaths > 5, "it died only {deaths} times");
 }
 
 /// Starts an app whose engine is killed before its workers are ready. Returns what `troop start` says.
