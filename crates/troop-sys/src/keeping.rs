@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -146,6 +148,16 @@ pub fn close<T>(descriptors: T) {
     crate::interrupt::often(|| drop(descriptors));
 }
 
+/// Executes a program in place of this one, which has one thread: the process, its children and the signals
+/// that are blocked and wait stay. Returns only on failure; nothing has changed then.
+pub fn execute(command: &mut Command) -> io::Error {
+    let error = command.exec();
+    // The standard library ignores it, but not in programs that it executes.
+    // SAFETY: the call has no pointers.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    error
+}
+
 /// Ends this process by a signal, without a core dump. Returns where that is not possible: process 1
 /// of a PID namespace does not end so.
 pub fn end_by(signal: i32) {
@@ -167,8 +179,6 @@ pub fn end_by(signal: i32) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
 
     #[test]

@@ -63,8 +63,17 @@ fn send(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), signal);
 }
 
-/// Other engines go on, after each of these signals to the process of this kind.
-async fn check(scheduling: &str, rounds: usize, is_killed: bool) {
+/// What happens to the primary.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    Killed,
+    Upgraded,
+    /// The engine stays.
+    KeeperUpgraded,
+}
+
+/// It happens again and again, and clients notice nothing.
+async fn check(scheduling: &str, rounds: usize, change: Change) {
     let mut program = Program::start(scheduling);
     let mut engine: u32 = program.until("engine ").parse().unwrap();
     let port = program.until("listening ").parse().unwrap();
@@ -74,13 +83,21 @@ async fn check(scheduling: &str, rounds: usize, is_killed: bool) {
     let crowd = Crowd::start(port, "");
     crowd.all_served().await;
     for round in 0..rounds {
-        match is_killed {
-            true => send(engine, Signal::KILL),
-            false => send(program.child.id(), Signal::USR1),
+        let keeper = program.child.id();
+        match change {
+            Change::Killed => send(engine, Signal::KILL),
+            Change::Upgraded => send(keeper, Signal::USR1),
+            Change::KeeperUpgraded => send(keeper, Signal::USR2),
         }
-        let former = engine;
-        engine = tokio::task::block_in_place(|| program.until("engine ")).parse().unwrap();
-        wait_until("the end of the former engine", || !is_running(former));
+        if change == Change::KeeperUpgraded {
+            let from = tokio::task::block_in_place(|| program.until("keeper from "));
+            assert_eq!(from, env!("CARGO_PKG_VERSION"));
+            assert!(is_running(engine));
+        } else {
+            let former = engine;
+            engine = tokio::task::block_in_place(|| program.until("engine ")).parse().unwrap();
+            wait_until("the end of the former engine", || !is_running(former));
+        }
         crowd.all_served().await;
         assert_eq!(program.workers(engine), workers, "{scheduling}, round {round}");
         let noticed = crowd.noticed();
@@ -105,13 +122,20 @@ async fn check(scheduling: &str, rounds: usize, is_killed: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_rust_workers_notice_nothing_of_upgrades() {
     for scheduling in ["round-robin", "auto", "steered", "shared"] {
-        check(scheduling, 5, false).await;
+        check(scheduling, 5, Change::Upgraded).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_rust_workers_notice_nothing_of_upgrades_of_the_keeper() {
+    for scheduling in ["round-robin", "steered"] {
+        check(scheduling, 5, Change::KeeperUpgraded).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_rust_workers_notice_nothing_of_crashes() {
     for scheduling in ["round-robin", "auto", "steered", "shared"] {
-        check(scheduling, 5, true).await;
+        check(scheduling, 5, Change::Killed).await;
     }
 }

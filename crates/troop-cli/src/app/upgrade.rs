@@ -1,14 +1,14 @@
 //! Another engine that goes on with the app: that of a newer version, for example.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use troop::Error;
-use troop::keeper::{Leaving, LeftDescriptor, Upgrade};
+use troop::keeper::{self, Leaving, LeftDescriptor, Upgrade};
 
 use super::{Counts, RunningApp};
 use crate::config::source;
@@ -111,19 +111,10 @@ impl RunningApp {
         path: Option<PathBuf>,
         client: Option<OwnedFd>,
     ) -> Failure {
-        let refused = |program: &std::path::Path, why: String| {
-            let program = program.display();
-            Failure::new("failed", format!("not upgraded to {program}, and the app goes on: {why}"))
+        let program = match chosen(path).await {
+            Ok(program) => program,
+            Err(refused) => return refused,
         };
-        if let Some(program) = path.clone() {
-            // Its file system may not answer.
-            let looked = move || source::answered(move || source::may_run(&program));
-            let may_run = tokio::task::spawn_blocking(looked).await;
-            if let Err(why) = may_run.unwrap_or_else(|e| Err(e.to_string())) {
-                return refused(&path.unwrap_or_default(), why);
-            }
-        }
-        let program = path.unwrap_or_else(restart::program);
         let (leaving, ending) = (self.clone(), self.clone());
         let upgrade = Upgrade::to(&program)
             .note(move |to| leaving.leave(client.as_ref(), to))
@@ -135,7 +126,22 @@ impl RunningApp {
             Error::NotReplaced(why) => why,
             other => other.chain(),
         };
-        refused(&program, error)
+        refused(&program, &error)
+    }
+
+    /// Has the keeper execute this program as it is installed now, or another one, in its own place.
+    pub(crate) async fn upgrade_keeper(&self, path: Option<PathBuf>) -> Result<Value, Failure> {
+        let program = chosen(path).await?;
+        let from = self.cluster.upgrade_keeper(&program).await.map_err(|e| match e {
+            Error::NotReplaced(why) => refused(&program, &why),
+            other => refused(&program, &other.chain()),
+        })?;
+        let version = keeper::version().unwrap_or_default();
+        let pid = keeper::app_pid();
+        log::line(&format!(
+            "troop: the keeper, process {pid}, was upgraded from {from} to {version}"
+        ));
+        Ok(json!({ "upgraded": true, "from": from, "version": version, "pid": pid }))
     }
 
     /// The same without a client, whose answer is in the log.
@@ -178,6 +184,25 @@ impl RunningApp {
             "from": from,
             "version": env!("CARGO_PKG_VERSION"),
             "engine": std::process::id(),
+            "keeper_version": keeper::version(),
         })
     }
+}
+
+/// The program to go on with, if it may be executed.
+async fn chosen(path: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let Some(program) = path else { return Ok(restart::program()) };
+    let path = program.clone();
+    // Its file system may not answer.
+    let looked = move || source::answered(move || source::may_run(&path));
+    let may_run = tokio::task::spawn_blocking(looked).await;
+    match may_run.unwrap_or_else(|e| Err(e.to_string())) {
+        Ok(_) => Ok(program),
+        Err(why) => Err(refused(&program, &why)),
+    }
+}
+
+fn refused(program: &Path, why: &str) -> Failure {
+    let program = program.display();
+    Failure::new("failed", format!("not upgraded to {program}, and the app goes on: {why}"))
 }

@@ -102,6 +102,7 @@ pub(crate) struct Reload {
 #[command(after_help = "Examples:
   cargo install --locked --path crates/troop-cli && troop upgrade all
   troop upgrade web --path /opt/troop-0.2/troop
+  troop upgrade web --keeper
 
 Exit codes: 0 when the app was upgraded, 1 if not, 3 if there is no such app.")]
 pub(crate) struct Upgrade {
@@ -112,6 +113,10 @@ pub(crate) struct Upgrade {
     /// The program to go on with [default: the file that the app was started from]
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) path: Option<PathBuf>,
+
+    /// Upgrade the keeper, the small process that keeps the one which does the work, and nothing else
+    #[arg(long)]
+    pub(crate) keeper: bool,
 
     /// Print JSON
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! Who asked for what through the control socket: a line of the log, and an event.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -109,6 +110,10 @@ fn described(request: &Request) -> Option<(&'static str, String)> {
         Some(worker) => format!(" worker {worker}"),
         None => " all workers".into(),
     };
+    let to = |path: &Option<PathBuf>| match path {
+        Some(path) => format!(" to {:.1$}", escaped(&path.to_string_lossy()), MAX_TEXT),
+        None => String::new(),
+    };
     let (verb, more) = match request {
         Request::Snapshot
         | Request::Logs
@@ -121,10 +126,8 @@ fn described(request: &Request) -> Option<(&'static str, String)> {
         }
         Request::Restart { env: Some(_) } => ("restart", " with another environment".into()),
         Request::Restart { env: None } => ("restart", String::new()),
-        Request::Upgrade { path: None } => ("upgrade", String::new()),
-        Request::Upgrade { path: Some(path) } => {
-            ("upgrade", format!(" to {:.1$}", escaped(&path.to_string_lossy()), MAX_TEXT))
-        }
+        Request::Upgrade { path } => ("upgrade", to(path)),
+        Request::UpgradeKeeper { path } => ("upgrade", format!(" of the keeper{}", to(path))),
         Request::Scale { workers: Some(workers), .. } => ("scale", format!(" to {workers}")),
         Request::Scale { workers: None, by, .. } => ("scale", format!(" by {by:+}")),
         Request::Stop { quick, forget } => {

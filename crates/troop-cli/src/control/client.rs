@@ -262,7 +262,7 @@ fn unanswered(e: io::Error, within: Duration) -> io::Error {
 /// or there is none.
 fn timeout_of(request: &Request) -> Option<Duration> {
     match request {
-        Request::Upgrade { .. } => Some(UPGRADE_TIMEOUT),
+        Request::Upgrade { .. } | Request::UpgradeKeeper { .. } => Some(UPGRADE_TIMEOUT),
         Request::Reload { .. } | Request::Events | Request::Scale { wait: true, .. } => None,
         Request::Send { wait_ms: Some(wait), .. } => {
             Some(ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*wait)))

@@ -61,6 +61,12 @@ pub(crate) enum Request {
         #[serde(default)]
         path: Option<PathBuf>,
     },
+    /// Has the keeper execute another program in its own place: troop as it is installed now, or the one at
+    /// `path`.
+    UpgradeKeeper {
+        #[serde(default)]
+        path: Option<PathBuf>,
+    },
     /// Returns where the output of the workers goes.
     Logs,
     /// Changes the number of workers, to `workers` or by `by`; answered when as many are ready and

@@ -175,6 +175,7 @@ impl Server {
                 std::future::pending().await
             }
             Request::Upgrade { path } => Err(self.app.upgrade(path, client.to_leave()).await),
+            Request::UpgradeKeeper { path } => self.app.upgrade_keeper(path).await,
             Request::Stop { quick, forget } => {
                 // Who waits for the end of this process waits for that of the app's.
                 client.hold_until_end();

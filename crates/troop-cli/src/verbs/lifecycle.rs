@@ -256,21 +256,22 @@ pub(crate) fn restart_apps(args: &Restart) -> Result<(), CliError> {
     })
 }
 
-/// Runs `troop upgrade`: has another engine go on with each of the selected apps.
+/// Runs `troop upgrade`: has another engine go on with each of the selected apps, or has their keepers
+/// execute themselves again.
 pub(crate) fn upgrade(args: &Upgrade) -> Result<(), CliError> {
     // The app's process has another working directory.
     let path = args.path.as_ref().map(std::path::absolute).transpose();
     let path = path.map_err(|e| CliError::Io("find the program".into(), e))?;
     each(&args.apps, |target| match target {
         Target::Running(mut client) => {
-            let answer = client.request(Request::Upgrade { path: path.clone() }, |_| {})?;
+            let path = path.clone();
+            let request = match args.keeper {
+                true => Request::UpgradeKeeper { path },
+                false => Request::Upgrade { path },
+            };
+            let answer = client.request(request, |_| {})?;
             let answer = named(client.name(), answer);
-            report(args.json, &answer, || {
-                let version = |field: &str| answer[field].as_str().unwrap_or("?").to_owned();
-                let (from, to) = (version("from"), version("version"));
-                let process = &answer["engine"];
-                format!("{}: upgraded from {from} to {to}, process {process}", client.name())
-            });
+            report(args.json, &answer, || upgraded(client.name(), &answer));
             Ok(())
         }
         Target::Ended(record, _) => Err(CliError::NoApp(format!(
@@ -278,6 +279,22 @@ pub(crate) fn upgrade(args: &Upgrade) -> Result<(), CliError> {
             record.name
         ))),
     })
+}
+
+/// What an upgrade has done, for people.
+fn upgraded(name: &str, answer: &Value) -> String {
+    let version = |field: &str| answer[field].as_str().unwrap_or("?");
+    let (from, to) = (version("from"), version("version"));
+    if answer["engine"].is_null() {
+        return format!("{name}: keeper upgraded from {from} to {to}, process {}", answer["pid"]);
+    }
+    let done = format!("{name}: upgraded from {from} to {to}, process {}", answer["engine"]);
+    match answer["keeper_version"].as_str() {
+        Some(keeper) if keeper != to => format!(
+            "{done}; its keeper is of version {keeper}: `troop upgrade {name} --keeper` upgrades that, too"
+        ),
+        _ => done,
+    }
 }
 
 fn restart_one(

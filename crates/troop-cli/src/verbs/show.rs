@@ -144,11 +144,14 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         } = app;
         let _ = writeln!(out, "{name}: {}", escaped(program));
         let (pid, uptime) = (snapshot.pid, time(snapshot.uptime_ms));
+        let keeper = snapshot.keeper_version.as_ref();
+        let keeper =
+            keeper.map_or_else(String::new, |keeper| format!(", keeper {}", escaped(keeper)));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
         let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
         let _ = writeln!(
             out,
-            "{}, primary {pid} (troop {version}) up {uptime}, {cpu} CPU, {memory} memory, {} restarts",
+            "{}, primary {pid} (troop {version}{keeper}) up {uptime}, {cpu} CPU, {memory} memory, {} restarts",
             times::state(app),
             snapshot.restarts
         );

@@ -9,7 +9,7 @@ pub(super) struct Before {
     oom_score: Option<String>,
     /// The soft limit on descriptors. Here it is the hard one, which an engine's is later: each
     /// descriptor that an engine has may be held.
-    descriptors: Option<u64>,
+    pub(super) descriptors: Option<u64>,
 }
 
 const OOM_SCORE: &str = "/proc/self/oom_score_adj";
@@ -23,6 +23,15 @@ impl Before {
         Before { oom_score, descriptors: process::raise_descriptor_limit() }
     }
 
+    /// What the former program of this process has changed.
+    pub(super) fn of_former(oom_score: Option<i32>, descriptors: Option<u64>) -> Before {
+        Before { oom_score: oom_score.map(|score| score.to_string()), descriptors }
+    }
+
+    pub(super) fn oom_score(&self) -> Option<i32> {
+        self.oom_score.as_ref()?.trim().parse().ok()
+    }
+
     /// Starts an engine.
     pub(super) fn start<T>(&self, start: impl FnOnce() -> T) -> T {
         let score = self.oom_score.as_deref();
@@ -31,7 +40,7 @@ impl Before {
         process::lower_descriptor_limit(self.descriptors);
         let started = start();
         let _ = process::raise_descriptor_limit();
-        if score.is_some_and(|score| score.trim().parse::<i32>().is_ok_and(|score| score > -999)) {
+        if self.oom_score().is_some_and(|score| score > -999) {
             let _ = std::fs::write(OOM_SCORE, LOWEST_SCORE);
         }
         started

@@ -27,6 +27,8 @@ pub(crate) struct Link {
     /// It has not answered in time, and is not waited for again until it says something.
     is_silent: AtomicBool,
     set_aside: Option<SetAside>,
+    /// The keeper's version, if it has told.
+    version: Mutex<Option<String>>,
     /// Messages that were received while another one was waited for.
     aside: Mutex<VecDeque<Message>>,
 }
@@ -46,8 +48,8 @@ impl Link {
         }
         let socket = inherited::take(number)?;
         let (is_broken, is_silent) = (AtomicBool::new(false), AtomicBool::new(false));
-        let aside = Mutex::default();
-        Ok(Some(Link { socket, keeper, is_broken, is_silent, set_aside, aside }))
+        let (version, aside) = (Mutex::default(), Mutex::default());
+        Ok(Some(Link { socket, keeper, is_broken, is_silent, set_aside, version, aside }))
     }
 
     pub(crate) fn keeper(&self) -> u32 {
@@ -57,6 +59,15 @@ impl Link {
     /// Why this engine starts afresh, if it takes the place of others.
     pub(crate) fn set_aside(&self) -> Option<&SetAside> {
         self.set_aside.as_ref()
+    }
+
+    /// The keeper's version. `None` before it has told that; older ones do not.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn note_version(&self, version: String) {
+        *self.version.lock().unwrap_or_else(PoisonError::into_inner) = Some(version);
     }
 
     /// Whether the keeper has ended.

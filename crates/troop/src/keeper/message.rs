@@ -44,6 +44,11 @@ pub(crate) enum Kind {
     IsWanting = 14,
     /// Close all descriptors of the state that this engine has not fetched: they are in none.
     DropUnfetched = 15,
+    /// Execute this program in the keeper's place.
+    Renew = 16,
+    /// The program that was [asked](Kind::CanYouKeep): it could be the keeper. The key is what only who has
+    /// understood the state knows, the rest its version.
+    CouldKeep = 17,
 
     // ---- from the keeper ----
     /// A child with this number has ended; the key tells how.
@@ -60,11 +65,20 @@ pub(crate) enum Kind {
     Failed = 106,
     /// This engine goes on from now on. The rest is what it is to tell of those before it.
     Commit = 107,
+    /// This process is only asked whether its program could go on as the keeper, with the state in the
+    /// file that comes with this. Answered by [`Kind::CouldKeep`] or [`Kind::Refuses`].
+    CanYouKeep = 108,
+    /// The version of the keeper.
+    KeeperIs = 109,
+    /// The keeper has executed another program in its own place; the rest is the version of the former one.
+    KeeperRenewed = 110,
+    /// The keeper stays what it is, for this reason.
+    KeeperStays = 111,
 }
 
 impl Kind {
     fn of(number: u32) -> Option<Kind> {
-        const ALL: [Kind; 22] = [
+        const ALL: [Kind; 28] = [
             Kind::CatchesSignals,
             Kind::Reap,
             Kind::Notify,
@@ -80,6 +94,8 @@ impl Kind {
             Kind::HasObeyed,
             Kind::IsWanting,
             Kind::DropUnfetched,
+            Kind::Renew,
+            Kind::CouldKeep,
             Kind::Ended,
             Kind::Dropped,
             Kind::Held,
@@ -87,6 +103,10 @@ impl Kind {
             Kind::Over,
             Kind::Failed,
             Kind::Commit,
+            Kind::CanYouKeep,
+            Kind::KeeperIs,
+            Kind::KeeperRenewed,
+            Kind::KeeperStays,
         ];
         ALL.into_iter().find(|kind| *kind as u32 == number)
     }

@@ -29,11 +29,13 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `watch.rs`, `watch/follow.rs` | the keeper; what follows the end of an engine |
+//! | `watch/renew.rs`, `left.rs` | the keeper executes a newer version of itself; what it leaves to that |
 //! | `before.rs` | what it has for itself |
 //! | `link.rs` | the engine's connection to it |
 //! | `message.rs` | what they tell each other |
 
 mod before;
+mod left;
 mod link;
 mod message;
 mod watch;
@@ -59,6 +61,11 @@ pub(crate) use message::{Kind, Message};
 pub const VARIABLE: &str = "TROOP_KEEPER";
 /// Its value for an engine, before the number of the connection.
 const ENGINE: &str = "engine:";
+
+/// The same for a keeper that goes on as a newer version of itself, before the number of its state.
+const KEEPER: &str = "keeper:";
+/// The version of the keeper.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// How many engines may end by themselves in a row before they are ready: then it is the state that ends
 /// them.
@@ -104,7 +111,13 @@ pub fn enter() -> io::Result<Option<ExitCode>> {
     if let Some(place) = Place::of(&value) {
         return watch::keep(place).map(Some);
     }
+    if let Some(code) = watch::go_on(&value)? {
+        return Ok(Some(code));
+    }
     if let Some(link) = Link::take(&value)? {
+        if watch::answer(&link) {
+            return Ok(Some(ExitCode::SUCCESS));
+        }
         // The keeper has blocked them for itself.
         troop_sys::signals::unblock_all();
         // It was executed as `/proc/self/exe`.
@@ -159,6 +172,13 @@ pub fn has_ended() -> bool {
 #[must_use]
 pub fn app_pid() -> u32 {
     LINK.get().map_or_else(std::process::id, Link::keeper)
+}
+
+/// Returns the version of the keeper, if this engine has one that has told it. It stays the same when another
+/// engine goes on; [`Cluster::upgrade_keeper`](crate::Cluster::upgrade_keeper) changes it.
+#[must_use]
+pub fn version() -> Option<String> {
+    LINK.get()?.version()
 }
 
 /// Returns the process that has started the app's.

@@ -1,6 +1,7 @@
 //! The keeper's process: one loop that waits for signals, for messages of the engine, and for its end.
 
 mod follow;
+mod renew;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -12,7 +13,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
@@ -22,7 +23,8 @@ use troop_sys::{fdpass, keeping, own_code};
 use super::before::Before;
 use super::link::{SetAside, receive, value};
 use super::message::{Kind, Message};
-use super::{Place, UNTIL_END, VARIABLE};
+use super::{Place, UNTIL_END, VARIABLE, VERSION};
+pub(super) use renew::{answer, go_on};
 
 const SIGHUP: i32 = 1;
 const SIGINT: i32 = 2;
@@ -73,10 +75,12 @@ struct Engine {
     fetched: BTreeSet<u64>,
 }
 
-/// An engine that is to take the place of the other one.
+/// An engine that is to take the place of the other one, or a program that of the keeper.
 struct Next {
     engine: Engine,
     until: Instant,
+    /// The program, if it is only asked whether it could take the place of this one.
+    keeper: Option<renew::Candidate>,
 }
 
 struct Keeper {
@@ -110,7 +114,10 @@ struct Keeper {
 
 /// Keeps an engine until it ends. Returns the exit code of the app.
 pub(super) fn keep(place: Place) -> io::Result<ExitCode> {
-    let mut keeper = start(place)?;
+    run(&mut start(place)?)
+}
+
+fn run(keeper: &mut Keeper) -> io::Result<ExitCode> {
     loop {
         if let Some(exit) = keeper.turn() {
             return Ok(as_ours(exit));
@@ -118,14 +125,18 @@ pub(super) fn keep(place: Place) -> io::Result<ExitCode> {
     }
 }
 
-fn start(place: Place) -> io::Result<Keeper> {
+fn be_keeper() -> io::Result<()> {
     process::set_name("troop-keeper");
+    keeping::adopt_orphans()
+}
+
+fn start(place: Place) -> io::Result<Keeper> {
+    be_keeper()?;
     if place == Place::Background {
         // It fails only for the leader of a process group, which a process in the background is not.
         let _ = rustix::process::setsid();
     }
     let signals = keeping::Signals::hold(&SIGNALS)?;
-    keeping::adopt_orphans()?;
     let before = Before::of_this_process();
     let engine = Engine::start(Path::new("/proc/self/exe"), None, &before)?;
     let (held, waiting, unobeyed) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -152,6 +163,17 @@ fn start(place: Place) -> io::Result<Keeper> {
 impl Engine {
     /// Starts an engine, outside the terminal's foreground group.
     fn start(program: &Path, set_aside: Option<&SetAside>, before: &Before) -> io::Result<Engine> {
+        Engine::start_as(program, set_aside, before, None)
+    }
+
+    /// The same, or a process that is only asked about this state of the keeper. One of a version that does
+    /// not know the question takes itself for an engine, and waits.
+    fn start_as(
+        program: &Path,
+        set_aside: Option<&SetAside>,
+        before: &Before,
+        question: Option<OwnedFd>,
+    ) -> io::Result<Engine> {
         let (ours, theirs) = keeping::message_pair()?;
         let theirs = fcntl_dupfd_cloexec(&theirs, APART).unwrap_or(theirs);
         fcntl_setfd(&theirs, FdFlags::empty())?;
@@ -159,6 +181,12 @@ impl Engine {
         let mut command = Command::new(program);
         command.arg0(args.next().unwrap_or_else(|| "troop".into())).args(args).process_group(0);
         command.env(VARIABLE, value(&theirs, set_aside));
+        let first = if question.is_some() { Kind::CanYouKeep } else { Kind::KeeperIs };
+        let first = Message::saying(first, VERSION.as_bytes()).encode();
+        fdpass::send(ours.as_fd(), &first, question.as_ref().map(AsFd::as_fd).as_slice())?;
+        if question.is_some() {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        }
         let own = OsString::from(std::process::id().to_string());
         for name in FOR_THIS_PROCESS {
             if std::env::var_os(name).is_some_and(|pid| pid == own) {
@@ -242,11 +270,12 @@ impl Keeper {
         }
         self.tell_of_ends();
         if let Some(next) = &self.next {
+            let what = if next.keeper.is_none() { "the new engine" } else { "the new program" };
             if let Some(exit) = next.engine.end() {
-                self.give_up(&format!("the new engine has ended: {exit}"));
+                self.give_up(&format!("{what} has ended: {exit}"));
             } else if next.until <= Instant::now() {
                 next.engine.kill();
-                self.give_up("the new engine was not ready within 5 s");
+                self.give_up(&format!("{what} was not ready within 5 s"));
             }
         }
         let exit = self.engine.end()?;
@@ -316,6 +345,8 @@ impl Keeper {
                 for signal in std::mem::take(&mut self.waiting) {
                     self.send_signal(signal);
                 }
+                // It may be another program than the one that was started.
+                self.say_version();
             }
             Kind::Reap if self.told == Some(message.number) => {
                 self.told = None;
@@ -351,6 +382,9 @@ impl Keeper {
             Kind::Upgrade => {
                 self.begin_upgrade(Path::new(std::ffi::OsStr::from_bytes(&message.rest)))
             }
+            Kind::Renew => {
+                self.begin_renewal(Path::new(std::ffi::OsStr::from_bytes(&message.rest)))
+            }
             Kind::HasLeft => self.commit(),
             Kind::Stays => {
                 if let Some(next) = &self.next {
@@ -376,7 +410,7 @@ impl Keeper {
     /// Holds no state any more. What is held until the end is no part of that. Without a state an engine to
     /// come would begin afresh, beside the one that is there.
     fn let_all_go(&mut self) {
-        if let Some(next) = &self.next {
+        if let Some(next) = self.next.as_ref().filter(|next| next.keeper.is_none()) {
             next.engine.kill();
             self.give_up(NO_STATE);
         }
@@ -397,6 +431,9 @@ impl Keeper {
 
     fn hear_next(&mut self, message: &Message) {
         let Some(next) = &mut self.next else { return };
+        if next.keeper.is_some() {
+            return self.hear_keeper_to_come(message);
+        }
         match message.kind {
             Kind::Fetch => {
                 let held = self.held.get(&message.key);
@@ -425,15 +462,16 @@ impl Keeper {
         }
         let until = Instant::now() + UPGRADE_TIMEOUT;
         match Engine::start(program, None, &self.before) {
-            Ok(engine) => self.next = Some(Next { engine, until }),
+            Ok(engine) => self.next = Some(Next { engine, until, keeper: None }),
             Err(e) => self.give_up(&format!("cannot execute {}: {e}", program.display())),
         }
     }
 
-    /// The engine to come, if there is one, does not come.
+    /// The engine or keeper to come, if there is one, does not come.
     fn give_up(&mut self, why: &str) {
-        self.next = None;
-        self.engine.send(&Message::saying(Kind::Failed, why.as_bytes()), None);
+        let is_keeper = self.next.take().is_some_and(|next| next.keeper.is_some());
+        let kind = if is_keeper { Kind::KeeperStays } else { Kind::Failed };
+        self.engine.send(&Message::saying(kind, why.as_bytes()), None);
     }
 
     /// The engine has left: the other one goes on. The former one ends by itself.

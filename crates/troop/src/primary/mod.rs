@@ -22,6 +22,7 @@ mod wake;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 #[cfg(feature = "embed")]
 use std::sync::atomic::Ordering;
@@ -508,6 +509,20 @@ impl Cluster {
     pub async fn upgrade(&self, upgrade: Upgrade) -> Error {
         let command = |failed| Command::Upgrade(upgrade, failed);
         self.inner.driver_handle.ask(command).await.unwrap_or_else(|over| over)
+    }
+
+    /// Has the [keeper](crate::keeper) execute another program in its own place, a newer version of it: its
+    /// process stays, and so do this engine and all workers. First it asks the program whether that could go
+    /// on; if it cannot, or has not said so within 5 s, nothing changes. Returns the version of the former
+    /// program.
+    ///
+    /// # Errors
+    /// [`Error::NotReplaced`] says why the keeper stays what it is; also where this program is not
+    /// [kept](crate::keeper). [`Error::ClusterOver`].
+    pub async fn upgrade_keeper(&self, program: impl Into<PathBuf>) -> Result<String> {
+        let program = program.into();
+        let command = |answer| Command::UpgradeKeeper(program, answer);
+        self.inner.driver_handle.ask(command).await?
     }
 
     /// Stops a supervised cluster at once: kills its workers, draining ones included.

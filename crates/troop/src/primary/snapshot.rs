@@ -17,6 +17,9 @@ pub struct Snapshot {
     /// The number of the process that is kept.
     #[serde(default)]
     pub engine: Option<u32>,
+    /// The version of the keeper, if the cluster has one that tells it.
+    #[serde(default)]
+    pub keeper_version: Option<String>,
     /// How many engines of this app were killed, and others went on.
     #[serde(default)]
     pub crashes: u32,

@@ -1,5 +1,6 @@
 //! The messages to the driver, which owns the primary's state, and the ways to wake it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,7 @@ use troop_sys::poll::EventFd;
 use troop_sys::tree::Found;
 
 use super::adopt::{Starter, SupervisionStatus};
-use super::driver::{ConnectionEnds, Execute, Injected, Upgrade};
+use super::driver::{ConnectionEnds, Execute, Injected, KeeperAnswer, Upgrade};
 use super::spawn::Spawned;
 use super::{Adoption, Fork, Reload, RestartPolicy, Snapshot, WorkerHandle};
 use crate::embed::direct_io::DirectIoAccess;
@@ -110,6 +111,8 @@ pub(crate) enum Command {
     Keep(oneshot::Sender<()>),
     /// Has another engine go on. The answer is why it does not.
     Upgrade(Upgrade, oneshot::Sender<Error>),
+    /// Has the keeper execute this program in its own place.
+    UpgradeKeeper(PathBuf, KeeperAnswer),
     /// The last handle of the cluster was dropped.
     Over,
 }

@@ -194,6 +194,7 @@ impl Driver {
                 let _ = done.send(());
             }),
             Command::Upgrade(upgrade, failed) => self.upgrade(upgrade, failed),
+            Command::UpgradeKeeper(program, answer) => self.upgrade_keeper(&program, answer),
             Command::Over => self.end_dropped(),
         }
     }

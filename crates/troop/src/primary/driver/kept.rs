@@ -2,10 +2,13 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::sync::oneshot;
 use troop_core::Time;
 use troop_sys::fault;
 use troop_sys::poll::Interest;
@@ -43,6 +46,13 @@ const STOPPING: [i32; 2] = [SIGINT, SIGTERM];
 /// Returns what is written down with the state for the program's own use, if it is to be written down
 /// already.
 pub(crate) type KeptNote = Box<dyn FnMut(&mut Leaving<'_, '_>) -> Option<Vec<u8>> + Send>;
+
+/// Answers with the version of the keeper's former program, or why it stays.
+pub(crate) type KeeperAnswer = oneshot::Sender<Result<String, Error>>;
+
+/// Why a keeper cannot be asked that does not say its version.
+const OLD_KEEPER: &str =
+    "the keeper is of an older version, which cannot be replaced while it runs";
 
 /// Sends an answer.
 pub(super) type KeptAnswer = Box<dyn FnOnce() + Send>;
@@ -333,7 +343,42 @@ impl Driver {
             Kind::Leave => self.may_leave(),
             Kind::Failed => self.not_upgraded(&message.text()),
             Kind::Dropped => self.is_not_held(message.key),
+            Kind::KeeperIs => {
+                keeper::link().iter().for_each(|link| link.note_version(message.text()));
+            }
+            Kind::KeeperRenewed => self.keeper_answered(Ok(message.text())),
+            Kind::KeeperStays => {
+                self.keeper_answered(Err(Error::NotReplaced(message.text())));
+            }
             _ => {}
+        }
+    }
+
+    /// Has the keeper execute another program in its own place.
+    pub(super) fn upgrade_keeper(&mut self, program: &Path, answer: KeeperAnswer) {
+        let refuse = |answer: KeeperAnswer, why: &str| {
+            // Nobody may be waiting any more.
+            let _ = answer.send(Err(Error::NotReplaced(why.into())));
+        };
+        let Some(link) = keeper::link().filter(|link| !link.is_broken()) else {
+            return refuse(answer, "it has no keeper");
+        };
+        if link.version().is_none() && !link.is_silent() {
+            return refuse(answer, OLD_KEEPER);
+        }
+        let message = Message::saying(Kind::Renew, program.as_os_str().as_bytes());
+        if link.is_silent() || link.send(&message).is_err() {
+            return refuse(answer, "the keeper does not answer: it is stopped, for example");
+        }
+        if let Some(former) = self.keeper_answer.replace(answer) {
+            refuse(former, "it was asked for once more");
+        }
+    }
+
+    fn keeper_answered(&mut self, result: Result<String, Error>) {
+        if let Some(answer) = self.keeper_answer.take() {
+            // Nobody may be waiting any more.
+            let _ = answer.send(result);
         }
     }
 }

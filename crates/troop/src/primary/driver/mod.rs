@@ -67,7 +67,7 @@ use connections::{Connections, Inspected, PendingQuestions};
 use ending::Ending;
 use events::Events;
 use kept::KeptAnswer;
-pub(crate) use kept::KeptNote;
+pub(crate) use kept::{KeeperAnswer, KeptNote};
 use listeners::Listeners;
 use operations::Operations;
 pub(crate) use operations::Reply;
@@ -155,6 +155,8 @@ pub(crate) struct Driver {
     ending: Ending,
     signals: Signals,
     replacement: Option<Replacement>,
+    /// Who has asked for another program of the keeper.
+    keeper_answer: Option<KeeperAnswer>,
     /// What the keeper holds, if it does.
     copies: Option<Copies>,
     /// How many engines of this app were killed, and how the last one was.
@@ -217,6 +219,7 @@ impl Driver {
             ending: Ending::default(),
             signals: Signals::default(),
             replacement: None,
+            keeper_answer: None,
             copies: None,
             crashes: 0,
             last_crash: None,

@@ -87,6 +87,7 @@ impl Driver {
         Snapshot {
             pid: keeper::app_pid(),
             engine: keeper::is_kept().then(std::process::id),
+            keeper_version: keeper::version(),
             crashes: self.crashes,
             last_crash: self.last_crash.clone(),
             uptime_ms: millis(self.origin.elapsed()),
