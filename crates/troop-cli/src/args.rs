@@ -242,6 +242,19 @@ pub(crate) struct Show {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Show the CPU that apps use, in percent of one CPU: look twice, with this time in between
+    /// [default: 500ms]
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = config::time,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "500ms",
+        conflicts_with = "quiet"
+    )]
+    pub(crate) cpu: Option<Time>,
 }
 
 // Arguments of `troop ls`.
@@ -251,7 +264,7 @@ pub(crate) struct Ls {
     pub(crate) show: Show,
 
     /// Print the list again and again, until Ctrl-C: on a terminal in place of the one before; with
-    /// --json one line each time
+    /// --json one line each time. Has CPU% since the list before
     #[arg(
         short,
         long,

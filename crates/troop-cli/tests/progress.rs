@@ -112,3 +112,40 @@ fn a_list_that_is_watched_follows_what_happens() {
     let _ = watching.kill();
     let _ = watching.wait();
 }
+
+#[test]
+fn the_use_of_cpu_is_shown_of_an_app_and_of_each_worker() {
+    let busy = "setInterval(() => { while (Date.now() % 100 < 60); }, 100); \
+                require('http').createServer().listen(0);";
+    let home = Home::with(&[("busy.js", busy)]);
+    home.fine(&["start", "busy.js", "-n", "web"]);
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&home.fine(args)).unwrap() };
+    for verb in ["ls", "show"] {
+        // On a busy machine a sample may find a worker that has not run.
+        wait_until("a worker that uses a CPU", || {
+            let app = &json(&[verb, "web", "--cpu=300ms", "--json"])[0];
+            let total = app["total"]["cpu_percent"].as_f64().unwrap();
+            let worker = app["workers"][0]["usage"]["cpu_percent"].as_f64().unwrap();
+            let primary = app["usage"]["cpu_percent"].as_f64().unwrap();
+            assert!((total - worker - primary).abs() < 0.2, "{app}");
+            worker > 5.0
+        });
+        assert!(json(&[verb, "web", "--json"])[0]["total"].get("cpu_percent").is_none());
+        let text = home.fine(&[verb, "web", "--cpu"]);
+        let headings = text.lines().find(|line| line.contains("MEMORY")).unwrap();
+        assert!(headings.contains("CPU%"), "{text}");
+        assert!(!home.fine(&[verb, "web"]).contains("CPU%"));
+    }
+    // The first list of several cannot know it yet.
+    let mut command = home.command(&["ls", "--watch=100ms", "--json"]);
+    let mut watching = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut total = || -> Value {
+        let apps: Value = serde_json::from_str(&lines.next().unwrap()).unwrap();
+        apps[0]["total"]["cpu_percent"].clone()
+    };
+    assert!(total().is_null());
+    assert!(total().is_number());
+    let _ = watching.kill();
+    let _ = watching.wait();
+}

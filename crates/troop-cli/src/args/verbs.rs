@@ -33,6 +33,7 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:
   troop ls
   troop ls --json | jq '.[] | {name, pid, total}'
+  troop ls --cpu                       with the CPU in percent, half a second later; --cpu=2s
   troop ls --watch                     until Ctrl-C, once a second; --watch=5s
   troop ls web --quiet                 a probe: nothing is printed
 
@@ -43,6 +44,7 @@ Exit codes: 0 if the app runs, 1 if it does not answer (with --quiet), 3 if it d
     #[command(after_help = "Examples:
   troop show web                       all of it
   troop show web:3                     one worker, by its number
+  troop show web --cpu                 with the CPU of each worker in percent
   troop show web --quiet               a probe: nothing is printed
 
 Exit codes: 0 if the app runs, 1 if it does not answer or has no such worker, 3 if it does not run. With --quiet also 4: it runs, but not all of its workers are ready, or not that one.")]

@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 use troop::text::escaped;
 
+use super::cpu::{self, Cpu};
 use super::show::{answers, print_json, serving};
 use super::table::{self, ago, size, time};
 use super::times;
 use crate::apps::App;
 use crate::args::{Ls, Show};
+use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
 use crate::records::listed::{self, Listed};
@@ -27,7 +29,16 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) fn ls(args: &Ls) -> Result<(), CliError> {
     match args.watch {
         Some(interval) => watch(&args.show, interval.0.max(MIN_INTERVAL)),
-        None => print(list(&args.show)?, args.show.json),
+        None => {
+            let mut found = list(&args.show)?;
+            if let Some(time) = args.show.cpu {
+                std::thread::sleep(cpu::interval(time.0));
+                let before = found;
+                found = list(&args.show)?;
+                found.compare(&before);
+            }
+            print(found, args.show.json)
+        }
     }
 }
 
@@ -37,24 +48,33 @@ fn watch(args: &Show, interval: Duration) -> Result<(), CliError> {
     if is_terminal {
         let _ = io::stdout().lock().write_all(b"\x1b[2J");
     }
+    let mut before: Option<Found> = None;
     loop {
-        let found = list(args);
-        let written = match found {
-            Ok(found) if args.json => {
-                let ids = found.entries.iter().map(|entry| as_json(entry, found.id(entry)));
-                print::json(&ids.collect())
+        let found = list(args).map(|mut found| {
+            match &before {
+                Some(before) => found.compare(before),
+                None => found.has_cpu = true,
             }
+            found
+        });
+        let written = match &found {
+            Ok(found) if args.json => print::json(&Value::Array(found.as_json())),
             Ok(found) => {
                 let lines = found.lines();
                 if is_terminal { again(&lines) } else { after_another(&lines) }
             }
             // It may be started while this goes on.
-            Err(CliError::NoApp(text)) if is_terminal => again(&[text]),
-            Err(e) => return Err(e),
+            Err(CliError::NoApp(text)) if is_terminal => again(std::slice::from_ref(text)),
+            Err(_) => Ok(()),
         };
         if written.is_err() {
             return Ok(());
         }
+        before = match found {
+            Ok(found) => Some(found),
+            Err(CliError::NoApp(_)) if is_terminal => None,
+            Err(e) => return Err(e),
+        };
         std::thread::sleep(interval);
     }
 }
@@ -78,12 +98,22 @@ fn after_another(lines: &[String]) -> io::Result<()> {
     writeln!(out, "{text}").and_then(|()| out.flush())
 }
 
+fn running(entries: &[App]) -> impl Iterator<Item = &AppSnapshot> {
+    entries.iter().filter_map(|entry| match entry {
+        App::Running(app) => Some(&**app),
+        _ => None,
+    })
+}
+
 /// What is listed.
 struct Found {
     entries: Vec<App>,
     ids: BTreeMap<String, u32>,
     /// The error if a named app does not run.
     ended: Option<CliError>,
+    /// Whether the use of CPU is shown, which is not known at the first look.
+    has_cpu: bool,
+    cpu: BTreeMap<String, Cpu>,
 }
 
 impl Found {
@@ -94,23 +124,60 @@ impl Found {
         }
     }
 
+    /// Takes note of the CPU that apps have used since an earlier look.
+    fn compare(&mut self, before: &Found) {
+        self.has_cpu = true;
+        for app in running(&self.entries) {
+            let before = running(&before.entries).find(|before| before.name == app.name);
+            if let Some(cpu) = before.and_then(|before| Cpu::between(before, app)) {
+                self.cpu.insert(app.name.clone(), cpu);
+            }
+        }
+    }
+
     fn lines(&self) -> Vec<String> {
         let now = millis(SystemTime::now());
-        let rows = self.entries.iter().map(|entry| row(entry, self.id(entry), now));
-        table::for_terminal(&HEADINGS, &RIGHT, &SPARE, &rows.collect::<Vec<_>>())
+        let mut headings = HEADINGS.to_vec();
+        if self.has_cpu {
+            headings.insert(CPU + 1, "CPU%");
+        }
+        let rows = self.entries.iter().map(|entry| {
+            let mut row = row(entry, self.id(entry), now);
+            if self.has_cpu {
+                let cpu = self.cpu.get(entry.name());
+                row.insert(
+                    CPU + 1,
+                    cpu.map_or_else(String::new, |cpu| cpu::shown(Some(cpu.total))),
+                );
+            }
+            row
+        });
+        table::for_terminal(&headings, &RIGHT, &SPARE, &rows.collect::<Vec<_>>())
+    }
+
+    fn as_json(&self) -> Vec<Value> {
+        let entries = self.entries.iter().map(|entry| {
+            let mut value = as_json(entry, self.id(entry));
+            if let Some(cpu) = self.cpu.get(entry.name()) {
+                cpu.write_into(&mut value);
+            }
+            value
+        });
+        entries.collect()
     }
 }
 
 const HEADINGS: [&str; 10] =
     ["ID", "NAME", "PID", "STATE", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY", "LISTENS ON"];
-const RIGHT: [&str; 7] = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "MEMORY"];
+/// The column with the CPU time.
+const CPU: usize = 7;
+const RIGHT: [&str; 8] = ["ID", "PID", "WORKERS", "RESTARTS", "UPTIME", "CPU", "CPU%", "MEMORY"];
 /// What says whether an app is well stays.
 const SPARE: [&str; 6] = ["CPU", "PID", "UPTIME", "MEMORY", "RESTARTS", "ID"];
 
 fn print(found: Found, json: bool) -> Result<(), CliError> {
     if json {
-        let entries = found.entries.iter();
-        print_json(&entries.map(|entry| as_json(entry, found.id(entry))).collect::<Vec<_>>());
+        print_json(&found.as_json());
     } else {
         for line in found.lines() {
             // A closed standard output is ignored.
@@ -188,7 +255,7 @@ fn list(args: &Show) -> Result<Found, CliError> {
     }
     let ids: BTreeMap<_, _> =
         known.into_iter().map(|app| (app.record.name, app.record.id)).collect();
-    let mut found = Found { entries: Vec::new(), ids, ended };
+    let mut found = Found { entries: Vec::new(), ids, ended, has_cpu: false, cpu: BTreeMap::new() };
     entries.sort_by_key(|entry| found.id(entry).unwrap_or(u32::MAX));
     found.entries = entries;
     Ok(found)

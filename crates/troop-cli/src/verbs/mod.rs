@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod check;
+mod cpu;
 mod each;
 pub(crate) mod elsewhere;
 pub(crate) mod exec_activated;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use troop::snapshot::{ListenerSnapshot, Phase, Snapshot, WorkerSnapshot, WorkerState};
 use troop::text::{self, escaped};
 
+use super::cpu::{self, Cpu};
 use super::list;
 use super::table::{self, size, time};
 use super::times;
@@ -99,6 +100,9 @@ pub(super) fn print_json(value: &impl serde::Serialize) {
     let _ = print::raw(&text::json(serde_json::to_string_pretty(value).unwrap_or_default()));
 }
 
+/// The column of workers with their CPU time.
+const CPU: usize = 6;
+
 /// Runs `troop show`.
 pub(crate) fn show(args: &Show) -> Result<(), CliError> {
     let mut apps = Vec::new();
@@ -107,8 +111,21 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
     if let (Err(CliError::NoApp(_)), Some(word), false) = (&found, app, args.json) {
         describe_ended(word)?;
     }
-    for mut client in found? {
+    let mut clients = found?;
+    let mut earlier = None;
+    if let Some(time) = args.cpu {
+        let looked = clients.iter_mut().map(Client::snapshot);
+        earlier = Some(looked.collect::<Result<Vec<_>, _>>()?);
+        std::thread::sleep(cpu::interval(time.0));
+        // A client is for one request.
+        clients = targets::find(app)?;
+    }
+    for mut client in clients {
         let mut app = client.snapshot()?;
+        let cpu = earlier.as_ref().map(|earlier| {
+            let before = earlier.iter().find(|before| before.name == app.name)?;
+            Cpu::between(before, &app)
+        });
         if let Some(number) = worker {
             app.snapshot.workers.retain(|worker| worker.id.0 == number);
             if app.snapshot.workers.is_empty() {
@@ -118,13 +135,18 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
                 )));
             }
         }
-        apps.push(app);
+        apps.push((app, cpu));
     }
     if args.json {
-        print_json(&apps);
+        let as_json = |(app, cpu): &(AppSnapshot, Option<Option<Cpu>>)| {
+            let mut value = serde_json::to_value(app).unwrap_or_default();
+            cpu.iter().flatten().for_each(|cpu| cpu.write_into(&mut value));
+            value
+        };
+        print_json(&apps.iter().map(as_json).collect::<Vec<_>>());
         return Ok(());
     }
-    for (at, app) in apps.iter().enumerate() {
+    for (at, (app, cpu)) in apps.iter().enumerate() {
         let mut out = std::io::stdout().lock();
         if at > 0 {
             let _ = writeln!(out);
@@ -148,10 +170,10 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         let keeper =
             keeper.map_or_else(String::new, |keeper| format!(", keeper {}", escaped(keeper)));
         let memory = snapshot.usage.map_or_else(|| "?".into(), |usage| size(usage.rss));
-        let cpu = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
+        let used = snapshot.usage.map_or_else(|| "?".into(), |usage| time(usage.cpu_ms));
         let _ = writeln!(
             out,
-            "{}, primary {pid} (troop {version}{keeper}) up {uptime}, {cpu} CPU, {memory} memory, {} restarts",
+            "{}, primary {pid} (troop {version}{keeper}) up {uptime}, {used} CPU, {memory} memory, {} restarts",
             times::state(app),
             snapshot.restarts
         );
@@ -167,8 +189,14 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
             false if !at.is_empty() => drop(writeln!(out, "its workers listen by themselves{at}")),
             false => {}
         }
-        let (cpu, memory) = (time(total.cpu_ms), size(total.rss));
-        let _ = writeln!(out, "with its workers {cpu} CPU, {memory} memory");
+        let (time, memory) = (time(total.cpu_ms), size(total.rss));
+        let percent = match cpu {
+            Some(cpu) => {
+                format!(" ({} now)", cpu::shown(cpu.as_ref().map(|cpu| cpu.total)))
+            }
+            None => String::new(),
+        };
+        let _ = writeln!(out, "with its workers {time} CPU{percent}, {memory} memory");
         if let Some(end) = &snapshot.last_end {
             let _ = writeln!(out, "last unexpected end: {}", escaped(end));
         }
@@ -194,8 +222,8 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
         }
         let _ = writeln!(out);
         drop(out);
-        let rows: Vec<_> = snapshot.workers.iter().map(row).collect();
-        let headings = [
+        let mut rows: Vec<_> = snapshot.workers.iter().map(row).collect();
+        let mut headings = vec![
             "SLOT",
             "WORKER",
             "PID",
@@ -209,9 +237,19 @@ pub(crate) fn show(args: &Show) -> Result<(), CliError> {
             "WEIGHT",
             "LEAVES WITHIN",
         ];
+        if let Some(cpu) = cpu {
+            headings.insert(CPU + 1, "CPU%");
+            for (row, worker) in rows.iter_mut().zip(&snapshot.workers) {
+                let of = cpu.as_ref().and_then(|cpu| cpu.workers.get(&worker.id));
+                row.insert(CPU + 1, cpu::shown(of.copied()));
+            }
+        }
         table::print(
             &headings,
-            &["SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "MEMORY", "TAKEN", "OPEN", "WEIGHT"],
+            &[
+                "SLOT", "WORKER", "PID", "AGE", "GEN", "CPU", "CPU%", "MEMORY", "TAKEN", "OPEN",
+                "WEIGHT",
+            ],
             &["WEIGHT", "GEN", "TAKEN", "CPU", "LEAVES WITHIN", "SLOT", "MEMORY"],
             &rows,
         );

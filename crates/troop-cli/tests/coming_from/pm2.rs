@@ -24,7 +24,7 @@ const COMMANDS: [Command; 72] = [
     command("start ecosystem.config.js --only web --env production", &[], "", Done),
     command("start \"npm run dev\"", &[], "a command line in quotation marks", By("a_whole_command_is_started_as_a_shell_would")),
     command("start .", &[], "the program that package.json names", By("a_whole_command_is_started_as_a_shell_would")),
-    command("list · ls · l · ps · status", &[], "", Done),
+    command("list · ls · l · ps · status", &[], "`troop ls --cpu` has `CPU%`", Done),
     command("describe api · desc api · info api · show api", &[], "", Done),
     command("jlist · prettylist", &[], "one `pm_id` per app, not per worker; `troop ls --json` has more", Done),
     command("pid api · pid", &[], "the workers' process numbers", Done),
