@@ -17,6 +17,7 @@ pub mod fuzz;
 mod in_use;
 mod kept;
 mod launcher;
+mod libraries;
 mod log;
 mod logs;
 mod moves;

@@ -8,12 +8,15 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
+use troop::Cluster;
 
 use crate::app::LeftApp;
 use crate::config::{Alone, source};
+use crate::log;
 use crate::program::is_script;
 use crate::resolve::ResolvedApp;
-use crate::restart::ALONE_VARIABLE;
+use crate::restart::{ALONE_VARIABLE, RestartRequest};
+use crate::start::StartupReporter;
 
 /// Why the app of this process runs alone, if its program was to choose.
 static WHY: OnceLock<Option<String>> = OnceLock::new();
@@ -72,8 +75,29 @@ impl Notice {
     }
 
     /// Whether the program itself asks, so that it is certain to have such a part.
-    pub(crate) fn is_certain(&self) -> bool {
+    fn is_certain(&self) -> bool {
         !self.package
+    }
+
+    /// Tells of the program, or has it run alone, if it may: then there is a cluster.
+    pub(crate) fn tell(
+        &self,
+        cluster: Option<&Cluster>,
+        restarting: &RestartRequest,
+        reporter: Option<&StartupReporter>,
+    ) {
+        match cluster.filter(|_| self.is_certain()) {
+            Some(cluster) => {
+                let reports = reporter.is_some_and(StartupReporter::postpone);
+                restarting.request_alone(self.change(), reports);
+                drop(cluster.stop());
+            }
+            None => {
+                let hint = self.hint();
+                log::line(&format!("troop: {hint}"));
+                reporter.iter().for_each(|reporter| reporter.note_hint(hint.clone()));
+            }
+        }
     }
 
     /// Returns what to tell of a program that stays a worker.

@@ -18,6 +18,7 @@ use crate::control::server;
 use crate::control::sockets::{self, Claim, ClaimError};
 use crate::error::RunError;
 use crate::in_use::{Bound, Failures};
+use crate::libraries::Inbox;
 use crate::log::{self, Log};
 use crate::logs::collect::Collector;
 use crate::logs::file::{LogFile, Rotation};
@@ -292,6 +293,9 @@ fn run_as(
     let counts = left.as_ref().map(|left| left.counts.clone());
     let counters = Arc::new(Counters::after(counts.unwrap_or_default()));
     left.iter().for_each(|left| left.ending.go_on(&restarting, keeper.as_deref()));
+    let inbox =
+        Arc::new(Inbox::after(format, left.as_ref().map(|left| (&left.counts, &left.limiters))));
+    let letters = inbox.clone();
     let left = left.map(|left| Left {
         version: left.version,
         resolved: left.resolved.take(),
@@ -313,6 +317,7 @@ fn run_as(
         claim: served.clone(),
         left,
         counters: counters.clone(),
+        inbox,
     };
     let early = restarting.clone();
     let noting = pid_files.clone();
@@ -356,21 +361,13 @@ fn run_as(
             if let Event::Message { message, .. } = event
                 && let Some(notice) = Notice::of(message.as_json())
             {
-                match running.get().filter(|_| may_become_alone && notice.is_certain()) {
-                    _ if std::mem::replace(&mut has_told, true) => {}
-                    Some(cluster) => {
-                        let reports = hinted.as_ref().is_some_and(|reporter| reporter.postpone());
-                        changing.request_alone(notice.change(), reports);
-                        drop(cluster.stop());
-                    }
-                    None => {
-                        let hint = notice.hint();
-                        log::line(&format!("troop: {hint}"));
-                        hinted.iter().for_each(|reporter| reporter.note_hint(hint.clone()));
-                    }
+                if !std::mem::replace(&mut has_told, true) {
+                    let cluster = running.get().filter(|_| may_become_alone);
+                    notice.tell(cluster, &changing, hinted.as_deref());
                 }
                 return;
             }
+            letters.note(event);
             noting.iter().for_each(|files| files.note(event));
             if let Some(why) = failures.note(event) {
                 log::line(&format!("troop: {why}"));

@@ -152,6 +152,12 @@ impl Page<'_, '_> {
             }
             Ok(())
         })?;
+        self.counter(
+            "messages_unclaimed",
+            "Messages of workers to the primary that nobody took",
+            None,
+            |app, add| add(&Labels::new(), app.counts.unclaimed as f64),
+        )?;
         self.counter("worker_ends", "Ends of workers, by how they came", None, |app, add| {
             for (how, count) in &app.counts.ends {
                 add(&vec![("how", how)], *count as f64)?;

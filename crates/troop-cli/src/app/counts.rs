@@ -26,6 +26,8 @@ pub(crate) struct Counts {
     pub(crate) messages: u64,
     /// Requests of workers to the primary.
     pub(crate) requests: u64,
+    /// Messages that nobody took; those that the followers of events got do not count.
+    pub(crate) unclaimed: u64,
     /// Other events, by the names that `troop events --json` has.
     pub(crate) events: BTreeMap<String, u64>,
     /// Ends of workers: `asked` of those that were asked to leave, `ended` of those that troop killed,

@@ -39,7 +39,7 @@ impl RunningApp {
             schedule: self.schedule_snapshot(),
             lost_lines: self.queue.as_ref().map_or(0, |queue| queue.dropped()),
             total: Total::of(&snapshot),
-            counts: self.counters.values(),
+            counts: self.counts(),
             snapshot,
         };
         serde_json::to_value(app).map_err(|e| Failure::new("failed", e.to_string()))

@@ -47,6 +47,7 @@ use crate::config::LogFormat;
 use crate::control::connection::Connection;
 use crate::control::protocol::{Answer, Failure};
 use crate::control::sockets::Claim;
+use crate::libraries::Inbox;
 use crate::log;
 use crate::logs::writer::LogQueue;
 use crate::records::keeper::{self, Keeper};
@@ -80,6 +81,8 @@ pub(crate) struct Parts {
     /// What another engine has left, if this one goes on with its app.
     pub(crate) left: Option<Left>,
     pub(crate) counters: Arc<Counters>,
+    /// Messages of libraries.
+    pub(crate) inbox: Arc<Inbox>,
 }
 
 /// What another engine has left to this one.
@@ -122,6 +125,7 @@ pub(crate) struct RunningApp {
     inputs: input::Inputs,
     startup: Startup,
     counters: Arc<Counters>,
+    inbox: Arc<Inbox>,
     /// What happened at the app's times.
     schedule: Mutex<schedule::Schedule>,
     /// Wakes what releases memory, after a request.
@@ -152,6 +156,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
         claim,
         left,
         counters,
+        inbox,
     } = parts;
     let (uncounted, current) = match &left {
         Some(left) => (left.uncounted_restarts, left.resolved.clone()),
@@ -160,6 +165,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
     let app = Arc::new(RunningApp {
         startup: Startup::new(&cluster),
         counters,
+        inbox,
         cluster,
         name,
         source,
@@ -195,6 +201,7 @@ pub(crate) fn start<F: Future<Output = ()>>(
             }
             tokio::spawn(app.clone().handle_signals(signals));
             tokio::spawn(app.clone().follow_schedule());
+            tokio::spawn(app.clone().answer_libraries());
             if let Some(left) = left {
                 tokio::spawn(app.clone().tell_of_upgrade(left));
             }
@@ -210,6 +217,16 @@ impl RunningApp {
     /// Returns a handle of the app's cluster.
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// Returns the messages of libraries that wait.
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.inbox
+    }
+
+    /// Returns how often things have happened.
+    fn counts(&self) -> Counts {
+        Counts { unclaimed: self.inbox.unclaimed(), ..self.counters.values() }
     }
 
     /// Returns the format of events.

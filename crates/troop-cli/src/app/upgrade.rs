@@ -14,6 +14,7 @@ use super::{Counts, RunningApp};
 use crate::config::source;
 use crate::control::protocol::Failure;
 use crate::error::RunError;
+use crate::libraries::LimiterOptions;
 use crate::records::keeper::Keeper;
 use crate::records::{Text, own_env, pairs};
 use crate::resolve::ResolvedApp;
@@ -35,6 +36,9 @@ pub(crate) struct LeftApp {
     /// How often things have happened.
     #[serde(default)]
     pub(crate) counts: Counts,
+    /// The limiters of `rate-limiter-flexible`, which workers do not name again.
+    #[serde(default)]
+    pub(crate) limiters: Vec<LimiterOptions>,
     /// The lock of its name, and its control socket.
     pub(crate) claim: Option<(LeftDescriptor, LeftDescriptor)>,
     /// The client that has asked for the next engine, which answers it.
@@ -163,7 +167,8 @@ impl RunningApp {
             resolved: LeftOptions::of(&self.resolved()),
             file: self.source.origin().cloned(),
             uncounted_restarts: self.uncounted_restarts.load(Ordering::Relaxed),
-            counts: self.counters.values(),
+            counts: self.counts(),
+            limiters: self.inbox.limiters(),
             claim: claim.map(|(lock, socket)| (to.descriptor(lock), to.descriptor(socket))),
             client: client.and_then(|client| Some(to.descriptor(client.try_clone().ok()?))),
             is_report_due: self.reporter.as_ref().is_some_and(|reporter| reporter.is_due()),

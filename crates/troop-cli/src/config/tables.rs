@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::values::{Size, Time, texts, texts_schema};
 
 /// Format of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize, Serialize, JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum LogFormat {
     /// One sentence per event
+    #[default]
     Human,
     /// One JSON object per event
     Json,

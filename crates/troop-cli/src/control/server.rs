@@ -213,6 +213,7 @@ impl Server {
                 format!("{MAX_FOLLOWERS} follow the events already"),
             )));
         };
+        let _follower = self.app.inbox().follow();
         let mut events: Events = self.app.cluster().events_within(MAX_FOLLOWER_BYTES);
         let mut asked = self.audit.follow();
         loop {
