@@ -76,6 +76,7 @@
 //! | `hyper` | `troop::serve::hyper` serves a service of hyper's |
 //! | `http2` | both of them speak HTTP/2, too |
 //! | `tonic` | tonic's server takes [`TcpListener::incoming`] |
+//! | `metrics` | `Worker::metrics` tells what a `prometheus-client` registry says |
 //! | `tracing` | spans (`primary`, `worker`) and events of primary and workers, with each worker's number (`worker`) and slot (`slot`); a subscriber must not wait for the cluster |
 //! | `embed` | for programs that start the workers' processes themselves |
 

@@ -54,6 +54,9 @@ const MAX_CONNECTIONS: usize = 256;
 /// count.
 const MAX_REQUESTS: usize = 64;
 
+/// The most probes that are being answered at a time, so that other clients leave some places for them.
+const MAX_PROBES: usize = 64;
+
 /// Time that alerts which are being told have when the worker drains.
 const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,6 +73,7 @@ pub(super) struct Admin {
     /// Whether the worker is to leave, for clients that would stay.
     draining: watch::Sender<bool>,
     requests: Semaphore,
+    probes: Semaphore,
 }
 
 impl Admin {
@@ -113,9 +117,10 @@ pub(crate) fn run(args: &ServeAdmin) -> Result<(), Error> {
         log_places: logs::places(),
         draining: watch::Sender::new(false),
         requests: Semaphore::new(MAX_REQUESTS),
+        probes: Semaphore::new(MAX_PROBES),
     });
     let address = args.address.clone();
-    let limits = Limits::timeout(CLIENT_TIMEOUT).connections(MAX_CONNECTIONS);
+    let limits = Limits::timeout(CLIENT_TIMEOUT).connections(MAX_CONNECTIONS).replacing_silent();
     troop::worker()?.block_on(async |worker| {
         let telling = alerts::start(&worker, admin.clone(), &options.alerts);
         tokio::spawn(history::keep(admin.clone()));
@@ -162,9 +167,11 @@ fn routes(admin: Arc<Admin>) -> Router {
         .route("/session", get(sessions::session))
         .route("/apps/{app}/{verb}", post(verbs::post))
         .layer(middleware::from_fn_with_state(admin.clone(), access::with_token));
-    Router::new()
+    let probes = Router::new()
         .route("/ready", get(probes::ready))
         .route("/live", get(probes::live))
+        .layer(middleware::from_fn_with_state(admin.clone(), bounded_probes));
+    Router::new()
         .route("/metrics", get(metrics::metrics))
         .route("/", get(page::index))
         .route("/page/{file}", get(page::file))
@@ -172,6 +179,7 @@ fn routes(admin: Arc<Admin>) -> Router {
         .route("/logout", post(sessions::logout))
         .merge(guarded)
         .layer(middleware::from_fn_with_state(admin.clone(), bounded))
+        .merge(probes)
         .layer(middleware::from_fn_with_state(admin.clone(), access::of_this_host))
         .with_state(admin)
 }
@@ -182,8 +190,26 @@ async fn bounded(
     request: axum::extract::Request,
     next: Next,
 ) -> Response {
-    let Ok(_place) = admin.requests.try_acquire() else {
-        let text = format!("{MAX_REQUESTS} requests are being answered already\n");
+    within(&admin.requests, MAX_REQUESTS, request, next).await
+}
+
+/// The same for probes, which have places of their own.
+async fn bounded_probes(
+    State(admin): State<Arc<Admin>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    within(&admin.probes, MAX_PROBES, request, next).await
+}
+
+async fn within(
+    places: &Semaphore,
+    most: usize,
+    request: axum::extract::Request,
+    next: Next,
+) -> Response {
+    let Ok(_place) = places.try_acquire() else {
+        let text = format!("{most} requests are being answered already\n");
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
     next.run(request).await

@@ -162,6 +162,37 @@ fn an_app_that_was_started_over_http_outlives_the_server() {
 }
 
 #[test]
+fn idle_clients_keep_no_probe_from_its_answer() {
+    let server = Server::start(&[]);
+    // More than the server has places for, and fewer than a process may usually have descriptors.
+    let idle: Vec<_> =
+        (0..700).map(|_| TcpStream::connect(server.address.as_str()).unwrap()).collect();
+    for path in ["/ready", "/live", "/metrics"] {
+        assert_eq!(server.get(path).0, 200, "{path}");
+    }
+    drop(idle);
+}
+
+#[test]
+fn clients_that_do_not_send_what_they_have_announced_keep_no_probe_from_its_answer() {
+    let server = Server::start(&[]);
+    let head =
+        format!("POST /login HTTP/1.1\r\nHost: {}\r\nContent-Length: 9\r\n\r\n", server.address);
+    let slow = || {
+        let mut client = TcpStream::connect(server.address.as_str()).unwrap();
+        client.write_all(head.as_bytes()).unwrap();
+        client
+    };
+    let mut clients = Vec::new();
+    // Until all places for requests are taken.
+    wait_until("a request that is refused", || {
+        clients.extend((0..10).map(|_| slow()));
+        server.get("/metrics").0 == 503
+    });
+    assert_eq!(["/ready", "/live"].map(|path| server.get(path).0), [200, 200]);
+}
+
+#[test]
 fn a_body_that_is_too_long_is_refused() {
     let server = Server::start(&["--verbs", "reload"]);
     let long = format!("{{}}{}", " ".repeat(100_000));

@@ -176,6 +176,46 @@ fn metrics_that_workers_keep_with_prom_client_are_on_the_page_as_one_sum() {
     }
 }
 
+/// Starts two workers of Rust that count their connections; returns their address.
+fn counted(home: &Home, options: &[&str]) -> String {
+    let troop = Path::new(env!("CARGO_BIN_EXE_troop"));
+    let program = troop.parent().unwrap().join("examples/counted");
+    home.fine(&[&["start", program.to_str().unwrap(), "-n", "web", "-w", "2"], options].concat());
+    address(home, "web")
+}
+
+#[test]
+fn metrics_that_rust_workers_keep_are_on_the_page_as_one_sum() {
+    let home = Home::with(&[]);
+    let web = counted(&home, &[]);
+    for _ in 0..6 {
+        assert_eq!(ask(&web, "GET / HTTP/1.1\r\nHost: web", "").0, 200);
+    }
+    let server = Server::beside(home, &["--worker-metrics", "web"]);
+    let page = server.samples();
+    assert_eq!(page.get(r#"served_total{app="web"}"#), Some(&6.0), "{page:?}");
+    assert_eq!(page.get(r#"troop_worker_metrics_missing{app="web"}"#), Some(&0.0));
+}
+
+#[test]
+fn a_rust_worker_whose_metrics_take_too_long_is_left_out_and_counted() {
+    let home = Home::with(&[]);
+    let web = counted(&home, &["--", "slow"]);
+    for _ in 0..6 {
+        assert_eq!(ask(&web, "GET / HTTP/1.1\r\nHost: web", "").0, 200);
+    }
+    let server = Server::beside(home, &["--worker-metrics", "web"]);
+    for _ in 0..2 {
+        let page = server.samples();
+        let missing = page.get(r#"troop_worker_metrics_missing{app="web"}"#);
+        assert_eq!(missing, Some(&1.0), "{page:?}");
+        let served = page.get(r#"served_total{app="web"}"#);
+        assert!(served.is_some_and(|served| *served < 6.0), "{page:?}");
+        // It serves all the same.
+        assert_eq!(ask(&web, "GET / HTTP/1.1\r\nHost: web", "").0, 200);
+    }
+}
+
 /// A program of Prometheus'.
 fn of_prometheus(name: &str) -> Option<Command> {
     let unpacked = installed("prometheus/usr/bin").join(name);

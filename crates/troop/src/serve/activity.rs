@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 
+use super::waiting::Place;
 use crate::worker::Movable;
 
 /// The state of one connection; its server, its stream and its answers write into it.
@@ -35,13 +36,29 @@ pub(super) struct Activity {
     /// Whether the primary wants it for another worker, although this one stays.
     is_requested: AtomicBool,
     requested: Notify,
+    /// Where it is among the connections that can be replaced, if these are known.
+    place: Option<Arc<Place>>,
 }
 
 impl Activity {
+    /// Returns the activity of a connection that can be replaced, if there is a place.
+    pub(super) fn at(place: Option<Arc<Place>>) -> Activity {
+        Activity { place, ..Activity::default() }
+    }
+
+    /// Records whether the client keeps the connection waiting.
+    fn note_waiting(&self) {
+        if let Some(place) = &self.place {
+            let is_answering = self.answering.load(Acquire) > 0;
+            place.set_waiting(!is_answering || self.is_blocked.load(Acquire));
+        }
+    }
+
     /// Records a request, which counts as being answered until the returned value is dropped.
     pub(super) fn begin(self: &Arc<Activity>) -> Answering {
         self.answering.fetch_add(1, AcqRel);
         self.has_begun.store(true, Release);
+        self.note_waiting();
         Answering(self.clone())
     }
 
@@ -59,6 +76,7 @@ impl Activity {
             if !is_blocked {
                 self.changed.notify_one();
             }
+            self.note_waiting();
         }
     }
 
@@ -139,6 +157,7 @@ impl Drop for Answering {
     fn drop(&mut self) {
         if self.0.answering.fetch_sub(1, AcqRel) == 1 {
             self.0.changed.notify_one();
+            self.0.note_waiting();
         }
     }
 }

@@ -243,7 +243,7 @@ where
             service.call(request).await
         }
     });
-    span.wrap(connection::serve(io, service, &worker, open, None)).await;
+    span.wrap(connection::serve(io, service, &worker, open, None, None)).await;
 }
 
 /// The service that axum gets for a connection which it believes to be closed.

@@ -22,6 +22,7 @@ use super::activity::{Activity, Answer};
 #[cfg(feature = "http2")]
 use super::http2;
 use super::stream::Stream;
+use super::waiting::Place;
 use crate::worker::{Turn, Worker};
 
 /// Time that a client has to complete the head of a request that it has begun, when the worker
@@ -32,13 +33,15 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Serves a connection until its client closes it or, after the worker is to finish, until another
 /// worker has it or its moment to close has come. `open` is held until then, also after an upgrade
-/// to another protocol. `limit` is how long a client may keep it waiting.
+/// to another protocol. `limit` is how long a client may keep it waiting, `place` where it is among the
+/// connections that can be replaced.
 pub(super) async fn serve<I, S, B>(
     io: I,
     service: S,
     worker: &Worker,
     open: watch::Receiver<()>,
     limit: Option<Duration>,
+    place: Option<Arc<Place>>,
 ) where
     I: WorkerIo,
     S: Service<Request<Incoming>, Response = Response<B>>,
@@ -48,7 +51,7 @@ pub(super) async fn serve<I, S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let activity = Arc::new(Activity::default());
+    let activity = Arc::new(Activity::at(place));
     let mut stream = Stream::new(io, activity.clone(), open, limit);
     let turn = worker.inner().next_turn();
     let answering = activity.clone();

@@ -2,12 +2,14 @@
 
 use std::error::Error;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 
+use super::waiting::Waiting;
 use super::{Open, Served, WorkerListener, connection};
 
 /// Serves a hyper service, as [`serve`](crate::serve()) does an app of axum's: until the worker is to
@@ -46,6 +48,7 @@ where
 pub struct Limits {
     timeout: Duration,
     connections: usize,
+    replaces_silent: bool,
 }
 
 impl Limits {
@@ -53,13 +56,21 @@ impl Limits {
     /// of a request while none is answered, and those that take nothing of an answer.
     #[must_use]
     pub fn timeout(timeout: Duration) -> Limits {
-        Limits { timeout, connections: usize::MAX }
+        Limits { timeout, connections: usize::MAX, replaces_silent: false }
     }
 
     /// Closes connections at once that come while this many are open.
     #[must_use]
     pub fn connections(self, connections: usize) -> Limits {
         Limits { connections, ..self }
+    }
+
+    /// Makes room for connections beyond these: the one is closed that has waited for its client for
+    /// longest, for a request or for room for an answer. So silent clients keep no others out. While all
+    /// are being answered, a further one is closed at once.
+    #[must_use]
+    pub fn replacing_silent(self) -> Limits {
+        Limits { replaces_silent: true, ..self }
     }
 }
 
@@ -99,6 +110,7 @@ where
     let mut draining = pin!(worker.draining());
     let open = Open::new();
     let timeout = limits.map(|limits| limits.timeout);
+    let waiting = limits.filter(|limits| limits.replaces_silent).map(|_| Arc::<Waiting>::default());
     loop {
         let (io, address) = tokio::select! {
             // First, so that a listener which still has something cannot keep this from ending.
@@ -106,9 +118,12 @@ where
             () = &mut draining => break,
             accepted = listener.next() => accepted,
         };
-        if limits.is_some_and(|limits| open.count() >= limits.connections) {
+        if limits.is_some_and(|limits| open.count() >= limits.connections)
+            && !waiting.as_ref().is_some_and(|waiting| waiting.replace_first())
+        {
             continue;
         }
+        let place = waiting.as_ref().map(Waiting::add);
         let (service, worker, open) = (service.clone(), worker.clone(), open.one.clone());
         let span = worker.inner().span.clone();
         tokio::spawn(span.wrap(async move {
@@ -116,7 +131,15 @@ where
                 request.extensions_mut().insert(address.clone());
                 service.call(request)
             });
-            connection::serve(io, service, &worker, open, timeout).await;
+            let serving = connection::serve(io, service, &worker, open, timeout, place.clone());
+            match place {
+                None => serving.await,
+                Some(place) => tokio::select! {
+                    biased;
+                    () = place.replaced() => {}
+                    () = serving => {}
+                },
+            }
         }));
     }
     drop(listener);

@@ -20,6 +20,8 @@ mod http2;
 #[cfg(feature = "hyper")]
 mod hyper;
 mod stream;
+#[cfg_attr(not(feature = "hyper"), expect(dead_code, reason = "only that server has limits"))]
+mod waiting;
 
 use std::future::Future;
 use std::io;

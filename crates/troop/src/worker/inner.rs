@@ -109,6 +109,8 @@ pub(crate) struct Inner {
     load_changed: AtomicBool,
     /// Number of listeners and the next index for each address.
     indices: Mutex<HashMap<RequestedAddress, (usize, u32)>>,
+    #[cfg(feature = "metrics")]
+    pub(super) metrics: super::metrics::Metrics,
 }
 
 impl std::fmt::Debug for Inner {
@@ -177,6 +179,8 @@ impl Inner {
             load: AtomicU32::new(0),
             load_changed: AtomicBool::new(false),
             indices: Mutex::default(),
+            #[cfg(feature = "metrics")]
+            metrics: super::metrics::Metrics::default(),
         });
         if id.is_none() {
             // Without a primary the mailbox is never emptied.

@@ -464,6 +464,8 @@ impl Link {
 
     fn user_message(&mut self, body: &str, handle: Option<Handle>, events: &mut Vec<WorkerEvent>) {
         match classify(body) {
+            #[cfg(feature = "metrics")]
+            Content::Message if super::metrics::answer(&self.inner, body) => {}
             Content::Message => {
                 events.push(WorkerEvent::Message(Message::new(body, handle.map(Held::uncounted))))
             }

@@ -6,6 +6,8 @@ mod incoming;
 mod inner;
 mod link;
 mod listen;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod movable;
 mod moves;
 pub mod net;
@@ -300,6 +302,38 @@ impl Worker {
     /// act: 'load', load: 12})`.
     pub fn report_load(&self, load: u32) {
         self.inner.report_load(load);
+    }
+
+    /// Tells the primary the metrics of a registry when it asks, so that `/metrics` of `troop admin
+    /// --worker-metrics APP` has the sum over all workers, which a scrape of one worker does not have. The
+    /// primary asks as prom-client's `AggregatorRegistry` does, so one of Node's understands it, too. Each
+    /// further registry is added. Without a primary nothing asks.
+    ///
+    /// Metrics are collected in a thread of their own. A worker whose answer takes longer than a second
+    /// is left out of the sum, and counted as missing.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    ///
+    /// use prometheus_client::metrics::counter::Counter;
+    /// use prometheus_client::registry::Registry;
+    ///
+    /// # async fn serve(worker: troop::Worker) -> troop::Result<()> {
+    /// let served: Counter = Counter::default();
+    /// let mut registry = Registry::default();
+    /// registry.register("served", "Requests that were answered", served.clone());
+    /// worker.metrics(Arc::new(registry));
+    ///
+    /// let listener = worker.listen("0.0.0.0:8000").await?;
+    /// while let Ok((_stream, _)) = listener.accept().await {
+    ///     served.inc();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "metrics")]
+    pub fn metrics(&self, registry: Arc<prometheus_client::registry::Registry>) {
+        self.inner.metrics.add(registry);
     }
 
     /// Waits until this worker has no [counted] connection open, to end a program that serves
