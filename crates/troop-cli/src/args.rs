@@ -18,7 +18,7 @@ use clap::{Args, Parser};
 
 use crate::config::{self, Time};
 use crate::names;
-pub(crate) use admin::{Admin, AdminVerb, AlertKind, AlertOptions, ServeAdmin};
+pub(crate) use admin::{Admin, AdminVerb, AlertForm, AlertKind, AlertOptions, ServeAdmin};
 pub(crate) use deferred::Deferred;
 pub(crate) use lifecycle::{
     Delete, OfFile, Reload, Restart, Resurrect, Save, Stop, Upgrade, Wait, WaitFor,

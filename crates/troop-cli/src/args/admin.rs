@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 
 use crate::config::{self, Time};
@@ -21,7 +21,8 @@ use crate::names;
   troop admin --worker-metrics web     and /metrics has what its workers count
   troop admin --show-token             for the header Authorization: Bearer TOKEN
   troop admin --alert 'mail -s \"$TROOP_ALERT_TEXT\" ops@example.com'
-  troop admin --alert ./tell --test-alert")]
+  troop admin --alert ./tell --test-alert
+  troop admin --alert-webhook https://hooks.slack.com/services/… --test-alert")]
 pub(crate) struct Admin {
     /// The port (of this machine alone), address and port, or path
     #[arg(value_name = "PORT|ADDR|PATH", default_value = "127.0.0.1:9900")]
@@ -38,8 +39,8 @@ pub(crate) struct Admin {
     #[arg(long)]
     pub(crate) show_token: bool,
 
-    /// Run the command of --alert with a test, print how it ended, and start nothing
-    #[arg(long, requires = "command", conflicts_with = "show_token")]
+    /// Tell of a test by --alert and --alert-webhook, print how it ended, and start nothing
+    #[arg(long, requires = "told", conflicts_with = "show_token")]
     pub(crate) test_alert: bool,
 
     /// Do not wait until the app is ready
@@ -92,11 +93,21 @@ pub(crate) struct AdminOptions {
 
 // Who is told when something is wrong.
 #[derive(Debug, Clone, Default, Args)]
+#[command(group = ArgGroup::new("told").args(["command", "webhook"]).multiple(true))]
 pub(crate) struct AlertOptions {
     /// Shell command to run for each alert, with its JSON on standard input, and with
     /// TROOP_ALERT_TEXT, TROOP_ALERT_APP, TROOP_ALERT_KIND and TROOP_ALERT_STATE
     #[arg(long = "alert", value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) command: Option<String>,
+
+    /// URL to post each alert to, by curl; @FILE: the file that has it, where no list of processes shows it
+    #[arg(long = "alert-webhook", value_name = "URL|@FILE", value_parser = webhook)]
+    pub(crate) webhook: Option<String>,
+
+    /// What is posted: all of the alert, or its text as Slack, Mattermost and others take it [default: json,
+    /// and slack for hooks.slack.com]
+    #[arg(long = "alert-form", value_name = "FORM", requires = "webhook")]
+    pub(crate) form: Option<AlertForm>,
 
     /// What is an alert [default: down,degraded,crash-loop,reload-failed]
     #[arg(
@@ -104,7 +115,7 @@ pub(crate) struct AlertOptions {
         value_name = "KIND,…",
         value_delimiter = ',',
         hide_possible_values = true,
-        requires = "command"
+        requires = "told"
     )]
     pub(crate) kinds: Vec<AlertKind>,
 
@@ -113,9 +124,36 @@ pub(crate) struct AlertOptions {
         long = "alert-after",
         value_name = "TIME",
         value_parser = config::time,
-        requires = "command"
+        requires = "told"
     )]
     pub(crate) after: Option<Time>,
+}
+
+/// What is posted of an alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AlertForm {
+    Json,
+    Slack,
+}
+
+/// Checks a URL, or the name of a file with one.
+fn webhook(text: &str) -> Result<String, String> {
+    if text.chars().any(char::is_control) {
+        return Err("it has control characters".into());
+    }
+    match text.strip_prefix('@') {
+        // The worker runs in another directory.
+        Some(file) => match std::path::absolute(file) {
+            Ok(path) => Ok(format!("@{}", path.display())),
+            Err(e) => Err(e.to_string()),
+        },
+        None if ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) => {
+            Ok(text.to_owned())
+        }
+        None => {
+            Err("it must begin with http:// or https://, or with @ before a file's name".into())
+        }
+    }
 }
 
 /// A kind of alert.
@@ -190,6 +228,13 @@ impl AlertOptions {
         let mut args = Vec::new();
         if let Some(command) = &self.command {
             args.push(format!("--alert={command}").into());
+        }
+        if let Some(webhook) = &self.webhook {
+            args.push(format!("--alert-webhook={webhook}").into());
+        }
+        if let Some(form) = self.form {
+            let form = if form == AlertForm::Slack { "slack" } else { "json" };
+            args.push(format!("--alert-form={form}").into());
         }
         if !self.kinds.is_empty() {
             let kinds: Vec<_> = self.kinds.iter().map(ToString::to_string).collect();

@@ -152,6 +152,47 @@ fn the_webhook_of_the_examples_posts_an_alert_in_both_forms_and_tells_when_it_is
 }
 
 #[test]
+fn an_alert_is_posted_to_a_webhook_in_both_forms_and_a_refusal_is_told() {
+    let home = Home::with(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/secret", listener.local_addr().unwrap());
+    std::fs::write(home.path().join("url"), format!("{url}\n")).unwrap();
+    let post = |options: &[&str], status: &str| {
+        let mut command = home.command(&[&["admin", "--test-alert"], options].concat());
+        let child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let body = received(&listener, status);
+        let output = child.wait_with_output().unwrap();
+        (body, output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (body, is_fine, err) = post(&["--alert-webhook", &url], "200 OK");
+    assert!(is_fine, "{err}");
+    assert_eq!((&body["app"], &body["kind"]), (&"web".into(), &"down".into()), "{body}");
+    let slack = ["--alert-webhook", "@url", "--alert-form", "slack"];
+    let (body, is_fine, err) = post(&slack, "200 OK");
+    assert!(is_fine, "{err}");
+    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+    assert!(body["text"].as_str().unwrap().starts_with("web: this is a test"), "{body}");
+    let (_, is_fine, err) = post(&slack, "403 Forbidden");
+    assert!(!is_fine && err.contains("--alert-webhook: curl ended with"), "{err}");
+    assert!(err.contains("403") && !err.contains("secret"), "{err}");
+    let (code, _, err) = home.troop(&["admin", "--alert-webhook", "file:///etc/passwd"]);
+    assert!(code == 2 && err.contains("http://"), "{err}");
+}
+
+#[test]
+fn a_webhook_is_told_of_an_app_whose_workers_keep_ending() {
+    let home = Home::with(&[("frail.js", FRAIL)]);
+    home.fine(&["start", "frail.js", "-n", "web", "-w", "2"]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    std::fs::write(home.path().join("url"), format!("http://{}/", listener.local_addr().unwrap()))
+        .unwrap();
+    let told = ["--alert-webhook", "@url", "--alert-after", "0"];
+    home.fine(&[&["admin", "127.0.0.1:0"], &told[..]].concat());
+    std::fs::write(home.path().join("end"), "").unwrap();
+    assert_eq!(received(&listener, "200 OK")["app"], "web");
+}
+
+#[test]
 fn the_webhook_of_the_examples_quotes_what_workers_say() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let webhook = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/monitoring/webhook.sh");

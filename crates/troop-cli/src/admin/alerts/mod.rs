@@ -1,8 +1,10 @@
-//! Tells somebody when something is wrong with an app: by a command, `--alert`.
+//! Tells somebody when something is wrong with an app: by a command, `--alert`, or by a request,
+//! `--alert-webhook`.
 //!
-//! The apps are asked once a second, and only if there is a command. It runs in this worker's process
-//! group, so no app's primary waits for it or knows of it.
+//! The apps are asked once a second, and only if there is somebody to tell. This worker does it, so no app's
+//! primary waits for it or knows of it.
 
+mod post;
 mod rules;
 mod run;
 
@@ -17,14 +19,14 @@ use troop::Worker;
 use troop::text::escaped;
 
 use super::Admin;
-use crate::args::{AlertKind, AlertOptions};
+use crate::args::{AlertForm, AlertKind, AlertOptions};
 use crate::log;
 use crate::records::millis;
 use rules::{Alert, Rules, State};
 
 /// Interval at which the apps are asked.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The most alerts that wait for the command to end.
+/// The most alerts that wait for the one before.
 const MAX_QUEUED: usize = 64;
 /// The longest text of an alert, in characters.
 const MAX_TEXT: usize = 2000;
@@ -38,7 +40,10 @@ pub(super) fn start(
     admin: Arc<Admin>,
     options: &AlertOptions,
 ) -> Option<JoinHandle<()>> {
-    let command = options.command.clone()?;
+    let means = Means::of(options);
+    if means.is_empty() {
+        return None;
+    }
     if std::env::var("TROOP_SLOT").is_ok_and(|slot| slot != SLOT) {
         return None;
     }
@@ -52,7 +57,7 @@ pub(super) fn start(
             () = draining => {}
         }
     });
-    Some(tokio::spawn(tell(command, receiver)))
+    Some(tokio::spawn(tell(means, receiver)))
 }
 
 /// Watches the apps.
@@ -67,7 +72,7 @@ async fn watch(admin: &Admin, mut rules: Rules, sender: &mpsc::Sender<Value>) {
             log::line(&format!("troop: alert: {}", text(&alert)));
             if let Err(TrySendError::Full(alert)) = sender.try_send(alert) {
                 log::line(&format!(
-                    "troop: {MAX_QUEUED} alerts wait for the command already, so it is not told of: {}",
+                    "troop: {MAX_QUEUED} alerts wait already, so nobody is told of: {}",
                     text(&alert)
                 ));
             }
@@ -75,24 +80,51 @@ async fn watch(admin: &Admin, mut rules: Rules, sender: &mpsc::Sender<Value>) {
     }
 }
 
-/// Runs the command for one alert after the other.
-async fn tell(command: String, mut receiver: mpsc::Receiver<Value>) {
-    while let Some(alert) = receiver.recv().await {
-        let (command, told) = (command.clone(), alert.clone());
-        let ran = tokio::task::spawn_blocking(move || run::run(&command, &told)).await;
-        let failed = match ran {
-            Ok(Ok(())) => continue,
-            Ok(Err(why)) => why,
-            Err(e) => e.to_string(),
-        };
-        log::line(&format!("troop: --alert: {failed}; the alert was: {}", text(&alert)));
+/// How somebody is told.
+#[derive(Debug, Clone)]
+enum Means {
+    Command(String),
+    Webhook(String, Option<AlertForm>),
+}
+
+impl Means {
+    fn of(options: &AlertOptions) -> Vec<Means> {
+        let command = options.command.clone().map(Means::Command);
+        let webhook = options.webhook.clone().map(|url| Means::Webhook(url, options.form));
+        command.into_iter().chain(webhook).collect()
+    }
+
+    fn tell(&self, alert: &Value) -> Result<(), String> {
+        match self {
+            Means::Command(command) => {
+                run::run(command, alert).map_err(|why| format!("--alert: {why}"))
+            }
+            Means::Webhook(url, form) => {
+                post::post(url, *form, alert).map_err(|why| format!("--alert-webhook: {why}"))
+            }
+        }
     }
 }
 
-/// Runs the command with a test alert.
+/// Tells of one alert after the other.
+async fn tell(means: Vec<Means>, mut receiver: mpsc::Receiver<Value>) {
+    while let Some(alert) = receiver.recv().await {
+        for means in &means {
+            let (means, told) = (means.clone(), alert.clone());
+            let failed = match tokio::task::spawn_blocking(move || means.tell(&told)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(why)) => why,
+                Err(e) => e.to_string(),
+            };
+            log::line(&format!("troop: {failed}; the alert was: {}", text(&alert)));
+        }
+    }
+}
+
+/// Tells of a test alert.
 ///
 /// # Errors
-/// The reason why it failed, for people.
+/// The reasons why it failed, for people.
 pub(super) fn test(options: &AlertOptions) -> Result<(), String> {
     let alert = Alert {
         app: "web".into(),
@@ -101,8 +133,10 @@ pub(super) fn test(options: &AlertOptions) -> Result<(), String> {
         count: 1,
         text: "web: this is a test of troop's alerts, nothing is wrong".into(),
     };
-    let command = options.command.as_deref().unwrap_or_default();
-    run::run(command, &as_json(&alert)).map_err(|why| format!("--alert: {why}"))
+    let alert = as_json(&alert);
+    let told = Means::of(options).into_iter().map(|means| means.tell(&alert));
+    let failed: Vec<_> = told.filter_map(Result::err).collect();
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
 fn as_json(alert: &Alert) -> Value {

@@ -1,17 +1,20 @@
 //! Runs the command of an alert.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
+use troop::text::escaped;
 
 use super::super::verbs::forget_worker;
 
-/// Time in which the command must end.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time in which a program must end.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(30);
+/// The most bytes that are shown of what a program said.
+const MAX_SAID: u64 = 500;
 /// Interval at which it is checked whether it has ended.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -25,42 +28,57 @@ pub(super) fn run(command: &str, alert: &Value) -> Result<(), String> {
 
 fn run_within(command: &str, alert: &Value, timeout: Duration) -> Result<(), String> {
     let mut shell = Command::new("/bin/sh");
-    // A process group of its own, which can be killed as a whole.
-    shell.args(["-c", command]).stdin(Stdio::piped()).process_group(0);
+    shell.args(["-c", command]);
     for name in ["app", "kind", "state", "text"] {
         let variable = format!("TROOP_ALERT_{}", name.to_ascii_uppercase());
         shell.env(variable, alert[name].as_str().unwrap_or_default());
     }
-    forget_worker(&mut shell);
-    let child = shell.spawn().map_err(|e| format!("cannot start /bin/sh: {e}"))?;
+    give(shell, &format!("{alert}\n"), timeout).map_err(|e| format!("the command {e}"))
+}
+
+/// Runs a program in a process group of its own, which is killed as a whole after a time.
+///
+/// # Errors
+/// How it ended, or why it did not start.
+pub(super) fn give(mut program: Command, text: &str, timeout: Duration) -> Result<(), String> {
+    program.stdin(Stdio::piped()).process_group(0);
+    forget_worker(&mut program);
+    let child = program.spawn().map_err(|e| format!("cannot be started: {e}"))?;
     let mut child = Running { child, has_ended: false };
     let deadline = Instant::now() + timeout;
     // It is less than a pipe takes.
     if let Some(mut input) = child.child.stdin.take() {
-        match input.write_all(format!("{alert}\n").as_bytes()) {
+        match input.write_all(text.as_bytes()) {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-                return Err(format!("cannot write to the command: {e}"));
+                return Err(format!("cannot be written to: {e}"));
             }
             _ => {}
         }
     }
     loop {
-        let status = child.child.try_wait().map_err(|e| format!("cannot wait for it: {e}"))?;
+        let status = child.child.try_wait().map_err(|e| format!("cannot be waited for: {e}"))?;
         if let Some(status) = status {
             child.has_ended = true;
             return match status.success() {
                 true => Ok(()),
-                false => Err(format!("the command ended with {status}")),
+                false => Err(format!("ended with {status}{}", said(child.child.stderr.take()))),
             };
         }
         if Instant::now() >= deadline {
-            return Err(format!(
-                "the command did not end within {} s, and was killed",
-                timeout.as_secs()
-            ));
+            return Err(format!("did not end within {} s, and was killed", timeout.as_secs()));
         }
         std::thread::sleep(CHECK_INTERVAL);
     }
+}
+
+/// Returns what a program that has ended said, if that is piped.
+fn said(errors: Option<ChildStderr>) -> String {
+    let mut text = Vec::new();
+    if let Some(errors) = errors {
+        let _ = errors.take(MAX_SAID).read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text);
+    if text.trim().is_empty() { String::new() } else { format!(": {}", escaped(text.trim())) }
 }
 
 /// A process group, which is killed when this is dropped.
