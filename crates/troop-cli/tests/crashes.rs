@@ -416,7 +416,7 @@ fn a_state_that_no_engine_survives_is_set_aside() {
     wait_until("the former workers have ended", || !before.iter().any(|pid| is_running(*pid)));
     let (_, out, _) = troop.troop(["show", "--json"]);
     let shown: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(shown[0]["crashes"], 4, "{out}");
+    assert_eq!(shown[0]["crashes"], 5, "{out}");
     assert_eq!(troop.troop(["stop"]).0, 0);
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde_json::Value;
-use troop_core::cluster::{Action, Cluster, Options};
+use troop_core::cluster::{Action, Cluster, FormerState, Options};
 use troop_core::policy::Connection;
 use troop_core::primary::{self, Primary};
 use troop_core::snapshot::{self, SnapshotError};
@@ -150,4 +150,52 @@ fn a_snapshot_of_another_major_version_is_refused_by_its_number() {
     let error = snapshot::read(other.as_bytes()).unwrap_err();
     assert!(matches!(error, SnapshotError::Version(4711)), "{error}");
     assert!(error.to_string().contains("version 4711"), "{error}");
+}
+
+#[test]
+fn workers_and_listeners_are_taken_out_of_a_snapshot_of_which_the_rest_is_damaged() {
+    let mut written: Value = serde_json::from_slice(&snapshot::write(&cluster()).unwrap()).unwrap();
+    let primary = &mut written["cluster"]["primary"];
+    for part in ["config", "actions", "rebalance", "former"] {
+        primary[part] = "damaged".into();
+    }
+    for worker in primary["workers"].as_array_mut().unwrap() {
+        (worker[1]["in_flight"], worker[1]["liveness"]) = ("damaged".into(), "damaged".into());
+    }
+    let former = |written: &Value| FormerState::read(&serde_json::to_vec(written).unwrap());
+    let state = former(&written).unwrap();
+    assert_eq!(state.wanted(), 2);
+    let mut rebuilt = Cluster::new(Primary::new(primary::Config::default()), Options::default());
+    let supervisor = Supervisor::new(supervise::Config::new(2));
+    rebuilt.rebuild(NOW, state, supervisor).unwrap();
+    rebuilt.recovered(NOW, |_| false);
+    let is_start = |action: &Action| matches!(action, Action::Fork { .. });
+    let actions: Vec<_> = std::iter::from_fn(|| rebuilt.next_action(NOW)).collect();
+    assert!(!actions.iter().any(is_start), "all slots have workers: {actions:?}");
+    let (as_before, mut cluster) = (cluster(), rebuilt);
+    let shown = |cluster: &Cluster| -> Vec<_> {
+        let workers = cluster.primary.workers();
+        workers.map(|(id, status)| (id, status.pid, status.slot, status.state)).collect()
+    };
+    assert_eq!(shown(&cluster), shown(&as_before));
+    for listener in as_before.primary.listeners() {
+        let key = as_before.primary.listener_key(listener);
+        assert_eq!(cluster.primary.listener_key(listener), key);
+        assert_eq!(cluster.primary.who_listens(listener), as_before.primary.who_listens(listener));
+    }
+    let all_ready = |cluster: &Cluster| {
+        let supervisor = cluster.supervisor().unwrap();
+        cluster.primary.workers().all(|(id, _)| supervisor.standing(NOW, id) == Some((true, 1)))
+    };
+    assert!(all_ready(&cluster));
+    // The next one has a number of its own.
+    assert!(cluster.primary.fork().0 > 2);
+    // Without these nothing can be gone on with.
+    for part in ["workers", "listeners"] {
+        let mut written = written.clone();
+        written["cluster"]["primary"][part] = "damaged".into();
+        assert!(former(&written).is_err(), "{part}");
+    }
+    written["version"] = 4711.into();
+    assert!(matches!(former(&written).unwrap_err(), SnapshotError::Version(4711)));
 }

@@ -15,11 +15,12 @@ struct Program {
 }
 
 impl Program {
-    fn start(scheduling: &str) -> Program {
+    fn start(scheduling: &str, faults: &[(&str, &str)]) -> Program {
         let args = ["serve as", "router", "127.0.0.1:0", "/dev/null"];
         let mut child = Command::new(env!("CARGO_BIN_EXE_troop-fixture"))
             .args(["kept", scheduling])
             .args(args)
+            .envs(faults.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
@@ -67,6 +68,8 @@ fn send(pid: u32, signal: Signal) {
 #[derive(Clone, Copy, PartialEq)]
 enum Change {
     Killed,
+    /// And the next engines die that read what it had left.
+    Poisoned,
     Upgraded,
     /// The engine stays.
     KeeperUpgraded,
@@ -74,7 +77,11 @@ enum Change {
 
 /// It happens again and again, and clients notice nothing.
 async fn check(scheduling: &str, rounds: usize, change: Change) {
-    let mut program = Program::start(scheduling);
+    let faults: &[_] = match change {
+        Change::Poisoned => &[("TROOP_FAULT", "recovering:1:"), ("TROOP_FAULT_SIGNAL", "6")],
+        _ => &[],
+    };
+    let mut program = Program::start(scheduling, faults);
     let mut engine: u32 = program.until("engine ").parse().unwrap();
     let port = program.until("listening ").parse().unwrap();
     program.until("listening ");
@@ -85,7 +92,7 @@ async fn check(scheduling: &str, rounds: usize, change: Change) {
     for round in 0..rounds {
         let keeper = program.child.id();
         match change {
-            Change::Killed => send(engine, Signal::KILL),
+            Change::Killed | Change::Poisoned => send(engine, Signal::KILL),
             Change::Upgraded => send(keeper, Signal::USR1),
             Change::KeeperUpgraded => send(keeper, Signal::USR2),
         }
@@ -95,7 +102,10 @@ async fn check(scheduling: &str, rounds: usize, change: Change) {
             assert!(is_running(engine));
         } else {
             let former = engine;
-            engine = tokio::task::block_in_place(|| program.until("engine ")).parse().unwrap();
+            // Three more die.
+            for _ in 0..if change == Change::Poisoned { 4 } else { 1 } {
+                engine = tokio::task::block_in_place(|| program.until("engine ")).parse().unwrap();
+            }
             wait_until("the end of the former engine", || !is_running(former));
         }
         crowd.all_served().await;
@@ -137,5 +147,12 @@ async fn clients_of_rust_workers_notice_nothing_of_upgrades_of_the_keeper() {
 async fn clients_of_rust_workers_notice_nothing_of_crashes() {
     for scheduling in ["round-robin", "auto", "steered", "shared"] {
         check(scheduling, 5, Change::Killed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_rust_workers_notice_nothing_of_a_state_that_no_engine_survives() {
+    for scheduling in ["round-robin", "auto", "steered", "shared"] {
+        check(scheduling, 1, Change::Poisoned).await;
     }
 }

@@ -199,6 +199,11 @@ impl Supervisor {
         self.orders.pop_front()
     }
 
+    /// Leaves orders out that are not needed.
+    pub(crate) fn retain_orders(&mut self, is_needed: impl FnMut(&Order) -> bool) {
+        self.orders.retain(is_needed);
+    }
+
     /// Starts the workers.
     pub fn start(&mut self, now: Time) {
         self.due.set(None);

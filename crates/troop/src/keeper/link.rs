@@ -26,6 +26,8 @@ pub(crate) struct Link {
     is_broken: AtomicBool,
     /// It has not answered in time, and is not waited for again until it says something.
     is_silent: AtomicBool,
+    /// This engine is to go on with little of the state.
+    is_rebuilding: AtomicBool,
     set_aside: Option<SetAside>,
     /// The keeper's version, if it has told.
     version: Mutex<Option<String>>,
@@ -48,8 +50,18 @@ impl Link {
         }
         let socket = inherited::take(number)?;
         let (is_broken, is_silent) = (AtomicBool::new(false), AtomicBool::new(false));
+        let is_rebuilding = AtomicBool::new(false);
         let (version, aside) = (Mutex::default(), Mutex::default());
-        Ok(Some(Link { socket, keeper, is_broken, is_silent, set_aside, version, aside }))
+        Ok(Some(Link {
+            socket,
+            keeper,
+            is_broken,
+            is_silent,
+            is_rebuilding,
+            set_aside,
+            version,
+            aside,
+        }))
     }
 
     pub(crate) fn keeper(&self) -> u32 {
@@ -59,6 +71,15 @@ impl Link {
     /// Why this engine starts afresh, if it takes the place of others.
     pub(crate) fn set_aside(&self) -> Option<&SetAside> {
         self.set_aside.as_ref()
+    }
+
+    /// Whether this engine is to go on with as little of the state as possible.
+    pub(crate) fn is_rebuilding(&self) -> bool {
+        self.is_rebuilding.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_rebuilding(&self) {
+        self.is_rebuilding.store(true, Ordering::Release);
     }
 
     /// The keeper's version. `None` before it has told that; older ones do not.

@@ -74,11 +74,13 @@ pub(crate) enum Kind {
     KeeperRenewed = 110,
     /// The keeper stays what it is, for this reason.
     KeeperStays = 111,
+    /// Engines have ended with this state before they were ready: go on with as little of it as possible.
+    Rebuild = 112,
 }
 
 impl Kind {
     fn of(number: u32) -> Option<Kind> {
-        const ALL: [Kind; 28] = [
+        const ALL: [Kind; 29] = [
             Kind::CatchesSignals,
             Kind::Reap,
             Kind::Notify,
@@ -107,6 +109,7 @@ impl Kind {
             Kind::KeeperIs,
             Kind::KeeperRenewed,
             Kind::KeeperStays,
+            Kind::Rebuild,
         ];
         ALL.into_iter().find(|kind| *kind as u32 == number)
     }

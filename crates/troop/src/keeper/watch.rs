@@ -83,6 +83,19 @@ struct Next {
     keeper: Option<renew::Candidate>,
 }
 
+/// What a process is started for.
+enum Start<'a> {
+    /// To go on with the state that is held, if there is one.
+    Usual,
+    /// To go on with as little of it as possible.
+    Rebuilding,
+    /// To do without.
+    Afresh(&'a SetAside),
+    /// To answer whether its program could go on in place of this one, with this. One of a version that does
+    /// not know the question takes itself for an engine, and waits.
+    Asked(OwnedFd),
+}
+
 struct Keeper {
     signals: keeping::Signals,
     engine: Engine,
@@ -106,6 +119,8 @@ struct Keeper {
     /// that were killed or had no room.
     unready: u32,
     roomless: u32,
+    /// The state has ended engines, and the one that is there is to take little of it.
+    is_rebuilding: bool,
     /// Since when this one is ready.
     ready: Option<Instant>,
     /// Whether there ever was a state to go on with.
@@ -138,7 +153,7 @@ fn start(place: Place) -> io::Result<Keeper> {
     }
     let signals = keeping::Signals::hold(&SIGNALS)?;
     let before = Before::of_this_process();
-    let engine = Engine::start(Path::new("/proc/self/exe"), None, &before)?;
+    let engine = Engine::start(Path::new("/proc/self/exe"), &Start::Usual, &before)?;
     let (held, waiting, unobeyed) = (BTreeMap::new(), Vec::new(), Vec::new());
     Ok(Keeper {
         signals,
@@ -155,6 +170,7 @@ fn start(place: Place) -> io::Result<Keeper> {
         crash: None,
         unready: 0,
         roomless: 0,
+        is_rebuilding: false,
         ready: None,
         has_held: false,
     })
@@ -162,30 +178,30 @@ fn start(place: Place) -> io::Result<Keeper> {
 
 impl Engine {
     /// Starts an engine, outside the terminal's foreground group.
-    fn start(program: &Path, set_aside: Option<&SetAside>, before: &Before) -> io::Result<Engine> {
-        Engine::start_as(program, set_aside, before, None)
-    }
-
-    /// The same, or a process that is only asked about this state of the keeper. One of a version that does
-    /// not know the question takes itself for an engine, and waits.
-    fn start_as(
-        program: &Path,
-        set_aside: Option<&SetAside>,
-        before: &Before,
-        question: Option<OwnedFd>,
-    ) -> io::Result<Engine> {
+    fn start(program: &Path, what: &Start<'_>, before: &Before) -> io::Result<Engine> {
         let (ours, theirs) = keeping::message_pair()?;
         let theirs = fcntl_dupfd_cloexec(&theirs, APART).unwrap_or(theirs);
         fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut args = std::env::args_os();
         let mut command = Command::new(program);
         command.arg0(args.next().unwrap_or_else(|| "troop".into())).args(args).process_group(0);
+        let set_aside = if let Start::Afresh(set_aside) = what { Some(*set_aside) } else { None };
         command.env(VARIABLE, value(&theirs, set_aside));
-        let first = if question.is_some() { Kind::CanYouKeep } else { Kind::KeeperIs };
-        let first = Message::saying(first, VERSION.as_bytes()).encode();
-        fdpass::send(ours.as_fd(), &first, question.as_ref().map(AsFd::as_fd).as_slice())?;
-        if question.is_some() {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // What it hears before anything else.
+        let say = |kind, fd: Option<&OwnedFd>| {
+            let text = Message::saying(kind, VERSION.as_bytes()).encode();
+            fdpass::send(ours.as_fd(), &text, fd.map(AsFd::as_fd).as_slice())
+        };
+        match what {
+            Start::Asked(state) => {
+                say(Kind::CanYouKeep, Some(state))?;
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            }
+            Start::Rebuilding => {
+                say(Kind::KeeperIs, None)?;
+                say(Kind::Rebuild, None)?;
+            }
+            Start::Usual | Start::Afresh(_) => drop(say(Kind::KeeperIs, None)?),
         }
         let own = OsString::from(std::process::id().to_string());
         for name in FOR_THIS_PROCESS {
@@ -334,7 +350,7 @@ impl Keeper {
             Kind::CatchesSignals => {
                 self.engine.catches_signals = true;
                 self.ready = Some(Instant::now());
-                self.roomless = 0;
+                (self.roomless, self.is_rebuilding) = (0, false);
                 // What only the start needed is not needed until there is another engine.
                 own_code::release();
                 own_code::release_free_memory();
@@ -461,7 +477,7 @@ impl Keeper {
             return self.give_up(NO_STATE);
         }
         let until = Instant::now() + UPGRADE_TIMEOUT;
-        match Engine::start(program, None, &self.before) {
+        match Engine::start(program, &Start::Usual, &self.before) {
             Ok(engine) => self.next = Some(Next { engine, until, keeper: None }),
             Err(e) => self.give_up(&format!("cannot execute {}: {e}", program.display())),
         }

@@ -12,7 +12,6 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SI
 use troop_core::cluster as core;
 use troop_core::policy::{Pattern, Scheduling};
 use troop_core::primary::{Config, Primary, Rebalanced};
-use troop_core::snapshot;
 use troop_core::steer::AutoLimits;
 use troop_core::supervise::{self, Cause, GiveUp, Outcome, Progress, Supervisor};
 use troop_sys::poll::EventFd;
@@ -422,12 +421,10 @@ impl Builder {
             health_failures: self.health.as_ref().map_or(1, |check| check.failures),
             shares_by_connections: self.activation_by_connections,
         };
-        let restoring = Error::io("go on with the state of another primary");
+        let core = core::Cluster::new(primary, options);
         let core = match &restored {
-            Some(state) => {
-                snapshot::read(&state.core).map_err(|e| restoring(std::io::Error::other(e)))?
-            }
-            None => core::Cluster::new(primary, options),
+            Some(state) => self.core_of(state, core)?,
+            None => core,
         };
         let has_activation = self.activation.is_some();
         let cluster = Cluster::new(

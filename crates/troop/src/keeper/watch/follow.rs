@@ -11,7 +11,7 @@ use troop_sys::process::{self, Exit};
 
 use super::super::link::SetAside;
 use super::super::{MAX_UNREADY, SCARCE, UNTIL_END};
-use super::{ENDING, Engine, Keeper, SIGTERM, STATE};
+use super::{ENDING, Engine, Keeper, SIGTERM, STATE, Start};
 
 const SIGKILL: i32 = 9;
 
@@ -51,7 +51,11 @@ impl Keeper {
         let has_run_long = self.ready.is_some_and(|since| since.elapsed() >= LONG_RUN);
         self.quick = if has_run_long { 0 } else { self.quick + 1 };
         if self.unready >= MAX_UNREADY || self.roomless >= MAX_ROOMLESS {
-            return self.set_aside(exit);
+            if self.is_rebuilding {
+                return self.set_aside(exit);
+            }
+            // So it is the state that ends them. Most of it is not needed to go on with the workers.
+            self.is_rebuilding = true;
         }
         let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
             return false;
@@ -61,7 +65,8 @@ impl Keeper {
             0 => delay(&DELAYS_MS, self.quick),
             many => delay(&ROOMLESS_DELAYS_MS, many - 1),
         });
-        let Some(engine) = self.start_engine(Path::new(&program), None) else { return false };
+        let what = if self.is_rebuilding { Start::Rebuilding } else { Start::Usual };
+        let Some(engine) = self.start_engine(Path::new(&program), &what) else { return false };
         self.replace_engine(engine);
         (self.crashes, self.crash) = (self.crashes.saturating_add(1), Some(exit));
         true
@@ -69,6 +74,12 @@ impl Keeper {
 
     /// What the engine that goes on is to tell of those before it.
     pub(super) fn missed(&self) -> String {
+        if self.is_rebuilding {
+            return format!(
+                "{} engines in a row had ended before they were ready, so this one has taken nothing of what they had left but workers and addresses",
+                self.unready.max(self.roomless)
+            );
+        }
         match self.roomless {
             0 => String::new(),
             many => format!(
@@ -93,7 +104,7 @@ impl Keeper {
         }
     }
 
-    /// The engines ended before they were ready, so it is the state that ends them: the next one starts
+    /// Not even with little of the state was there an engine that was ready: the next one starts
     /// afresh. Workers end with their channels, or are told to. Returns whether there is another one.
     fn set_aside(&mut self, exit: Exit) -> bool {
         let Some(image) = self.image.as_ref().filter(|_| self.held.contains_key(&STATE)) else {
@@ -104,18 +115,17 @@ impl Keeper {
         let program = format!("/proc/self/fd/{}", image.as_raw_fd());
         self.let_all_go();
         signal_children(SIGTERM);
-        let Some(engine) = self.start_engine(Path::new(&program), Some(&set_aside)) else {
-            return false;
-        };
+        let what = Start::Afresh(&set_aside);
+        let Some(engine) = self.start_engine(Path::new(&program), &what) else { return false };
         self.replace_engine(engine);
         true
     }
 
     /// Starts an engine in place of one that has ended. As long as there can be no more processes it is
     /// tried again. `None` if it cannot be started at all, or the app is to end.
-    fn start_engine(&mut self, program: &Path, set_aside: Option<&SetAside>) -> Option<Engine> {
+    fn start_engine(&mut self, program: &Path, what: &Start<'_>) -> Option<Engine> {
         for delay in RETRIES_MS.iter().chain(std::iter::repeat(&LAST_RETRY_MS)) {
-            match Engine::start(program, set_aside, &self.before) {
+            match Engine::start(program, what, &self.before) {
                 Ok(engine) => return Some(engine),
                 Err(e) if is_scarce(&e) => {}
                 Err(_) => return None,

@@ -18,7 +18,7 @@ use super::super::left::Left;
 use super::super::link::Link;
 use super::super::message::{Kind, Message};
 use super::super::{KEEPER, VARIABLE, VERSION};
-use super::{Engine, Keeper, Next, UPGRADE_TIMEOUT, run};
+use super::{Engine, Keeper, Next, Start, UPGRADE_TIMEOUT, run};
 
 /// A program that is asked whether it could take the keeper's place.
 pub(super) struct Candidate {
@@ -37,21 +37,27 @@ fn answer_to(left: io::Result<Left>) -> Message {
     }
 }
 
-/// Answers a keeper that asks this process only whether its program could take the keeper's place. Returns
-/// whether it was asked.
+/// Hears what the keeper had said before this process was started. Returns whether it asks only whether its
+/// program could take the keeper's place, which is answered then.
 pub(in super::super) fn answer(link: &Link) -> bool {
-    match link.receive() {
-        Ok(Some((Message { kind: Kind::CanYouKeep, .. }, Some(file)))) => {
-            fault::point("asked to keep");
-            // If the keeper has ended, nobody waits.
-            let _ = link.send(&answer_to(Left::from_file(file)));
-            true
+    loop {
+        match link.receive() {
+            Ok(Some((Message { kind: Kind::CanYouKeep, .. }, Some(file)))) => {
+                fault::point("asked to keep");
+                // If the keeper has ended, nobody waits.
+                let _ = link.send(&answer_to(Left::from_file(file)));
+                return true;
+            }
+            Ok(Some((message, _))) => match message.kind {
+                Kind::KeeperIs => link.note_version(message.text()),
+                Kind::Rebuild => link.note_rebuilding(),
+                _ => {
+                    link.put_aside(vec![message]);
+                    return false;
+                }
+            },
+            _ => return false,
         }
-        Ok(Some((message, _))) => {
-            link.put_aside(vec![message]);
-            false
-        }
-        _ => false,
     }
 }
 
@@ -139,6 +145,7 @@ impl Keeper {
             crash: None,
             unready: left.unready,
             roomless: left.roomless,
+            is_rebuilding: false,
             ready,
             has_held: left.has_held,
         })
@@ -159,8 +166,8 @@ impl Keeper {
             .map_err(io::Error::from)
             .and_then(|image| {
                 let (left, at) = (self.left(), at(&image));
-                let question = Some(left.to_file()?);
-                let engine = Engine::start_as(Path::new(&at), None, &self.before, question)?;
+                let question = Start::Asked(left.to_file()?);
+                let engine = Engine::start(Path::new(&at), &question, &self.before)?;
                 Ok(Next { engine, until, keeper: Some(Candidate { image, sum: left.sum() }) })
             });
         match asked {

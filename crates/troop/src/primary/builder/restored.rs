@@ -1,5 +1,10 @@
 //! Clusters that another program image has left.
 
+use troop_core::cluster as core;
+use troop_core::snapshot;
+use troop_core::supervise::Supervisor;
+use troop_sys::fault;
+
 use super::Builder;
 #[cfg(doc)]
 use crate::Cluster;
@@ -40,6 +45,27 @@ impl Builder {
     pub fn restore(mut self, state: RestoredState) -> Builder {
         self.restored = Some(state);
         self
+    }
+
+    /// Returns the core of a state. `empty` is one without workers.
+    pub(super) fn core_of(
+        &self,
+        state: &RestoredState,
+        mut empty: core::Cluster,
+    ) -> Result<core::Cluster> {
+        let read = match state.is_rebuilt {
+            true => core::FormerState::read(&state.core).and_then(|former| {
+                let supervisor = Supervisor::new(self.supervision(former.wanted()));
+                empty.rebuild(state.now(), former, supervisor)?;
+                Ok(empty)
+            }),
+            false => {
+                fault::point("recovering");
+                snapshot::read(&state.core)
+            }
+        };
+        let restoring = Error::io("go on with the state of another primary");
+        read.map_err(|e| restoring(std::io::Error::other(e)))
     }
 
     /// Goes on with the sockets by activation that the other one had, if there is another one. Returns

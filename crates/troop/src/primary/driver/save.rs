@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use troop_core::cluster::FormerState;
 use troop_core::supervise::SupervisorState;
-use troop_core::{WorkerId, snapshot};
+use troop_core::{Time, WorkerId, snapshot};
 use troop_sys::fault;
 
 use super::Driver;
@@ -62,6 +63,20 @@ impl RestoredState {
             activation: Option<Vec<SavedActivation>>,
         }
         Ok(serde_json::from_slice::<Part>(&self.driver)?.activation)
+    }
+
+    /// Returns the time in it that it is now.
+    pub(crate) fn now(&self) -> Time {
+        #[derive(Deserialize)]
+        struct Part {
+            elapsed: Duration,
+            monotonic: Duration,
+        }
+        // One that cannot be read is found out when it is restored.
+        let Ok(Part { elapsed, monotonic: then }) = serde_json::from_slice(&self.driver) else {
+            return Time(0);
+        };
+        Time(0) + (elapsed + monotonic().saturating_sub(then))
     }
 
     /// Takes the sockets that workers get by activation.
@@ -141,18 +156,27 @@ impl Driver {
 
     /// Checks that this version can read a state.
     pub(crate) fn check(state: &RestoredState) -> io::Result<()> {
-        snapshot::read(&state.core).map_err(io::Error::other)?;
+        match state.is_rebuilt {
+            true => drop(FormerState::read(&state.core).map_err(io::Error::other)?),
+            false => drop(snapshot::read(&state.core).map_err(io::Error::other)?),
+        }
         serde_json::from_slice::<SavedDriver>(&state.driver)?;
         Ok(())
     }
 
     /// Goes on with the state of another driver. The core's has been read.
     pub(crate) fn restore(&mut self, state: RestoredState) -> io::Result<()> {
-        let RestoredState { driver, mut reader, held, crashes, last_crash, .. } = state;
+        let RestoredState { driver, mut reader, held, crashes, last_crash, is_rebuilt, .. } = state;
         if keeper::is_kept() {
             self.copies = Some(Copies::after(held)?);
         }
         let mut saved: SavedDriver = serde_json::from_slice(&driver)?;
+        if is_rebuilt {
+            // The core knows of no connections.
+            (saved.connections, saved.is_complete) = (SavedConnections::default(), false);
+            let primary = &self.cluster.primary;
+            saved.listeners.retain(|id| primary.listener_key(id).is_some());
+        }
         (self.crashes, self.last_crash) = (crashes, last_crash.or(saved.last_crash.take()));
         let elapsed = saved.elapsed + monotonic().saturating_sub(saved.monotonic);
         let origin = Instant::now().checked_sub(elapsed);

@@ -126,6 +126,8 @@ pub struct RestoredState {
     pub(crate) last_crash: Option<String>,
     /// What the keeper says of others that did not come so far.
     pub(crate) missed: Option<String>,
+    /// Whether only workers and listeners are taken out of it: engines have ended with the rest.
+    pub(crate) is_rebuilt: bool,
 }
 
 impl RestoredState {
@@ -191,7 +193,17 @@ impl RestoredState {
         let (bytes, note) = (part(head.bytes)?, part(head.note)?);
         let reader = Reader { descriptors, bytes };
         let (held, crashes, last_crash, missed) = (Vec::new(), 0, None, None);
-        Ok(RestoredState { core, driver, reader, note, held, crashes, last_crash, missed })
+        Ok(RestoredState {
+            core,
+            driver,
+            reader,
+            note,
+            held,
+            crashes,
+            last_crash,
+            missed,
+            is_rebuilt: false,
+        })
     }
 
     /// Returns what the program has left for its own use.

@@ -210,7 +210,11 @@ impl Resumption {
             Ok(None) => return Ok(None),
             Err(e) => return Err(reading(e)),
         };
-        let shown = slots::read(held).and_then(|bytes| RestoredState::decode(&bytes, |_| None));
+        let shown = slots::read(held).and_then(|bytes| {
+            let mut state = RestoredState::decode(&bytes, |_| None)?;
+            state.is_rebuilt = link.is_rebuilding();
+            Ok(state)
+        });
         match shown.and_then(|shown| crate::primary::Driver::check(&shown).map(|()| shown)) {
             Ok(shown) => {
                 IS_COMING.store(true, Ordering::Release);
@@ -257,7 +261,7 @@ impl Resumption {
                 held.push((key, found.as_ref().and_then(|fd| identity(fd.as_fd()).ok())));
                 found
             })?;
-            state.held = held;
+            (state.held, state.is_rebuilt) = (held, self.link.is_rebuilding());
             // The former engine may have been killed between what it had held and the state with it.
             self.link.send(&Message::new(Kind::DropUnfetched))?;
             Ok(state)

@@ -63,6 +63,19 @@ struct SavedInherited {
     options: Options,
 }
 
+impl SavedListeners {
+    /// Leaves the others out. Connections are accepted where that is asked for, and on founders of groups.
+    pub(in crate::primary::driver) fn retain(&mut self, is_known: impl Fn(ListenerId) -> bool) {
+        self.open.retain(|listener| is_known(listener.id));
+        self.sockets.retain(|socket| is_known(socket.listener));
+        let grouped = self.open.iter().filter(|listener| listener.grouped);
+        let founders: Vec<_> = grouped.filter_map(|one| one.sockets.first().copied()).collect();
+        for socket in &mut self.sockets {
+            socket.is_watched &= founders.contains(&socket.number);
+        }
+    }
+}
+
 impl Listeners {
     pub(in crate::primary::driver) fn save<'a>(&'a self, to: &mut Writer<'a>) -> SavedListeners {
         let open = self.open.iter().map(|(id, listener)| SavedListener {
