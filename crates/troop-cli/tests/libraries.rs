@@ -159,3 +159,32 @@ fn a_message_that_nobody_takes_is_told_about_once_and_not_to_who_follows_events(
     assert!(log.contains(r#"{"hello":"\\u001b[31m"}"#) || log.contains("hello"), "{log}");
     assert!(log.contains("--alone") && !log.contains('\x1b'), "{log}");
 }
+
+#[test]
+fn a_flood_for_a_worker_that_reads_nothing_costs_bounded_memory_and_is_told_once() {
+    // 128 MiB for a worker that is busy.
+    const FLOODS: &str = "
+        const fs = require('fs');
+        require('http').createServer((q, s) => s.end()).listen(0, '127.0.0.1');
+        const data = 'x'.repeat(65536);
+        const send = (left) => {
+          if (left === 0) return fs.writeFileSync('done', '');
+          const message = { type: 3, uid: 'a', nsp: '/', data, source: '_sio_adapter' };
+          process.send(message, () => send(left - 1));
+        };
+        if (process.env.TROOP_SLOT === '1') setInterval(() => { while (fs.existsSync('busy')); }, 10);
+        else if (fs.existsSync('busy')) setTimeout(send, 100, 2000);";
+    let home = Home::with(&[("floods.js", FLOODS), ("busy", "")]);
+    home.fine(&["start", "floods.js", "-n", "web", "-w", "2"]);
+    wait_until("the end of the flood", || home.path().join("done").exists());
+    let app = home.show("web");
+    let memory = app["usage"]["rss"].as_u64().unwrap();
+    assert!(memory < 90 << 20, "{memory} bytes");
+    let told = |home: &Home| {
+        let log = home.log("web.log");
+        log.matches("misses some of those").count() + log.matches("some are lost").count()
+    };
+    wait_until("a line in the log", || told(&home) > 0);
+    assert_eq!((told(&home), unclaimed(&home)), (1, 0), "{}", home.log("web.log"));
+    std::fs::remove_file(home.path().join("busy")).unwrap();
+}

@@ -9,6 +9,8 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
+use crate::proc_file;
+
 /// The resource usage of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
@@ -22,15 +24,19 @@ pub struct Usage {
 /// `None` if the process has ended or is hidden.
 #[must_use]
 pub fn usage(pid: u32) -> Option<Usage> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut buffer = [0; 2048];
+    let stat = proc_file::Path::new(format_args!("/proc/{pid}/stat")).read(&mut buffer).ok()?;
     // The process name may contain anything and ends at the last parenthesis; the third field
     // follows.
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
-    let ticks = field(14)? + field(15)?;
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = proc_file::words(&stat[name_end + 1..]);
+    let mut next = |skipped: usize| proc_file::number::<u64>(fields.nth(skipped)?);
+    // Fields 14, 15 and 24.
+    let (user, system, pages) = (next(11)?, next(0)?, next(8)?);
+    let ticks = user + system;
     let cpu =
         Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
-    Some(Usage { cpu, rss: field(24)? * rustix::param::page_size() as u64 })
+    Some(Usage { cpu, rss: pages * rustix::param::page_size() as u64 })
 }
 
 /// Returns the CPU time that this thread has used.
@@ -317,6 +323,22 @@ mod tests {
         assert_eq!(process_with(inode, Instant::now()), None, "the time is over");
         drop((tcp, six));
         assert_eq!(bound(Some(port), false).unwrap(), []);
+    }
+
+    #[test]
+    fn a_process_has_a_usage_whatever_its_name_is() {
+        use std::os::unix::ffi::OsStrExt as _;
+
+        let directory = tempfile::tempdir().unwrap();
+        let name = std::ffi::OsStr::from_bytes(b"\xff) R 1 (");
+        let program = directory.path().join(name);
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(program).arg("1000").spawn().unwrap();
+        let found = usage(child.id());
+        let _ = child.kill();
+        let _ = child.wait();
+        assert!(found.is_some_and(|usage| usage.rss > 0), "{found:?}");
+        assert_eq!(usage(child.id()), None, "it has ended");
     }
 
     #[test]
