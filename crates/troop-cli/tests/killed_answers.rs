@@ -205,3 +205,34 @@ fn an_upgrade_while_the_keeper_is_stopped_starts_no_other_app() {
     assert_eq!(troop.troop(["stop"]).0, 0);
     troop.end();
 }
+
+/// What is not written down may be lost with the engine.
+#[test]
+fn an_answer_says_when_it_is_not_written_down_because_the_keeper_does_not_answer() {
+    let troop = app();
+    let scaled = |workers: &str| {
+        let (code, out, err) = troop.troop(["scale", workers, "--json"]);
+        assert_eq!(code, 0, "{out}{err}");
+        let answer: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(err.contains("it is done, but not written down"), answer["unkept"].is_string());
+        assert_eq!(answer["workers"].to_string(), workers);
+        answer["unkept"].as_str().map(str::to_owned)
+    };
+    assert_eq!(scaled("2"), None);
+    troop.signal(Signal::STOP);
+    let mut why = None;
+    // What it is told first it reads when it goes on. That it closes something is waited for.
+    wait_until("an answer that is not written down", || {
+        why = scaled("1").or_else(|| scaled("3"));
+        why.is_some()
+    });
+    let why = why.unwrap();
+    assert!(why.contains(&format!("the keeper, process {}", troop.child.id())), "{why}");
+    // What changes nothing has nothing to lose.
+    assert!(!troop.troop(["show", "--json"]).1.contains("unkept"));
+    troop.signal(Signal::CONT);
+    wait_until("it is written down again", || scaled("2").is_none());
+    let before = engine(troop.child.id()).unwrap();
+    kill_process(Pid::from_raw(before.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(shown_by_the_next(&troop, 1)["wanted"], 2);
+}

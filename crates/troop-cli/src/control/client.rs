@@ -5,12 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use troop::text::escaped;
 
 use super::protocol::{
-    ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, MAX_REQUEST, Request, VERSION,
+    ANSWER_TIMEOUT, Answer, AppSnapshot, Envelope, Failure, MAX_REQUEST, Request, UNKEPT, VERSION,
 };
 use super::sockets;
 use crate::error::CliError;
+use crate::log;
 use crate::records::listed;
 
 /// Time that an upgrade may take: what is under way, the other engine, and leaving the app to it have
@@ -186,7 +188,12 @@ impl Client {
             }
             match serde_json::from_str(&line).map_err(|e| doing(e.into()))? {
                 Answer::Event(event) => each(&event),
-                Answer::Done(value) => return Ok(value),
+                Answer::Done(value) => {
+                    if let Some(why) = value[UNKEPT].as_str() {
+                        log::line(&format!("troop: {name}: {}", escaped(why)));
+                    }
+                    return Ok(value);
+                }
                 Answer::Failed(failure) => return Err(CliError::Failed(failure)),
             }
         }

@@ -113,6 +113,9 @@ fn yes() -> bool {
     true
 }
 
+/// The field of an answer that says why what was done is not written down.
+pub(crate) const UNKEPT: &str = "unkept";
+
 /// A line from a primary; the last one is `done` or `failed`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -10,12 +10,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use troop::Events;
+use troop::{Events, keeper};
 
 use super::audit::Audit;
 use super::connection::{Connection, Disconnected};
 use super::pending::PendingClients;
-use super::protocol::{Answer, Envelope, Failure, Request, VERSION};
+use super::protocol::{Answer, Envelope, Failure, Request, UNKEPT, VERSION};
 use super::sockets::Claim;
 use crate::app::RunningApp;
 use crate::log;
@@ -110,11 +110,16 @@ impl Server {
             )),
             Ok(Envelope { request, on_behalf_of, .. }) => {
                 let changes = self.audit.note(&request, peer, on_behalf_of.as_deref());
-                let Ok(result) = self.handle_request(request, &mut client).await else { return };
+                let Ok(mut result) = self.handle_request(request, &mut client).await else {
+                    return;
+                };
                 if changes {
                     // The engine may be killed when the client has its answer. If the cluster is over,
                     // nobody goes on with it.
                     let _ = self.app.cluster().keep_now().await;
+                    if let Ok(Value::Object(answer)) = &mut result {
+                        answer.extend(unkept().map(|why| (UNKEPT.to_owned(), why.into())));
+                    }
                 }
                 result
             }
@@ -227,6 +232,16 @@ impl Server {
             }
         }
     }
+}
+
+/// Why what was done is not written down, if it is not.
+fn unkept() -> Option<String> {
+    keeper::is_silent().then(|| {
+        let pid = keeper::app_pid();
+        format!(
+            "it is done, but not written down: the keeper, process {pid}, does not answer; if the engine is killed before it does, the app ends"
+        )
+    })
 }
 
 /// Parses a request.

@@ -168,6 +168,13 @@ pub fn has_ended() -> bool {
     LINK.get().is_some_and(Link::is_broken)
 }
 
+/// Whether the keeper of this engine does not answer, because it is stopped for example: what this engine
+/// does is not written down then, so if it is killed before the keeper answers, the app ends.
+#[must_use]
+pub fn is_silent() -> bool {
+    LINK.get().is_some_and(|link| link.is_silent() && !link.is_broken())
+}
+
 /// Returns the process that everybody knows as the app's: the keeper's, or this one.
 #[must_use]
 pub fn app_pid() -> u32 {
