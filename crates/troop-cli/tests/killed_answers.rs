@@ -231,7 +231,14 @@ fn an_answer_says_when_it_is_not_written_down_because_the_keeper_does_not_answer
     // What changes nothing has nothing to lose.
     assert!(!troop.troop(["show", "--json"]).1.contains("unkept"));
     troop.signal(Signal::CONT);
-    wait_until("it is written down again", || scaled("2").is_none());
+    wait_until("the keeper answers again", || scaled("2").is_none());
+    // A moment later it is told everything again.
+    let keeper = format!("/proc/{}/fd", troop.child.id());
+    wait_until("the state is written down again", || {
+        let all = std::fs::read_dir(&keeper).unwrap().flatten();
+        let mut links = all.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.any(|to| to.display().to_string().contains("memfd:troop-state"))
+    });
     let before = engine(troop.child.id()).unwrap();
     kill_process(Pid::from_raw(before.cast_signed()).unwrap(), Signal::KILL).unwrap();
     assert_eq!(shown_by_the_next(&troop, 1)["wanted"], 2);

@@ -75,7 +75,7 @@ fn is_as_before(mut troop: Running, port: u16, workers: &[u32], may_upgrade: boo
         assert!(code == 0 && out.contains(expected), "{args:?}: {out}{err}");
         get(port).unwrap();
     }
-    assert!(!is_running(workers[1]));
+    wait_until("the end of those that were replaced", || !is_running(workers[1]));
     assert_eq!(troop.troop(["stop"]).0, 0);
     assert_eq!(troop.end().0, Some(0));
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the port is free");

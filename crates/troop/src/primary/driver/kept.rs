@@ -310,10 +310,6 @@ impl Driver {
     fn is_not_held(&mut self, key: u64) {
         if key >= FIRST_CONNECTION {
             self.connections.was_refused(key);
-        } else if key == STATE && self.copies.is_none() {
-            // It was silent, and is to hold the state again.
-            self.keep_at = self.now;
-            self.change();
         } else if self.copies.as_mut().is_some_and(|copies| copies.was_refused(key)) {
             self.keep_at = self.now + REFUSED_INTERVAL;
             self.change();
