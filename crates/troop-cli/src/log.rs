@@ -256,6 +256,11 @@ pub(crate) fn as_json(event: &Event) -> Value {
                 add("worker", worker.0.into());
                 add("reason", reason.clone().into());
             }
+            Progress::PathRemoved { old, worker, at } => {
+                add("old", old.0.into());
+                add("worker", worker.0.into());
+                add_address(&mut add, at);
+            }
             Progress::RollingBack { workers } => drop(add("workers", (*workers).into())),
             Progress::GraceOver(worker) => drop(add("worker", worker.0.into())),
             Progress::PutOff { worker } | Progress::MakingWay { worker } => {
@@ -341,6 +346,7 @@ fn progress_name(progress: &Progress) -> &'static str {
         Progress::Pausing => "pausing",
         Progress::PutOff { .. } => "put-off",
         Progress::MakingWay { .. } => "making-way",
+        Progress::PathRemoved { .. } => "path-removed",
         Progress::NotReady { .. } => "not-ready",
         Progress::AssumedReady { .. } => "assumed-ready",
         Progress::Degraded { .. } => "degraded",

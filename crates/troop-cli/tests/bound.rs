@@ -4,7 +4,10 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
@@ -194,6 +197,54 @@ fn workers_that_try_for_seconds_to_have_a_port_of_their_own_and_end_are_never_re
     assert!(degraded["text"].as_str().unwrap().contains("1 of 2"), "{degraded}");
     troop.signal(Signal::TERM);
     troop.end();
+}
+
+/// What a server at this path answers.
+fn served_at(path: &Path) -> Option<String> {
+    let mut answer = String::new();
+    UnixStream::connect(path).ok()?.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// A program that binds a path by itself, and removes that at its end.
+fn removes_its_path(options: &[&str], verb: &[&str]) -> (Home, String) {
+    let home = home("own_path.py");
+    let path = home.path().join("web.sock");
+    let at = path.display().to_string();
+    let start = ["start", "own_path.py", "-n", "web", "--set", "min_ready_time=0"];
+    home.fine(&[&start, options, &["--", &at]].concat());
+    let mut before = None;
+    wait_until("the server", || {
+        before = served_at(&path);
+        before.is_some()
+    });
+    let is_seen = || home.fine(&["ls"]).contains("web.sock");
+    if !options.contains(&"ready=notify") {
+        wait_until("what troop sees", is_seen);
+    }
+    let told = home.fine(verb);
+    assert!(options.contains(&"ready=notify") || is_seen(), "{told}");
+    assert_ne!(served_at(&path).unwrap(), before.unwrap(), "{told}");
+    (home, told)
+}
+
+#[test]
+fn a_path_that_the_old_worker_removes_at_its_end_leads_to_the_new_one_when_a_verb_has_replaced_it()
+{
+    if !has_python() {
+        return;
+    }
+    let (home, told) = removes_its_path(&[], &["reload", "web"]);
+    assert!(told.starts_with("web: 1 worker replaced; clients were refused"), "{told}");
+    assert!(told.contains("web.sock") && told.contains("`alone = true`"), "{told}");
+    let log = home.fine(&["logs", "web", "--nostream"]);
+    assert!(log.contains("worker 1 has removed ") && log.contains("web.sock at its end"), "{log}");
+    // It is the program's habit: the one that replaces a single worker finds it, too.
+    let (home, _) = removes_its_path(&[], &["reload", "web:1"]);
+    home.fine(&["reload", "all"]);
+    served_at(&home.path().join("web.sock")).unwrap();
+    let (_, told) = removes_its_path(&["--set", "alone=true"], &["reload", "web"]);
+    assert_eq!(told, "web: 1 worker replaced\n");
 }
 
 /// Listens on this port; says so if it is in use, and goes on.

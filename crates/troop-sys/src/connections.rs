@@ -129,6 +129,22 @@ pub fn each_unix_listener(until: Instant, mut see: impl FnMut(u64, &Path)) -> io
     }
 }
 
+/// Whether nothing is at a path, as a process sees it, so that nobody reaches the socket that was bound
+/// there. What cannot be seen is taken to be there.
+#[must_use]
+pub fn is_path_gone(pid: u32, path: &Path) -> bool {
+    let Ok(below) = path.strip_prefix("/") else { return false };
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    let is_missing = |at: PathBuf| {
+        let seen = std::fs::symlink_metadata(at);
+        seen.is_err_and(|e| {
+            matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        })
+    };
+    // The process may have ended.
+    is_missing(root.join(below)) && !is_missing(root)
+}
+
 /// Returns how many TCP connections this network namespace has accepted in the kernel since its
 /// beginning; `None` if that is not shown.
 #[must_use]
@@ -289,6 +305,10 @@ mod tests {
         each_unix_listener(soon(), |inode, at| listening.extend((at == path).then_some(inode)))
             .unwrap();
         assert_eq!(listening, [diag::inode(&listener).unwrap()]);
+        let here = std::process::id();
+        assert!(!is_path_gone(here, &path) && !is_path_gone(u32::MAX - 1, &path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(is_path_gone(here, &path));
         let late = each_unix_listener(Instant::now(), |_, _| ()).unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     }

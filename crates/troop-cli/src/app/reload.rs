@@ -145,6 +145,10 @@ impl RunningApp {
         if let (1.., Some(fields)) = (done.started, answer.as_object_mut()) {
             fields.insert("started".into(), done.started.into());
         }
+        if let (false, Some(fields)) = (done.started_again.is_empty(), answer.as_object_mut()) {
+            let paths: Vec<_> = done.started_again.iter().map(ToString::to_string).collect();
+            fields.insert("started_again".into(), paths.into());
+        }
         Ok(answer)
     }
 
@@ -174,6 +178,7 @@ impl RunningApp {
                 Event::Supervision(
                     Progress::Replaced { .. }
                     | Progress::MakingWay { .. }
+                    | Progress::PathRemoved { .. }
                     | Progress::Awaiting { .. }
                     | Progress::PutOff { .. },
                 ) => began,

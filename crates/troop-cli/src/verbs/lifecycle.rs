@@ -219,7 +219,7 @@ fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<
                 "{name}: {} replaced, {started} started where there was none",
                 counted(replaced, "worker")
             ),
-        };
+        } + &started_again(&answer);
         match unchanged(&answer) {
             None => done,
             Some(unchanged) => format!(
@@ -228,6 +228,20 @@ fn reload_one(args: &Reload, worker: Option<u32>, mut client: Client) -> Result<
         }
     });
     Ok(())
+}
+
+/// What a reload says of paths that old workers have removed.
+fn started_again(answer: &Value) -> String {
+    let paths = answer["started_again"].as_array().into_iter().flatten();
+    let paths: Vec<_> =
+        paths.filter_map(Value::as_str).map(|path| escaped(path).to_string()).collect();
+    if paths.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; clients were refused for a moment at {}, which the old worker removed at its end although its successor listened there: that one was started once more. With `alone = true` the old one leaves first",
+        paths.join(" and ")
+    )
 }
 
 /// Runs `troop serve`: starts an app of this program that serves a directory.

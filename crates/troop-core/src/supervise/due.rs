@@ -1,6 +1,7 @@
 //! When a round must be checked without an event.
 
 use super::expect::Lacking;
+use super::own::Parting;
 use super::round::{Active, Round, Step};
 use super::{Supervisor, Time};
 
@@ -26,7 +27,8 @@ impl Supervisor {
                 true => at(late).min(),
             }
         };
-        round.and_then(dues).into_iter()
+        let partings = round.into_iter().flat_map(|round| &round.partings);
+        round.and_then(dues).into_iter().chain(partings.filter_map(Parting::deadline))
     }
 
     /// When there is something to see at a slot, if nothing happens before.

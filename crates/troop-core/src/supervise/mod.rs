@@ -531,6 +531,7 @@ impl Supervisor {
                 self.lost(now, slot, member, how);
             }
         } else {
+            self.parted(now, worker);
             self.emptied(now, worker);
             // One more may be started now.
             self.advance(now);

@@ -67,6 +67,10 @@ pub struct Reloaded {
     pub left: Vec<Address>,
     /// Addresses of the new workers on which no old worker listened.
     pub added: Vec<Address>,
+    /// Paths that old workers removed at their end although new ones listened there by themselves,
+    /// which were started once more for it; clients were refused meanwhile.
+    #[serde(default)]
+    pub started_again: Vec<Address>,
 }
 
 /// The reason why a new worker did not take over.

@@ -209,6 +209,16 @@ pub enum Progress {
         /// The old worker, which drains.
         worker: WorkerId,
     },
+    /// An old worker has removed a path at its end, although its successor listened there by itself.
+    /// The latter is started once more, since clients do not reach it.
+    PathRemoved {
+        /// The old worker.
+        old: WorkerId,
+        /// Its successor, which drains.
+        worker: WorkerId,
+        /// The path.
+        at: Address,
+    },
     /// A new worker has replaced an old one.
     Replaced {
         /// The old worker, which drains.
@@ -381,6 +391,12 @@ impl fmt::Display for Progress {
                 write!(
                     f,
                     "worker {worker} ends before its successor starts: it listens by itself, if at all"
+                )
+            }
+            Progress::PathRemoved { old, worker, at } => {
+                write!(
+                    f,
+                    "worker {old} has removed {at} at its end, where worker {worker} listened by itself: the latter is started once more"
                 )
             }
             Progress::Replaced { old, new } => {

@@ -97,6 +97,8 @@ impl Supervisor {
             claims,
             put_off: Vec::new(),
             may_move: false,
+            partings: Vec::new(),
+            started_again: Vec::new(),
         });
     }
 
@@ -186,6 +188,7 @@ impl Supervisor {
     }
 
     pub(super) fn advance(&mut self, now: Time) {
+        self.expire_partings(now);
         // They wait for each other, so all of them start before one of them is checked.
         while self.round.as_ref().is_some_and(|round| round.policy.all_or_none)
             && self.begin_next(now)
@@ -219,9 +222,7 @@ impl Supervisor {
             }
         }
         while self.begin_next(now) {}
-        if self.round.as_ref().is_some_and(|round| round.todo.is_empty() && round.active.is_empty())
-            && let Some(round) = self.round.take()
-        {
+        if let Some(round) = self.round.take_if(|round| round.is_over()) {
             self.finish_round(round);
         }
     }
@@ -230,8 +231,8 @@ impl Supervisor {
     fn finish_round(&mut self, round: Round) {
         match round.why {
             Why::Reload => {
-                let Round { ticket, replaced, started, .. } = round;
-                let done = Reloaded { replaced, started, ..Reloaded::default() };
+                let Round { ticket, replaced, started, started_again, .. } = round;
+                let done = Reloaded { replaced, started, started_again, ..Reloaded::default() };
                 self.unchecked = Some(Unchecked { ticket, done });
                 self.orders.push_back(Order::CheckListeners);
             }
@@ -341,6 +342,7 @@ impl Supervisor {
             self.orders.push_back(Order::Admit(new.worker));
             self.orders
                 .push_back(Order::Report(Progress::Replaced { old: old.worker, new: new.worker }));
+            self.part(now, slot, &old, &new);
             self.make_way(now, old);
         } else if let Step::Filling(Some(old)) = step {
             self.orders.push_back(Order::Report(Progress::Replaced { old, new: new.worker }));

@@ -5,11 +5,13 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::expect::Claims;
+use super::own::Parting;
 use super::{
     Afterwards, Answer, Order, Progress, RecycleFailed, ReloadFailed, ReplaceFailure,
     ReplacePolicy, Ticket,
 };
 use crate::asked::Asked;
+use crate::event::Address;
 use crate::id::{Time, WorkerId};
 
 /// The reason of a round.
@@ -80,6 +82,12 @@ pub(super) struct Round {
     pub(super) put_off: Vec<usize>,
     /// Whether new workers may listen elsewhere by themselves.
     pub(super) may_move: bool,
+    /// Slots whose new workers serve, and whose old ones may remove a path of theirs.
+    #[serde(default)]
+    pub(super) partings: Vec<Parting>,
+    /// Paths that old workers have removed, so that new ones were started once more.
+    #[serde(default)]
+    pub(super) started_again: Vec<Address>,
 }
 
 impl Round {
@@ -154,14 +162,21 @@ impl Round {
         }
     }
 
+    /// Whether all of its workers have been replaced, or have ended.
+    pub(super) fn is_over(&self) -> bool {
+        self.todo.is_empty() && self.active.is_empty() && self.partings.is_empty()
+    }
+
     fn let_go(&mut self, slot: usize) {
         self.active.retain(|active| active.slot != slot);
+        self.partings.retain(|parting| parting.slot != slot);
     }
 
     /// Removes slots after scaling down; these workers leave without successors.
     pub(super) fn shrink(&mut self, slots: usize, gone: &[WorkerId]) {
         self.todo.retain(|slot| *slot < slots);
         self.active.retain(|active| active.slot < slots);
+        self.partings.retain(|parting| parting.slot < slots);
         self.claims.let_go(gone);
     }
 

@@ -5,6 +5,7 @@
 //! taken, and goes on without it, replaces no worker that serves, the shell inspects where workers listen.
 
 mod address;
+mod parting;
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use address::{MAX_OWN_ADDRESSES, OwnAddress, OwnInspection, Seen, WorkerSeen};
 use address::{lacking, most_telling, names};
+pub(super) use parting::Parting;
 
 use super::round::{Step, Why};
 use super::{
@@ -204,7 +206,8 @@ impl Supervisor {
             .all_members()
             .filter(|_| may)
             .filter_map(|(slot, which, member)| self.inspection_due(slot, which, &member));
-        dues.min().map(|at| at.max(self.own.rest_until))
+        let look = (may && self.wants_look()).then_some(self.own.rest_until);
+        dues.chain(look).min().map(|at| at.max(self.own.rest_until))
     }
 
     /// Has the shell inspect where workers listen, if that is due.
@@ -213,6 +216,7 @@ impl Supervisor {
             return;
         }
         self.own.is_inspecting = true;
+        self.begins_look();
         let listens =
             |worker| self.own.workers.get(&worker).is_some_and(|watched| !watched.now.is_empty());
         let words_of = self
@@ -255,6 +259,7 @@ impl Supervisor {
                 break;
             }
         }
+        self.looked(now);
         self.advance(now);
         self.update_health(now);
     }

@@ -332,6 +332,7 @@ fn a_worker_that_listens_on_a_path_of_its_own_must_also_listen_where_its_predece
     assert_eq!(l.w.of(0), 4);
     // One that serves clients by way of the primary is ready when it does.
     l.w.exit(1, 0);
+    l.pass(1);
     l.reload();
     l.w.up(5);
     assert_eq!(l.w.of(0), 5);
@@ -462,4 +463,80 @@ fn a_sibling_that_listens_nowhere_and_is_heard_to_say_nothing_is_ready_soon_and_
     l.listen([1], &[own(80)]);
     l.pass(20);
     assert_eq!((l.ready(), l.not_shared()), (vec![1], vec![(2, 1)]));
+}
+
+/// As gunicorn does.
+#[test]
+fn a_new_worker_whose_path_the_old_one_removes_at_its_end_is_started_once_more() {
+    let at = path("/run/app.sock");
+    for (is_reload, is_told) in [(true, false), (false, false), (true, true)] {
+        let mut l = Listening::new(1, |config| {
+            config.replace.ready_when =
+                if is_told { ReadyWhen::Notified } else { config.replace.ready_when };
+        });
+        let up = |l: &mut Listening, worker: u32| {
+            l.listen([worker], std::slice::from_ref(&at));
+            l.w.supervisor.reported_ready(l.w.now, WorkerId(worker));
+            l.w.carry_out();
+            l.pass(2);
+        };
+        up(&mut l, 1);
+        let request = if is_reload {
+            Request::Reload(vec![])
+        } else {
+            let worker = WorkerId(1);
+            Request::Recycle { worker, reason: "age".into(), claims: vec![] }
+        };
+        let ticket = l.w.request(request);
+        up(&mut l, 2);
+        // The old one has not ended.
+        assert_eq!((l.w.of(0), l.w.answer(ticket)), (2, None));
+        l.listen([2], &[]);
+        l.w.exit(1, 0);
+        l.pass(1);
+        let (old, worker) = (WorkerId(1), WorkerId(2));
+        let removed = Progress::PathRemoved { old, worker, at: at.at.clone() };
+        assert_eq!((l.w.of(0), l.w.progress.last()), (0, Some(&removed)));
+        l.w.exit(2, 0);
+        up(&mut l, 3);
+        l.pass(2);
+        assert_eq!(l.ready(), [3]);
+        let started_again = vec![at.at.clone()];
+        let done = Reloaded { replaced: 1, started_again, ..Reloaded::default() };
+        let expected = match is_reload {
+            true => Answer::Reload(Ok(done)),
+            false => Answer::Recycle(Ok(WorkerId(3))),
+        };
+        assert_eq!(l.w.answer(ticket), Some(&expected));
+    }
+}
+
+#[test]
+fn a_path_that_stays_when_the_old_worker_ends_and_one_that_it_did_not_have_are_fine() {
+    for (of_old, waits) in [("/run/app.sock", true), ("/run/1.sock", false)] {
+        let mut l = Listening::new(1, |_| {});
+        l.listen([1], &[path(of_old)]);
+        l.pass(2);
+        let ticket = l.w.request(Request::Reload(vec![]));
+        l.listen([2], &[path("/run/app.sock")]);
+        l.pass(2);
+        assert_eq!((l.w.of(0), l.w.answer(ticket).is_none()), (2, waits), "{of_old}");
+        l.w.exit(1, 0);
+        l.pass(2);
+        let done = Reloaded { replaced: 1, ..Reloaded::default() };
+        assert_eq!(l.w.answer(ticket), Some(&Answer::Reload(Ok(done))));
+        assert_eq!((l.w.of(0), l.ready()), (2, vec![2]));
+    }
+    // Nor is it waited for what cannot be seen.
+    let mut l = Listening::new(1, |_| {});
+    l.listen([1, 2], &[path("/run/app.sock")]);
+    l.pass(2);
+    let ticket = l.w.request(Request::Reload(vec![]));
+    l.pass(2);
+    l.answers = false;
+    l.w.exit(1, 0);
+    l.pass(9);
+    assert!(l.w.answer(ticket).is_none());
+    l.pass(2);
+    assert!(matches!(l.w.answer(ticket), Some(Answer::Reload(Ok(_)))));
 }

@@ -38,7 +38,8 @@ pub(super) fn inspect(workers: &[(WorkerId, u32)]) -> OwnInspection {
     let opened = workers.iter().map(|(_, pid)| connections::opened(*pid, until));
     let mut inspected: Vec<_> = opened.map(|opened| (opened, Vec::new())).collect();
     // Of the sockets of the system, which others can make very many, only theirs are kept.
-    let is_seen = add_listening(&mut inspected, until).is_ok();
+    let pids: Vec<_> = workers.iter().map(|(_, pid)| *pid).collect();
+    let is_seen = add_listening(&pids, &mut inspected, until).is_ok();
     let see = |(worker, (opened, found)): (WorkerId, (Opened, Vec<OwnAddress>))| {
         let seen = match (opened.is_complete && is_seen, opened.is_hidden) {
             (_, true) => Seen::Hidden,
@@ -64,43 +65,50 @@ pub(super) fn nothing_seen(workers: &[(WorkerId, u32)]) -> OwnInspection {
 
 /// Adds to each worker where it listens: with the sockets that it has open, except those that this
 /// process has, too. Those of UDP count if they have a port that was not chosen by the kernel:
-/// clients have such ports, too.
+/// clients have such ports, too. Sockets whose path is gone count as none: no client reaches them.
 ///
 /// # Errors
 /// `TimedOut` if the system has so many sockets that they were not all seen.
-fn add_listening(inspected: &mut [(Opened, Vec<OwnAddress>)], until: Instant) -> io::Result<()> {
+fn add_listening(
+    pids: &[u32],
+    inspected: &mut [(Opened, Vec<OwnAddress>)],
+    until: Instant,
+) -> io::Result<()> {
     let own = connections::opened_by(std::process::id(), until);
     let chosen = diag::chosen_ports();
-    let mut add = |inode: u64, address: &dyn Fn() -> OwnAddress| {
+    let mut add = |inode: u64, address: &dyn Fn(u32) -> Option<OwnAddress>| {
         if own.contains(&inode) {
             return;
         }
-        let theirs = inspected.iter_mut().filter(|(opened, found)| {
+        let theirs = pids.iter().zip(&mut *inspected).filter(|(_, (opened, found))| {
             found.len() <= MAX_OWN_ADDRESSES && opened.sockets.contains(&inode)
         });
-        theirs.for_each(|(_, found)| found.push(address()));
+        theirs.for_each(|(pid, (_, found))| found.extend(address(*pid)));
     };
     for is_udp in [false, true] {
         // What the kernel does not show is not seen to listen.
         let _ = diag::each_bound(None, is_udp, |bound| {
             let may_be_chosen = chosen.contains(&bound.port);
             if bound.port != 0 && !(is_udp && may_be_chosen) {
-                add(bound.inode, &|| {
+                add(bound.inode, &|_| {
                     let at = SocketAddr::new(bound.address.to_canonical(), bound.port);
-                    OwnAddress { at: address(at, is_udp), may_be_chosen }
+                    Some(OwnAddress { at: address(at, is_udp), may_be_chosen })
                 });
             }
         });
     }
     let seen = connections::each_unix_listener(until, |inode, path| {
-        add(inode, &|| {
+        add(inode, &|pid| {
+            if connections::is_path_gone(pid, path) {
+                return None;
+            }
             let at = Address {
                 address: Some(path.to_string_lossy().into_owned()),
                 port: Some(-1),
                 address_type: AddressType::Unix,
                 fd: None,
             };
-            OwnAddress { at, may_be_chosen: true }
+            Some(OwnAddress { at, may_be_chosen: true })
         });
     });
     seen.or_else(|e| if e.kind() == io::ErrorKind::TimedOut { Err(e) } else { Ok(()) })
