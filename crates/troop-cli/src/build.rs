@@ -133,6 +133,7 @@ impl ResolvedApp {
             let is_steered = matches!(app.policy, Some(Scheduling::Steered(_))) || by_connections;
             let slots = if is_steered { self.first_workers() } else { 0 };
             let sockets = bind_when_free(&app.bind, &inherited, slots, self.time_to_bind())?;
+            let sockets = self.with_access(sockets)?;
             for socket in &sockets {
                 log::line(&format!("troop: listening on {socket}"));
             }
@@ -246,6 +247,9 @@ impl ResolvedApp {
         if let Some(signal) = &app.stop_signal {
             setup = setup.stop_signal(names::signal(signal).map_err(|e| wrong("stop_signal", e))?);
         }
+        if let Some(all) = app.stop_group {
+            setup = setup.stop_group(all);
+        }
         if let Some(signal) = &app.kill_signal {
             setup = setup.kill_signal(names::signal(signal).map_err(|e| wrong("kill_signal", e))?);
         }
@@ -328,7 +332,7 @@ impl ResolvedApp {
     }
 
     /// Sets the user and the groups of the workers.
-    fn identity(&self, mut setup: Setup) -> Result<Setup, Error> {
+    pub(crate) fn identity(&self, mut setup: Setup) -> Result<Setup, Error> {
         let (user, group) = (self.app.user.as_deref(), self.app.group.as_deref());
         if let Some(name) = user {
             let number = name.parse().ok();

@@ -9,6 +9,7 @@ mod build;
 mod command;
 mod config;
 mod control;
+mod default_file;
 mod directory;
 mod error;
 mod files;
@@ -33,6 +34,7 @@ mod resolve;
 mod restart;
 mod run;
 mod signals;
+mod socket_access;
 mod start;
 mod suggest;
 mod together;
@@ -236,6 +238,9 @@ fn run(what: args::Run, choice: &start::Choice, place: Place) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Refused) => ExitCode::FAILURE,
         Err(e) => {
+            if let (Place::Background, RunError::Usage(reason)) = (place, &e) {
+                start::tell_refused(reason);
+            }
             log::line(&in_use::with_tip(format!("troop: {e}")));
             ExitCode::from(match e {
                 // As clap does for invalid arguments.

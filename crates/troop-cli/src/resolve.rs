@@ -1,7 +1,7 @@
 //! Resolves an app: command-line options over the configuration file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Chosen, Env, LogOption, Run};
 use crate::config::{self, Alone, App, Form, Health, LogPath, Rebalance, To, Watch, Workers};
-use crate::{command, names, primary_part, suggest};
+use crate::{command, default_file, names, primary_part, suggest};
 
 /// An app whose options are all resolved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,8 +81,13 @@ pub(crate) fn file_of(typed: &Run) -> Result<Option<(PathBuf, Option<OsString>)>
             Some((PathBuf::from(program), typed.args.first().cloned()))
         }
         // A program overrides an app of the same name.
-        (None, Some(program)) if !Path::new(program).exists() && is_app(program)? => {
+        (None, Some(program)) if !Path::new(program).exists() && default_file::is_app(program)? => {
             Some((PathBuf::from(config::DEFAULT_FILE), Some(program.clone())))
+        }
+        (None, Some(word))
+            if !Path::new(word).exists() && !default_file::namespace(word)?.is_empty() =>
+        {
+            Some((PathBuf::from(config::DEFAULT_FILE), None))
         }
         (None, Some(_)) => None,
     })
@@ -158,17 +163,6 @@ fn make(typed: Run, started_as: Option<&str>) -> Result<(ResolvedApp, Source), S
 pub(crate) fn no_app(file: &Path, name: &str, names: &[String]) -> String {
     let meant = suggest::app(name, names.iter().map(String::as_str));
     format!("{} has no app {name:?}, but {}{meant}", file.display(), names.join(", "))
-}
-
-/// Whether `troop.toml` has an app of this name. An invalid file is an error, because the name
-/// could be in it.
-pub(crate) fn is_app(program: &OsStr) -> Result<bool, String> {
-    let file = Path::new(config::DEFAULT_FILE);
-    let Some(name) = program.to_str().filter(|name| file.exists() && !name.contains(['/', '.']))
-    else {
-        return Ok(false);
-    };
-    config::read(file).map(|apps| apps.contains_key(name))
 }
 
 impl Source {
@@ -388,6 +382,7 @@ impl Run {
         for setting in &self.set {
             *app = with(app, setting)?;
         }
+        app.output.without_streams();
         Ok(())
     }
 }

@@ -34,7 +34,9 @@ use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers};
 pub(crate) use plan::{Planned, Verb, choose, is_command, plan, words_of_run, words_of_start};
-pub(crate) use reporter::{LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted};
+pub(crate) use reporter::{
+    LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted, tell_refused,
+};
 pub(crate) use running::{connected, say as say_running, unless_stopping};
 
 /// The variable by which `troop start` makes the process that it spawns a background primary. Its

@@ -1,5 +1,7 @@
 //! Suggests the name that was meant where an unknown one was typed.
 
+use crate::config::foreign;
+
 /// The most bytes of a name that is compared.
 const MAX_COMPARED: usize = 64;
 
@@ -32,6 +34,9 @@ pub(crate) fn explained(error: &str) -> String {
     let Some((unknown, expected)) = rest.rsplit_once("`, expected ") else {
         return error.to_owned();
     };
+    if let Some(instead) = foreign::instead(unknown).filter(|_| kind == &"option") {
+        return format!("{before}unknown option `{unknown}`: {instead}");
+    }
     // Every second part is between backticks.
     let known = expected.split('`').skip(1).step_by(2);
     match nearest(unknown, known) {

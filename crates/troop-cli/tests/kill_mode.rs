@@ -12,7 +12,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Running, run, start};
+use support::{Home, Running, run, start};
 use tempfile::TempDir;
 use troop_testkit::{TEST_TIMEOUT, is_running, wait_until};
 
@@ -143,6 +143,41 @@ fn it_survives_without_the_variable_or_if_that_is_wanted() {
         scene.stop();
         assert!(child.is_running(), "{before}");
     }
+}
+
+/// What a program below a shell says when the app stops.
+fn says_below_a_shell(options: &[&str]) -> String {
+    let program = "
+import signal, sys, time
+def say(number, _):
+    print('got', signal.Signals(number).name, flush=True)
+    sys.exit(0)
+for name in ('SIGINT', 'SIGTERM', 'SIGQUIT'): signal.signal(getattr(signal, name), say)
+open('up', 'w').close()
+time.sleep(1000)";
+    let home = Home::with(&[("consumer.py", program)]);
+    let start = ["start", "--name", "web", "--grace", "20", "--set", "min_ready_time=0"];
+    home.fine(&[&start, options, &["sh", "--", "-c", "python3 consumer.py; echo end"]].concat());
+    wait_until("its handlers", || home.path().join("up").exists());
+    home.fine(&["stop", "web"]);
+    home.fine(&["logs", "web", "--nostream", "--raw"])
+}
+
+#[test]
+fn a_program_below_a_shell_gets_the_stop_signal_that_a_shell_waits_after() {
+    for mode in ["kill_mode=tree", "kill_mode=group"] {
+        let says = says_below_a_shell(&["--set", "stop_signal=INT", "--set", mode]);
+        assert!(says.contains("got SIGINT") && !says.contains("SIGTERM"), "{mode}: {says}");
+    }
+    // A shell that ends by it leaves its program behind, which is asked then.
+    let says = says_below_a_shell(&["--set", "stop_signal=QUIT"]);
+    assert!(says.contains("got SIGTERM"), "{says}");
+}
+
+#[test]
+fn the_whole_group_gets_the_stop_signal_where_that_is_wanted_and_no_other() {
+    let says = says_below_a_shell(&["--set", "stop_signal=QUIT", "--set", "stop_group=true"]);
+    assert!(says.contains("got SIGQUIT") && !says.contains("SIGTERM"), "{says}");
 }
 
 /// Only root can start one.

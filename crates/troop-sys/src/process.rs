@@ -121,6 +121,17 @@ pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     Ok(rustix::process::kill_process_group(to_pid(leader)?, signal)?)
 }
 
+/// Whether a process executes a shell at the moment, as `/proc` shows it.
+#[must_use]
+pub fn is_shell(pid: u32) -> bool {
+    const SHELLS: [&str; 9] =
+        ["sh", "dash", "bash", "ash", "busybox", "zsh", "ksh", "mksh", "fish"];
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // Its file may have been replaced.
+    SHELLS.contains(&name.strip_suffix(" (deleted)").unwrap_or(name))
+}
+
 /// Whether the process behind a pidfd has ended, reaped or not.
 #[must_use]
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> bool {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, fstat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, connect};
 use serde::{Deserialize, Serialize};
@@ -208,6 +210,33 @@ impl UnixFile {
         let SavedUnixFile { name, path, number, of, trusted_links_only, .. } = saved;
         let rights = Rights { of, sandbox, trusted_links_only };
         Ok(UnixFile { directory, name, path: path.into(), number, rights, looks: Arc::default() })
+    }
+
+    /// Sets the owner, the group and the mode of the file; what is left out stays. `socket` is the one
+    /// that is bound to it.
+    ///
+    /// # Errors
+    /// Those of `chown(2)` and `chmod(2)`; `ESTALE` if the file has been replaced.
+    pub fn set_access(
+        &self,
+        socket: &OwnedFd,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        mode: Option<u32>,
+    ) -> io::Result<()> {
+        // By way of the descriptor, so of this file and no other.
+        let (file, stat) = file_of(socket, &self.directory, &self.name)?;
+        if number(&stat) != self.number {
+            return Err(Errno::STALE.into());
+        }
+        if uid.is_some() || gid.is_some() {
+            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+            rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(mode) = mode {
+            rustix::fs::chmod(by_descriptor(file.as_fd()), Mode::from_raw_mode(mode & 0o777))?;
+        }
+        Ok(())
     }
 
     /// The rights with which it was created.

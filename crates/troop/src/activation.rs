@@ -161,6 +161,28 @@ impl ActivationSocket {
         })
     }
 
+    /// Gives the file of a socket at a path to a user and a group, and sets its mode. Clients need the
+    /// right to write. What is left out stays: the file belongs to the user of this process, whose umask
+    /// decides on the mode. Other sockets have no file, and nothing is done for them.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] if this process may not do that.
+    pub fn access(
+        self,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        mode: Option<u32>,
+    ) -> Result<ActivationSocket> {
+        let set = |file: &UnixFile| file.set_access(&self.socket, uid, gid, mode);
+        let file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_set = file.as_ref().map_or(Ok(()), set);
+        drop(file);
+        is_set.map_err(|e| {
+            Error::Settings(format!("cannot set the owner and mode of {}: {e}", self.address))
+        })?;
+        Ok(self)
+    }
+
     /// Takes a socket that was open when this process started, under its name or under another one.
     ///
     /// # Errors

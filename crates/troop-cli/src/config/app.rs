@@ -40,6 +40,10 @@ pub(crate) struct App {
     /// "/run/app.sock", with or without "name=".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) bind: Vec<String>,
+    /// Permissions of sockets of `bind` that are paths, in octal: "0660". They belong to `user` and
+    /// `group`; clients need the right to write. Default: what `umask` leaves, of the app or else of troop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) socket_mode: Option<String>,
     /// Scheduling of connections. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -197,6 +201,11 @@ pub(crate) struct App {
     /// end after they have disconnected. Default: SIGTERM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
+    /// Whether the stop signal and the kill signal go to all processes of the worker's group, as with
+    /// supervisord's `stopasgroup`. Default: only SIGINT, where the worker is a shell, which then waits
+    /// for its program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_group: Option<bool>,
     /// Signal for workers that have not ended when `grace` is almost over (1 to 2 seconds before its
     /// end, at most half of it), before SIGKILL. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,7 +234,7 @@ pub(crate) struct App {
 }
 
 /// Options that a reload applies; the others apply from the next start on.
-pub(crate) const LIVE: [&str; 28] = [
+pub(crate) const LIVE: [&str; 29] = [
     "program",
     "args",
     "node_args",
@@ -251,6 +260,7 @@ pub(crate) const LIVE: [&str; 28] = [
     "increment_variable",
     "report_signal",
     "stop_signal",
+    "stop_group",
     "kill_signal",
     "shutdown_with_message",
     "kill_mode",
@@ -267,6 +277,7 @@ impl App {
             alone: None,
             after: Vec::new(),
             bind: Vec::new(),
+            socket_mode: None,
             policy: None,
             listeners: BTreeMap::new(),
             may_listen: Vec::new(),
@@ -310,6 +321,7 @@ impl App {
             hang_timeout: None,
             report_signal: None,
             stop_signal: None,
+            stop_group: None,
             kill_signal: None,
             shutdown_with_message: false,
             kill_mode: None,

@@ -63,6 +63,12 @@ impl App {
         if self.kill_mode == Some(KillMode::Group) && self.cgroup != Default::default() {
             found.push(("kill_mode", "as \"group\" with cgroup: all processes in it end"));
         }
+        if self.socket_mode.is_some() && !self.bind.iter().any(|at| at.contains('/')) {
+            found.push(("socket_mode", "without a path in bind"));
+        }
+        if self.kill_mode == Some(KillMode::Process) && self.stop_group.is_some() {
+            found.push(("stop_group", "with kill_mode = \"process\": others go on"));
+        }
         if self.sandbox.best_effort && self.sandbox.settings().is_empty() {
             found.push(("sandbox.best_effort", "without read, write or deny_system_calls"));
         }
@@ -219,6 +225,8 @@ mod tests {
             ("cron = \"0 4 * * *\"\nrecycle = { cron = \"0 4 * * *\" }", "recycle.cron", "cron"),
             ("assume_ready = 1", "assume_ready", "message"),
             ("kill_mode = \"process\"\ncgroup = { processes = 1 }", "kill_mode", "cgroup"),
+            (&format!("{bound}socket_mode = \"0660\""), "socket_mode", "path"),
+            ("kill_mode = \"process\"\nstop_group = true", "stop_group", "go on"),
             ("output = { rotate_size = 0, keep = 1 }", "output.keep", "rotate_age"),
             (&format!("{bound}fds = [3]"), "fds", "sockets"),
             (&format!("{bound}may_listen = [\"80\"]"), "may_listen", "sockets"),

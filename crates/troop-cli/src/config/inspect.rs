@@ -61,7 +61,20 @@ impl App {
         }
     }
 
+    /// Returns the first file of a name on the `PATH` that workers can execute, which is the one that
+    /// they do; or else the first one.
     fn on_path(&self, name: &Path) -> Option<PathBuf> {
+        let is_root = rustix::process::geteuid().is_root();
+        let user = self.identity().filter(|_| is_root).map(|(identity, _)| identity);
+        let can_execute = |file: &&PathBuf| match &user {
+            Some(user) => refusal(user, file, Access::EXEC_OK).is_none(),
+            None => crate::program::is_executable(file),
+        };
+        let all = self.all_on_path(name);
+        all.iter().find(can_execute).or(all.first()).cloned()
+    }
+
+    fn all_on_path(&self, name: &Path) -> Vec<PathBuf> {
         let path = self
             .env
             .get("PATH")
@@ -70,7 +83,8 @@ impl App {
             .unwrap_or_default();
         std::env::split_paths(&path)
             .map(|directory| directory.join(name))
-            .find(|file| file.is_file())
+            .filter(|file| file.is_file())
+            .collect()
     }
 
     fn inspect_reach(

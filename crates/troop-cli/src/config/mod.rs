@@ -5,6 +5,7 @@ pub(crate) mod clashes;
 mod cron;
 mod effects;
 pub(crate) mod env_file;
+pub(crate) mod foreign;
 mod inspect;
 mod pm2;
 mod problems;
@@ -32,7 +33,7 @@ pub(crate) use cron::{NextTime, Times};
 pub(crate) use pm2::choose as choose_environment;
 pub(crate) use pm2::execute_once;
 pub(crate) use pm2::fields::LISTEN_TIMEOUT;
-pub(crate) use pm2::logs::LogPath;
+pub(crate) use pm2::logs::{LogPath, TO_STREAMS};
 pub(crate) use procfile::app as app_of_command;
 pub(crate) use tables::{
     Alone, Failed, Form, Health, KillMode, Limit, LimitValue, Limited, LogFormat, Output, Overlap,
@@ -119,7 +120,11 @@ pub(crate) fn read(file: &Path) -> Result<Apps, String> {
 pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), String> {
     let text = || source::text(file);
     let (apps, warnings) = match format_of(file).unwrap_or(Format::Toml) {
-        Format::Toml => (source::parsed(file, text()?, from_toml)?, Vec::new()),
+        Format::Toml => {
+            let mut apps = source::parsed(file, text()?, from_toml)?;
+            let warnings = foreign::warnings(&mut apps);
+            (apps, warnings)
+        }
         Format::Pm2 => pm2::read(file)?,
         Format::Procfile => {
             let has_env = beside(file).join(".env").exists();
@@ -268,6 +273,9 @@ impl App {
         }
         if let Some(umask) = &self.umask {
             octal(umask).map_err(|e| format!(".umask: {e}"))?;
+        }
+        if let Some(mode) = &self.socket_mode {
+            octal(mode).map_err(|e| format!(".socket_mode: {e}"))?;
         }
         if self.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
             return Err(".nice: it must be a number from -20 to 19".into());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::app::App;
-use super::{NO_POLICY, clashes, env_file, is_on_path, own_cpus};
+use super::{NO_POLICY, clashes, env_file, foreign, is_on_path, own_cpus};
 
 /// A reason why an app cannot start, with the option that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +24,9 @@ impl App {
         if !directory.is_dir() {
             add("cwd", format!("there is no directory {}", directory.display()));
         } else if program.is_absolute() && !program.exists() {
-            add("program", format!("there is no program {}", program.display()));
+            let hint = foreign::command_line(&self.program).map(|hint| format!("; {hint}"));
+            let hint = hint.unwrap_or_default();
+            add("program", format!("there is no program {}{hint}", program.display()));
         }
         for e in self.env_file.iter().filter_map(|file| env_file::read(&directory.join(file)).err())
         {
@@ -37,7 +39,10 @@ impl App {
         }
         if program.components().count() == 1 && !is_on_path(&program) {
             let installed = crate::command::installed(&program, &directory);
-            let instead = installed.map(|found| format!("; npm has installed {}", found.display()));
+            let instead = installed
+                .map(|found| format!("npm has installed {}", found.display()))
+                .or_else(|| foreign::command_line(&self.program))
+                .map(|instead| format!("; {instead}"));
             add(
                 "program",
                 format!(

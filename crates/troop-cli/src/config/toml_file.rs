@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::app::App;
-use super::{Apps, File, variables};
+use super::{Apps, File, foreign, variables};
 use crate::{names, suggest};
 
 /// The most errors that are told at once.
@@ -30,8 +30,9 @@ struct Mistake {
 /// Parses the text of a file. `lookup` has the values of variables. Returns all apps, without those of
 /// their options that are wrong, and what is wrong.
 fn all(text: &str, lookup: &Lookup<'_>) -> Result<(Apps, Vec<Mistake>), String> {
-    let mut file =
-        DeTable::parse(text).map_err(|e| suggest::explained(&e.to_string()))?.into_inner();
+    let mut file = DeTable::parse(text)
+        .map_err(|e| foreign::file(text).unwrap_or_else(|| suggest::explained(&e.to_string())))?
+        .into_inner();
     let mut mistakes = Vec::new();
     for (_, value) in &mut file {
         expand(value, text, lookup, &mut mistakes);
@@ -72,7 +73,7 @@ pub(super) fn parse(text: &str, lookup: &Lookup<'_>) -> Result<Apps, String> {
     let mut lines: Vec<_> =
         shown.map(|mistake| format!("{}: {}", place(text, mistake.at), mistake.text)).collect();
     if more > 0 {
-        lines.push(format!("and {more} more errors"));
+        lines.push(format!("and {}", troop::text::counted(more, "more error")));
     }
     Err(lines.join(
         "
@@ -174,7 +175,8 @@ fn app(
             wrong(at, &path, &text);
         }
     }
-    if !options.contains_key("program") {
+    let has_program = options.contains_key("program");
+    if !has_program {
         found = true;
         wrong(at, "", ": missing field `program`");
         good.insert(Spanned::new(at..at, "program".into()), program(at..at));
@@ -191,7 +193,10 @@ fn app(
             }
         };
         let Err(e) = app.check() else {
-            apps.insert(name.clone(), app);
+            // One without a program would be looked for in vain.
+            if has_program {
+                apps.insert(name.clone(), app);
+            }
             return;
         };
         found = true;

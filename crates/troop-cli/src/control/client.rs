@@ -288,6 +288,9 @@ pub(crate) fn target(text: Option<&str>) -> Result<(Option<&str>, Option<u32>), 
         None => Ok((text, None)),
         Some((app, number)) => match number.parse() {
             Ok(number) => Ok((Some(app).filter(|app| !app.is_empty()), Some(number))),
+            Err(_) if number == "*" => Err(CliError::Usage(format!(
+                "{app}:*: an app's name alone is for all of its workers, and a namespace for all apps that have it: {app}"
+            ))),
             Err(_) => Err(CliError::Usage(format!(
                 "{number:?} must be a worker's number, as `troop show` has them"
             ))),

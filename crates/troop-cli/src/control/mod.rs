@@ -4,6 +4,7 @@
 mod audit;
 pub(crate) mod client;
 pub(crate) mod connection;
+pub(crate) mod missing;
 mod pending;
 pub(crate) mod protocol;
 pub(crate) mod select;

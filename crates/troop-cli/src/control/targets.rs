@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::client::Client;
+use super::missing;
 use super::select::{self, Named};
 use super::sockets;
 use crate::control::protocol::Failure;
@@ -216,9 +217,17 @@ fn running(names: &[&str]) -> String {
 
 /// Returns the error for a word that selects no app.
 pub(crate) fn none(word: &str) -> Result<CliError, CliError> {
+    if let Some(text) = missing::beside(word) {
+        return Ok(CliError::NoApp(text));
+    }
     let apps = everything()?;
     if word == "all" {
         return Ok(CliError::NoApp(running(&[])));
+    }
+    if let Some(group) = word.strip_suffix(":*") {
+        return Ok(CliError::NoApp(format!(
+            "there is no app {word:?}: an app's name alone is for all of its workers, and a namespace for all apps that have it: {group}"
+        )));
     }
     let meant = suggest::nearest(word, apps.iter().map(Target::name))
         .map(|name| format!("did you mean {name}? "))

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Choice, only};
 use crate::args::{Env, Run, Start};
 use crate::program::is_script;
-use crate::{command, config, log, names, resolve};
+use crate::{command, config, default_file, log, names, resolve};
 
 /// The verb whose words are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub(crate) fn words_of_start(args: &mut Start) {
 pub(crate) fn is_command(word: &OsStr) -> bool {
     let path = Path::new(word);
     let has_slash = word.as_encoded_bytes().contains(&b'/');
-    if has_slash || path.exists() || resolve::is_app(word).unwrap_or(true) {
+    if has_slash || path.exists() || default_file::is_app(word).unwrap_or(true) {
         return false;
     }
     config::is_on_path(path) || command::installed(path, Path::new(".")).is_some()
@@ -89,7 +89,8 @@ pub(crate) fn words_of_run(run: &mut Run, words: Vec<OsString>) -> Vec<OsString>
         || run.program.as_ref().is_some_and(|program| {
             let is_file =
                 config::format_of(Path::new(program)).is_some() && Path::new(program).is_file();
-            let is_app = !Path::new(program).exists() && resolve::is_app(program).unwrap_or(false);
+            let is_app =
+                !Path::new(program).exists() && default_file::is_app(program).unwrap_or(false);
             is_file || is_app
         });
     let are_scripts = || {
@@ -220,7 +221,12 @@ fn apps(run: &Run) -> Result<Vec<(String, Vec<String>)>, String> {
             warnings
                 .iter()
                 .for_each(|warning| log::line(&format!("troop: {}: {warning}", file.display())));
-            selected(&file, apps, &run.only)?
+            let of_namespace = match (&run.config, &run.program) {
+                (None, Some(word)) if Path::new(word) != file => default_file::namespace(word)?,
+                _ => Vec::new(),
+            };
+            let only = if run.only.is_empty() { &of_namespace } else { &run.only };
+            selected(&file, apps, only)?
         }
         _ => vec![(String::new(), Vec::new())],
     })

@@ -63,6 +63,11 @@ pub(crate) enum StartupReport {
     Failed { reason: String, usage: bool },
 }
 
+/// Tells the process that waits for this one why it does not become a primary.
+pub(crate) fn tell_refused(reason: &str) {
+    write(&StartupReport::Failed { reason: reason.to_owned(), usage: true });
+}
+
 /// Sends [`StartupReport`]s to the process that waits for this primary.
 #[derive(Debug, Default)]
 pub(crate) struct StartupReporter {

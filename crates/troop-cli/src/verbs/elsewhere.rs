@@ -57,7 +57,7 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
             "troop rotates its logs itself (output.rotate_size); after another program has moved them, `kill -USR1 PID` with the primary's number in `troop ls`"
         }
         "update" | "updatePM2" | "deepUpdate" => {
-            "there is no daemon to update: install the new version, then `troop restart APP` runs an app under it"
+            "there is no daemon to update: install the new version, then `troop restart APP` runs an app under it; what troop.toml says by now is applied by `troop reload all`"
         }
         "install" | "module:install" | "module:update" | "module:generate" | "module:uninstall"
         | "module:publish" | "publish" | "package" | "uninstall" | "install-otel"
@@ -88,6 +88,18 @@ pub(crate) fn instead(verb: &str) -> Option<&'static str> {
         "backward" | "forward" | "pull" | "autoinstall" => {
             "troop does not know the program's repository: check the release out, then `troop reload APP`"
         }
+        "reread" | "avail" => {
+            "`troop check` reads the file and says what is wrong with it, `troop ls` lists the apps"
+        }
+        "shutdown" => "there is no daemon to shut down: `troop stop all` stops all apps",
+        "fg" => {
+            "`troop attach APP` follows an app and passes lines of input on, `troop run APP` runs one here"
+        }
+        "maintail" => "there is no daemon: `troop logs APP` has what troop says of an app, too",
+        "clear" => "`troop flush APP` empties the log files of an app",
+        "add" => "`troop start APP` starts an app of troop.toml, which is read anew each time",
+        "remove" => "`troop delete APP` stops an app and forgets it",
+        "version" => "`troop --version` prints it",
         "create" => "`troop init` writes a first troop.toml",
         "pull-and-restart" | "examples" | "autostart" | "unpackage" | "startJSON" => {
             "see `troop --help`"

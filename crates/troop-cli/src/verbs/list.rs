@@ -13,6 +13,7 @@ use super::table::{self, ago, size, time};
 use super::times;
 use crate::apps::App;
 use crate::args::{Ls, Show};
+use crate::control::missing;
 use crate::control::protocol::AppSnapshot;
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
@@ -199,7 +200,13 @@ fn list(args: &Show) -> Result<Found, CliError> {
             entries.extend(all.answers.into_iter().map(App::answered));
             all.rest
         }
-        Some(word) => targets::some(Some(word))?,
+        Some(word) => {
+            let found = targets::some(Some(word))?;
+            for error in missing::of_file(word, &found) {
+                log::line(&format!("troop: {error}"));
+            }
+            found
+        }
     };
     for target in found {
         match target {

@@ -5,6 +5,7 @@ use troop::snapshot::Phase;
 use super::show::{answers, phase, serving};
 use crate::args::Show;
 use crate::control::client;
+use crate::control::missing;
 use crate::control::protocol::{AppSnapshot, Failure};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
@@ -19,6 +20,7 @@ pub(crate) fn probe(args: &Show) -> Result<(), CliError> {
     };
     let (mut clients, mut worst) = (Vec::new(), Vec::new());
     let mut meant = None;
+    worst.extend(app.into_iter().flat_map(|word| missing::of_file(word, &found)));
     for target in found {
         match target {
             Target::Running(client) => clients.push(client),

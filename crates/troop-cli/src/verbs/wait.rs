@@ -10,6 +10,7 @@ use super::operate::report;
 use super::probe::why_not_ready;
 use super::show::answers;
 use crate::args::{Wait, WaitFor};
+use crate::control::missing;
 use crate::control::protocol::{AppSnapshot, Failure};
 use crate::control::targets::{self, Target};
 use crate::error::CliError;
@@ -23,7 +24,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Runs `troop wait`. The failure of one app does not end the wait for the others.
 pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
     let deadline = args.timeout.and_then(|time| Instant::now().checked_add(time.0));
-    let mut names = names(args)?;
+    let (mut names, missing) = names(args)?;
     let (mut last, mut is_first) = (None, true);
     loop {
         let (mut left, mut clients) = (Vec::new(), Vec::new());
@@ -32,6 +33,9 @@ pub(crate) fn wait(args: &Wait) -> Result<(), CliError> {
                 log::line(&format!("troop: {before}"));
             }
         };
+        if is_first {
+            missing.iter().for_each(|text| failed(CliError::NoApp(text.clone())));
+        }
         for name in names {
             match (targets::selected(&name)?.pop(), args.state) {
                 (Some(Target::Running(client)), _) => clients.push(client),
@@ -100,20 +104,23 @@ fn ended(record: &Record, end: &End, was_so: bool) -> CliError {
     CliError::Failed(Failure::new("failed", format!("{not_running}{reason}")))
 }
 
-/// Returns the names of the apps to wait for.
-fn names(args: &Wait) -> Result<Vec<String>, CliError> {
+/// Returns the names of the apps to wait for, and what to say of those of files that are not known.
+fn names(args: &Wait) -> Result<(Vec<String>, Vec<String>), CliError> {
     let mut found = Vec::new();
     each(&args.apps, |target| {
         found.push(target);
         Ok(())
     })?;
+    let missing = args.apps.iter().flat_map(|word| missing::of_file(word, &found));
+    let missing = missing.filter(|_| args.state == WaitFor::Ready);
+    let missing: Vec<_> = missing.map(|e| e.to_string()).collect();
     let are_all = args.apps.iter().any(|word| word == "all");
     let is_meant = |target: &&Target| !are_all || matches!(target, Target::Running(_));
     let names: Vec<_> =
         found.iter().filter(is_meant).map(|target| target.name().to_owned()).collect();
     match names.is_empty() && args.state == WaitFor::Ready {
         true => Err(CliError::NoApp("no app is running".into())),
-        false => Ok(names),
+        false => Ok((names, missing)),
     }
 }
 

@@ -3,11 +3,11 @@
 use super::support::Home;
 use super::table::Shown::{Done, Follows};
 use super::table::{
-    Command, Setting, command, commands, is_accepted, is_written, run, setting, settings,
+    Command, Setting, command, commands, each, is_accepted, is_written, run, setting, settings,
 };
 
 #[rustfmt::skip]
-const SETTINGS: [Setting; 32] = [
+const SETTINGS: [Setting; 33] = [
     setting("command=/srv/app/server --port 8000", "program = \"./server.js\"\nargs = [\"--port\", \"8000\"]", ""),
     setting("process_name=%(program_name)s_%(process_num)02d", "", "`web:1`, `web:2` …"),
     setting("numprocs=4", "workers = 4", ""),
@@ -21,7 +21,8 @@ const SETTINGS: [Setting; 32] = [
     setting("exitcodes=0,2", "restart = { when = \"on-failure\", final_codes = [2] }", ""),
     setting("stopsignal=QUIT", "stop_signal = \"SIGQUIT\"", ""),
     setting("stopwaitsecs=10", "grace = 10", "default: 30 s"),
-    setting("stopasgroup=true · killasgroup=true", "kill_mode = \"tree\"", "the default: all that a worker has started ends with it"),
+    setting("stopasgroup=true", "stop_group = true", "the default: only `SIGINT`, and only to the group of a shell"),
+    setting("killasgroup=true", "kill_mode = \"tree\"", "the default: all that a worker has started ends with it"),
     setting("user=www-data", "user = \"www-data\"", ""),
     setting("redirect_stderr=true", "output = { file = \"both.log\" }", "one file for both unless `error_file` is set"),
     setting("stdout_logfile=/var/log/web.log", "output = { to = \"files\", file = \"web.log\" }", ""),
@@ -81,6 +82,28 @@ workers = 1
 fn commands_of_supervisorctl_have_verbs_here() {
     let home = Home::with(&[("server.js", SERVER), ("troop.toml", FILE)]);
     run(&home, &COMMANDS);
+}
+
+#[test]
+fn fields_of_supervisords_in_troop_toml_are_answered_with_what_they_are_here() {
+    let home = Home::with(&[]);
+    let fields = SETTINGS.iter().filter(|row| !row.theirs.starts_with('['));
+    let fields = fields.flat_map(|row| each(row.theirs).map(|theirs| (theirs, row.ours)));
+    let mut answered = 0;
+    for (theirs, ours) in fields {
+        let field = theirs.split('=').next().unwrap();
+        let ours = ours.split(' ').next().unwrap();
+        if field == ours {
+            continue;
+        }
+        let text = format!("[app.web]\nprogram = 'sh'\n{field} = 'x'\n");
+        std::fs::write(home.path().join("troop.toml"), text).unwrap();
+        let (code, out, err) = home.troop(&["check"]);
+        assert!(code == 2 && err.contains("supervisord's"), "{field}: {out}{err}");
+        assert!(err.contains(&format!("`{ours}")), "{field} is {ours}: {err}");
+        answered += 1;
+    }
+    assert!(answered > 20, "{answered}");
 }
 
 #[test]

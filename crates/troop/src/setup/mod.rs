@@ -156,6 +156,7 @@ pub struct Setup {
     counting_variables: BTreeMap<OsString, i64>,
     report_signal: Option<i32>,
     stop_signal: Option<i32>,
+    stop_group: Option<bool>,
     kill_signal: Option<i32>,
     shutdown_message: Option<bool>,
     alone: Option<bool>,
@@ -421,6 +422,16 @@ impl Setup {
         self
     }
 
+    /// Sets whether the stop signal and the kill signal go to all processes of the worker's group, as
+    /// terminals send theirs, if it leads one ([`Setup::own_process_group`]) that ends with it
+    /// ([`Setup::kill_mode`]). Otherwise it hears them alone, and the others get `SIGTERM` when it has
+    /// ended. Default: only `SIGINT`, and only if the worker is a shell by then: after that signal
+    /// a shell waits for the program that it has started, which is to have it, too.
+    pub fn stop_group(mut self, all: bool) -> Setup {
+        self.stop_group = Some(all);
+        self
+    }
+
     /// Sets a signal for workers that have not ended when the grace period is about to end (as with
     /// [`Setup::stop_signal`]), although they were sent the stop signal before; `SIGKILL` follows,
     /// so that it is an error here. Default: none.
@@ -498,6 +509,7 @@ impl Setup {
             counting_variables,
             report_signal: changes.report_signal.or(self.report_signal),
             stop_signal: changes.stop_signal.or(self.stop_signal),
+            stop_group: changes.stop_group.or(self.stop_group),
             kill_signal: changes.kill_signal.or(self.kill_signal),
             shutdown_message: changes.shutdown_message.or(self.shutdown_message),
             alone: changes.alone.or(self.alone),

@@ -181,6 +181,13 @@ impl Setup {
         self.stop_signal.unwrap_or(SIGTERM)
     }
 
+    /// Returns whether the stop signal goes to a worker's group, if that was set; see
+    /// [`Setup::stop_group`].
+    #[must_use]
+    pub fn get_stop_group(&self) -> Option<bool> {
+        self.stop_group
+    }
+
     /// Returns the last signal before `SIGKILL`; see [`Setup::kill_signal`].
     #[must_use]
     pub fn get_kill_signal(&self) -> Option<i32> {

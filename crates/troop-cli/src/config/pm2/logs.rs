@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::config::tables::{Form, Output};
+use crate::config::tables::{Form, Output, To};
 
 /// Names of the streams of a process.
 const STREAMS: [&str; 8] = [
@@ -17,6 +17,26 @@ const STREAMS: [&str; 8] = [
     "/proc/1/fd/1",
     "/proc/1/fd/2",
 ];
+
+/// What becomes of them.
+pub(crate) const TO_STREAMS: &str = "output goes to troop's own streams with `troop run` only; in the background (`troop start`) it goes to the log file, which `troop logs` shows";
+
+impl Output {
+    /// Takes troop's own streams for no files: with `troop run` output goes there anyway. Returns
+    /// whether there was one.
+    pub(crate) fn without_streams(&mut self) -> bool {
+        let is_stream = |path: &PathBuf| LogPath::named(path) == LogPath::Stream;
+        let files = [&mut self.file, &mut self.error_file, &mut self.all_file];
+        let found = files.into_iter().filter_map(|file| file.take_if(|path| is_stream(path)));
+        if found.count() == 0 {
+            return false;
+        }
+        if self.file.is_none() && self.error_file.is_none() && self.all_file.is_none() {
+            self.to.take_if(|to| *to == To::Files);
+        }
+        true
+    }
+}
 
 /// The log files as they are written in a file.
 #[derive(Debug, Default)]
@@ -82,7 +102,7 @@ impl Logs {
         let warnings = streams
             .filter(|path| **path == LogPath::Stream)
             .take(1)
-            .map(|_| "output goes to troop's own streams with `troop run` only; in the background (`troop start`) it goes to the log file, which `troop logs` shows".to_owned())
+            .map(|_| TO_STREAMS.to_owned())
             .collect();
         let (out, error, all) = (
             out.and_then(LogPath::path),

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 /// [others](troop_core::snapshot::VERSION).
 const VERSION: u32 = 6;
 /// The minor version: others of the same major version are read.
-const MINOR: u32 = 3;
+const MINOR: u32 = 4;
 /// The longest first line, in bytes.
 const MAX_HEAD: usize = 4 << 20;
 /// The longest part that follows, in bytes.

@@ -68,6 +68,8 @@ impl Driver {
                 adopted: true,
                 announced: self.workers.setup().get_shutdown_message(),
                 ends_by: end_signals(self.workers.setup()),
+                stop_group: None,
+                is_group_asked: false,
                 cgroup: None,
                 tree: None,
                 sandbox: Sandbox::default(),

@@ -22,6 +22,8 @@ use crate::primary::driver::channels::LAST_READS;
 
 /// `SIGKILL`.
 const KILL: i32 = 9;
+/// `SIGINT`.
+const INTERRUPT: i32 = 2;
 /// Maximum time to look for processes that have left a worker's group, among all that there are.
 const MAX_WALK: Duration = Duration::from_millis(20);
 
@@ -58,7 +60,8 @@ pub(in crate::primary) fn how(exit: Exit) -> ExitHow {
 impl Workers {
     /// A worker has been reaped: what it has left in its process group or control group, or elsewhere
     /// with its token, is to end too: by `SIGTERM`, and by `SIGKILL` two seconds later, or at the end
-    /// of the grace period that the worker had to finish.
+    /// of the grace period that the worker had to finish. `is_group_asked` is whether its group got
+    /// the worker's stop signal.
     pub(super) fn end_leftovers(
         &mut self,
         now: Time,
@@ -66,12 +69,15 @@ impl Workers {
         cgroup: Option<WorkerCgroup>,
         tree: Option<ProcessTree>,
         grace: Option<Time>,
+        is_group_asked: bool,
     ) {
         let kill_at = grace.unwrap_or(now).max(now + KILL_DELAY);
         let has_cgroup = cgroup.is_some();
         self.orphans.end(now, cgroup, kill_at);
         let group = group.filter(|_| !has_cgroup);
-        let group = group.and_then(|mut group| group.signal(TERMINATE).then_some(group));
+        // Those that have got the stop signal finish as that asks them to.
+        let signal = if is_group_asked && grace.is_some() { 0 } else { TERMINATE };
+        let group = group.and_then(|mut group| group.signal(signal).then_some(group));
         let tree = tree.filter(|tree| group.is_some() || tree.has_token());
         self.strays.end(now, tree, group, kill_at);
     }
@@ -107,19 +113,37 @@ impl Workers {
 
     /// Asks a worker to finish, by its stop signal. `is_first` is whether it was not asked before,
     /// by a message.
-    fn terminate(&self, worker: WorkerId, is_first: bool) {
+    fn terminate(&mut self, worker: WorkerId, is_first: bool) {
         if let Some(process) = self.processes.get(&worker) {
+            let signal = process.ends_by.stop;
             if is_first {
-                process.handle.note_asked(process.ends_by.stop);
+                process.handle.note_asked(signal);
             }
-            self.kill(worker, process.ends_by.stop);
+            self.ask(worker, signal);
+        }
+    }
+
+    /// Sends a signal that asks a worker to finish, to its group if that is to have it.
+    fn ask(&mut self, worker: WorkerId, signal: i32) {
+        let Some(process) = self.processes.get_mut(&worker) else { return };
+        let pid = process.handle.pid();
+        let is_to_group = || {
+            // Terminals send it to all, so a shell waits for its program to end by it.
+            process.stop_group.unwrap_or_else(|| signal == INTERRUPT && process::is_shell(pid))
+        };
+        // Its leader has not been reaped, so the group is surely the worker's own.
+        if process.leads_group && is_to_group() && process::signal_group(pid, signal).is_ok() {
+            process.is_group_asked = true;
+            process.handle.note_signal(signal);
+        } else {
+            self.kill(worker, signal);
         }
     }
 
     /// Asks a worker to finish that was asked before, by its kill signal if it has one.
-    pub(in crate::primary::driver) fn insist(&self, worker: WorkerId) {
+    pub(in crate::primary::driver) fn insist(&mut self, worker: WorkerId) {
         if let Some(signal) = self.processes.get(&worker).and_then(|process| process.ends_by.kill) {
-            self.kill(worker, signal);
+            self.ask(worker, signal);
         }
     }
 
@@ -176,7 +200,7 @@ impl Driver {
             && let Some(process) = self.workers.unkillable.remove(&id)
         {
             let group = process.group();
-            self.workers.end_leftovers(self.now, group, process.cgroup, process.tree, None);
+            self.workers.end_leftovers(self.now, group, process.cgroup, process.tree, None, false);
             self.cluster.ended_at_last();
         }
     }
@@ -208,10 +232,11 @@ impl Driver {
         }
         let Some(process) = self.workers.processes.get_mut(&id) else { return };
         let (cgroup, tree) = (process.cgroup.take(), process.tree.take());
+        let is_group_asked = process.is_group_asked;
         // Its number is free from now on, and no signal may go to the group by that any more.
         let group = process.group();
         process.leads_group = false;
-        self.workers.end_leftovers(self.now, group, cgroup, tree, grace);
+        self.workers.end_leftovers(self.now, group, cgroup, tree, grace, is_group_asked);
         // Its last words: what it wrote before it died is in the channel. Others may hold its end
         // open, and write into it without end, so no more is read than there is now.
         let there = self.channels.get(id).map_or(0, |channel| socket::unread(&channel.socket));

@@ -439,6 +439,8 @@ impl Driver {
             adopted: false,
             announced: setup.get_shutdown_message(),
             ends_by: end_signals(setup),
+            stop_group: setup.get_stop_group(),
+            is_group_asked: false,
             cgroup,
             tree,
             user: setup.other_user(),
@@ -476,7 +478,7 @@ impl Driver {
             // What the process may have sent is closed with it.
             drop(channel);
         });
-        self.workers.end_leftovers(self.now, None, cgroup, tree, None);
+        self.workers.end_leftovers(self.now, None, cgroup, tree, None, false);
     }
 
     pub(in crate::primary::driver) fn handle(

@@ -67,6 +67,10 @@ struct Process {
     announced: bool,
     /// The signals that ask it to finish.
     ends_by: EndSignals,
+    /// Whether its group gets them, too; `None`: as the signal and the program require it.
+    stop_group: Option<bool>,
+    /// Whether its group has got one.
+    is_group_asked: bool,
     cgroup: Option<WorkerCgroup>,
     /// The processes that it starts, if they are to end with it.
     tree: Option<ProcessTree>,

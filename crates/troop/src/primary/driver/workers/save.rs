@@ -47,6 +47,10 @@ struct SavedProcess {
     adopted: bool,
     announced: bool,
     ends_by: EndSignals,
+    #[serde(default)]
+    stop_group: Option<bool>,
+    #[serde(default)]
+    is_group_asked: bool,
     cgroup: Option<serde_json::Value>,
     tree: Option<ProcessTree>,
     user: Option<Identity>,
@@ -129,6 +133,8 @@ fn save<'a>(
         adopted: process.adopted,
         announced: process.announced,
         ends_by: process.ends_by,
+        stop_group: process.stop_group,
+        is_group_asked: process.is_group_asked,
         cgroup: process.cgroup.as_ref().map(serde_json::to_value).transpose()?,
         tree: process.tree.clone(),
         user: process.user.clone(),
@@ -196,6 +202,8 @@ impl Driver {
             adopted: saved.adopted,
             announced: saved.announced,
             ends_by: saved.ends_by,
+            stop_group: saved.stop_group,
+            is_group_asked: saved.is_group_asked,
             cgroup,
             tree: saved.tree,
             user: saved.user,
