@@ -146,6 +146,26 @@ fn what_an_engine_had_held_for_a_state_that_it_did_not_write_is_closed() {
     assert!(deaths > 5, "it died only {deaths} times");
 }
 
+#[test]
+fn a_verb_whose_engine_is_killed_just_before_its_answer_is_answered_by_the_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let once = directory.path().join("once");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));
+    command.args(["run", "--log", "json", "-w", "1"]).arg(node("hello.js"));
+    // The first answer is that the app is ready.
+    command.env("TROOP_FAULT", format!("answering:2:{}", once.display()));
+    let mut troop = support::start(command);
+    troop.listening(1);
+    let (code, out, err) = troop.troop(["scale", "3"]);
+    assert!(once.exists(), "the engine was not killed: {out}{err}");
+    assert_eq!(code, 0, "{out}{err}");
+    let shown = shown_by_the_next(&troop, 1);
+    let workers = shown["workers"].as_array().map_or(0, Vec::len);
+    assert!(shown["wanted"] == 3 && workers == 3, "{shown}");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    troop.end();
+}
+
 /// Starts an app whose engine is killed before its workers are ready. Returns what `troop start` says.
 fn start_with_a_killed_engine(home: &Home) -> (Option<i32>, String) {
     let start = home
