@@ -91,6 +91,14 @@ fn deliver(text: &str) -> io::Result<()> {
     UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
+/// Notifies systemd of the end of an app that has done what it was to do: a service that ends before it
+/// was ready has failed.
+pub(crate) fn ended(is_success: bool, restarting: &RestartRequest) {
+    if is_wanted() && is_success && !restarting.is_requested() && !restarting.is_stop_requested() {
+        send(&[NotifyState::Ready]);
+    }
+}
+
 /// That it will be ready again.
 fn send_reloading() {
     let now = NotifyState::monotonic_usec_now();

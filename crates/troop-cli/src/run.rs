@@ -422,6 +422,7 @@ fn run_as(
         queue.finish();
     }
     drop(pid_files);
+    notify::ended(result.is_ok(), &restarting);
     // An app whose keeper was killed is listed as crashed.
     let has_crashed = keeper::has_ended();
     let keeper = keeper.filter(|_| !has_crashed);

@@ -32,7 +32,7 @@ use crate::resolve::{self, ResolvedApp};
 use crate::verbs::progress::Progress;
 use crate::{launcher, log, print};
 pub(crate) use choice::{Choice, only};
-pub(crate) use order::{groups, numbers};
+pub(crate) use order::{groups, numbers, ranks};
 pub(crate) use plan::{Planned, Verb, choose, is_command, plan, words_of_run, words_of_start};
 pub(crate) use reporter::{
     LAST_LINES_TIMEOUT, StartupReport, StartupReporter, quoted, tell_refused,

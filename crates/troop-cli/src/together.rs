@@ -1,13 +1,13 @@
 //! `troop run` with several apps: each has a primary of its own, whose output gets the app's name as
 //! its prefix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead as _, BufReader, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,8 @@ use crate::{log, names, resolve, start};
 /// The variable by which a primary gets the app of the command line that it runs.
 pub(crate) const VARIABLE: &str = "TROOP_RUN_ONLY";
 
-/// Time after which apps start that wait for another one.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time within which two signals are one, as for an app alone.
+const SAME_SIGNAL_TIME: Duration = Duration::from_millis(500);
 /// Interval between checks whether an app is ready.
 const READY_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest line that is kept in one piece, in bytes.
@@ -39,25 +39,69 @@ const COLOURS: [&str; 6] = ["36", "33", "32", "35", "34", "96"];
 /// Signals that are passed on to all primaries; the first three end them.
 const FORWARDED: [Signal; 5] = [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1];
 
+/// A primary that runs.
+#[derive(Debug)]
+struct Primary {
+    name: String,
+    /// The number of its group: those of a higher one start after it, and stop before it.
+    group: usize,
+    /// It has been sent the signal that ends all.
+    is_told: bool,
+}
+
 /// The primaries that run.
 #[derive(Debug, Default)]
 struct Primaries {
-    running: Mutex<BTreeMap<i32, String>>,
+    running: Mutex<BTreeMap<i32, Primary>>,
     /// The end of all was requested.
     is_ending: AtomicBool,
+    /// The signal for it, and when it came.
+    ending: Mutex<Option<(Signal, Instant)>>,
+    /// Apps that have failed.
+    failed: Mutex<BTreeSet<String>>,
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Primaries {
-    fn running(&self) -> std::sync::MutexGuard<'_, BTreeMap<i32, String>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, BTreeMap<i32, Primary>> {
+        locked(&self.running)
     }
 
     fn signal(&self, signal: Signal) {
         if FORWARDED[..3].contains(&signal) {
             self.is_ending.store(true, Ordering::Release);
         }
+        if FORWARDED[..2].contains(&signal) {
+            let mut ending = locked(&self.ending);
+            match *ending {
+                None => {
+                    *ending = Some((signal, Instant::now()));
+                    drop(ending);
+                    return self.end_next();
+                }
+                // One that comes twice, to this process and to its group.
+                Some((_, at)) if at.elapsed() < SAME_SIGNAL_TIME => return,
+                Some(_) => {}
+            }
+        }
         for pid in self.running().keys().filter_map(|pid| Pid::from_raw(*pid)) {
             let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Has those end that start last of what still runs, once the end of all was requested.
+    fn end_next(&self) {
+        let Some((signal, _)) = *locked(&self.ending) else { return };
+        let mut running = self.running();
+        let last = running.values().map(|primary| primary.group).max();
+        for (pid, primary) in running.iter_mut().filter(|(_, of)| Some(of.group) == last) {
+            if let (false, Some(pid)) = (primary.is_told, Pid::from_raw(*pid)) {
+                let _ = kill_process(pid, signal);
+            }
+            primary.is_told = true;
         }
     }
 }
@@ -66,21 +110,25 @@ impl Primaries {
 /// are to `keep_going`.
 pub(crate) fn run(apps: &[Planned], keep_going: bool) -> ExitCode {
     let mut is_valid = true;
+    let mut timeouts = Vec::new();
     for app in apps {
         let mut one = app.run.clone();
         if !app.choice.app.is_empty() {
             one.only = vec![app.choice.app.clone()];
         }
-        if let Err(text) = resolve::resolve(one, None) {
-            log::line(&format!("troop: {text}"));
-            is_valid = false;
+        match resolve::resolve(one, None) {
+            Ok((resolved, _)) => timeouts.push(start::start_timeout(&resolved)),
+            Err(text) => {
+                log::line(&format!("troop: {text}"));
+                is_valid = false;
+            }
         }
     }
     if !is_valid {
         // As for one app.
         return ExitCode::from(2);
     }
-    match try_run(apps, keep_going) {
+    match try_run(apps, &timeouts, keep_going) {
         Ok(code) => code,
         Err(e) => {
             log::line(&format!("troop: cannot run several apps: {e}"));
@@ -104,7 +152,7 @@ fn shown(apps: &[Planned]) -> Vec<String> {
     names
 }
 
-fn try_run(apps: &[Planned], keep_going: bool) -> io::Result<ExitCode> {
+fn try_run(apps: &[Planned], timeouts: &[Duration], keep_going: bool) -> io::Result<ExitCode> {
     let primaries = Primaries::default();
     let readers = Mutex::new(Vec::new());
     let mut pipes = Vec::new();
@@ -124,7 +172,7 @@ fn try_run(apps: &[Planned], keep_going: bool) -> io::Result<ExitCode> {
                 }
             });
         }
-        let starting = scope.spawn(|| start_all(apps, &primaries, &readers));
+        let starting = scope.spawn(|| start_all(apps, timeouts, &primaries, &readers));
         let code = wait_for_all(&primaries, keep_going, || starting.is_finished());
         for end in ends.into_iter().flatten() {
             let _ = end.shutdown(std::net::Shutdown::Both);
@@ -157,23 +205,37 @@ pub(crate) fn stop_with_parent() {
     let _ = std::thread::Builder::new().name("troop-parent".into()).spawn(watch);
 }
 
-/// Starts the primaries, each group of apps when the one before is ready.
+/// Starts the primaries, each group of apps when the one before is ready. `timeouts` has the times that
+/// the others wait for each one.
 fn start_all(
     apps: &[Planned],
+    timeouts: &[Duration],
     primaries: &Primaries,
     readers: &Mutex<Vec<JoinHandle<()>>>,
 ) -> io::Result<()> {
     let names = shown(apps);
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let ids = listed::free_ids(apps.len());
+    let numbers = start::numbers(apps);
     let mut before: Vec<usize> = Vec::new();
-    for group in start::groups(&start::numbers(apps)) {
-        before.iter().for_each(|at| wait_until_ready(&names[*at], primaries));
+    for (number, group) in start::groups(&numbers).into_iter().enumerate() {
+        before.iter().for_each(|at| wait_until_ready(&names[*at], timeouts[*at], primaries));
         for at in &group {
             let mut running = primaries.running();
             if primaries.is_ending.load(Ordering::Acquire) {
                 return Ok(());
             }
+            let mut failed = locked(&primaries.failed);
+            let needed = numbers[*at].iter().map(|at| &names[*at]);
+            if let Some(needed) = needed.clone().find(|name| failed.contains(*name)) {
+                log::line(&format!(
+                    "troop: {}: not started, because {needed} has failed",
+                    names[*at]
+                ));
+                failed.insert(names[*at].clone());
+                continue;
+            }
+            drop(failed);
             let choice = apps[*at].choice.encode();
             let spawned = spawn(&names[*at], &choice, width, *at, ids[*at]);
             let (pid, streams) = spawned.inspect_err(|_| {
@@ -182,7 +244,8 @@ fn start_all(
                     let _ = kill_process(pid, Signal::TERM);
                 });
             })?;
-            running.insert(pid, names[*at].clone());
+            let name = names[*at].clone();
+            running.insert(pid, Primary { name, group: number, is_told: false });
             readers.lock().unwrap_or_else(PoisonError::into_inner).extend(streams);
         }
         before = group;
@@ -216,10 +279,10 @@ fn spawn(
 }
 
 /// Waits until an app is ready, or has ended, or takes longer than a start may.
-fn wait_until_ready(name: &str, primaries: &Primaries) {
-    let deadline = Instant::now() + READY_TIMEOUT;
+fn wait_until_ready(name: &str, timeout: Duration, primaries: &Primaries) {
+    let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
-        let is_running = primaries.running().values().any(|running| running == name);
+        let is_running = primaries.running().values().any(|running| running.name == name);
         if !is_running || primaries.is_ending.load(Ordering::Acquire) {
             return;
         }
@@ -230,7 +293,7 @@ fn wait_until_ready(name: &str, primaries: &Primaries) {
         }
         std::thread::sleep(READY_CHECK_INTERVAL);
     }
-    log::line(&format!("troop: {name} is not ready after {READY_TIMEOUT:.0?}; the others start"));
+    log::line(&format!("troop: {name} is not ready after {timeout:.0?}; the others start"));
 }
 
 /// Waits for all primaries, and reaps what else has become a child of this process. Returns the exit
@@ -252,8 +315,17 @@ fn wait_for_all(
             std::thread::sleep(READY_CHECK_INTERVAL);
             continue;
         };
-        let Some(name) = primaries.running().remove(&pid.as_raw_nonzero().get()) else { continue };
         let code = code(status);
+        let ended = {
+            // An app that waits for this one finds out at once whether it has failed.
+            let mut running = primaries.running();
+            let ended = running.remove(&pid.as_raw_nonzero().get());
+            locked(&primaries.failed)
+                .extend(ended.iter().filter(|_| code != 0).map(|of| of.name.clone()));
+            ended
+        };
+        let Some(Primary { name, .. }) = ended else { continue };
+        primaries.end_next();
         if code == 0 {
             continue;
         }

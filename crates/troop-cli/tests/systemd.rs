@@ -43,6 +43,26 @@ fn a_service_manager_on_an_abstract_address_is_told_too() {
     assert_eq!(troop.end().0, Some(0));
 }
 
+/// `Type=notify` takes a process that ends without a word for one that has failed.
+#[test]
+fn a_program_that_runs_once_and_is_over_soon_is_reported_as_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    for (code, heard) in [(0, true), (3, false)] {
+        let command = format!("exit {code}");
+        let words = ["--restart", "never", "--", "sh", "-c", &command];
+        assert_eq!(notifying(path.as_os_str(), words).end().0, Some(code));
+        socket.set_nonblocking(true).unwrap();
+        let mut text = String::new();
+        let mut buffer = [0; 512];
+        while let Ok(n) = socket.recv(&mut buffer) {
+            text += &String::from_utf8_lossy(&buffer[..n]);
+        }
+        assert_eq!(text.contains("READY=1"), heard, "{text}");
+    }
+}
+
 #[test]
 fn systemd_is_told_of_start_reload_and_end_and_that_it_is_alive() {
     let directory = tempfile::tempdir().unwrap();

@@ -85,6 +85,110 @@ fn an_app_starts_after_those_that_it_names() {
     }
 }
 
+/// Says when it is told to end, and takes its time.
+const SLOW: &str = "
+require('http').createServer(() => {}).listen(0, '127.0.0.1');
+const note = (word) => require('fs').appendFileSync('order', word + ' ' + process.env.NAME + '\\n');
+note('starts');
+process.on('SIGTERM', () => { note('is told'); setTimeout(() => { note('ends'); process.exit(); }, 300); });
+";
+
+/// Three apps, each after the next one, by names that are sorted the other way round.
+fn chain() -> Home {
+    let one = |name: &str, more: &str| {
+        format!(
+            "[app.{name}]\nprogram = \"slow.js\"\nworkers = 1\nenv = {{ NAME = \"{name}\" }}\n{more}"
+        )
+    };
+    let file = one("a_web", "after = [\"b_jobs\"]\n")
+        + &one("b_jobs", "after = [\"c_db\"]\n")
+        + &one("c_db", "");
+    Home::with(&[("slow.js", SLOW), ("troop.toml", &file)])
+}
+
+const STARTS: [&str; 3] = ["starts c_db", "starts b_jobs", "starts a_web"];
+const ENDS: [&str; 6] =
+    ["is told a_web", "ends a_web", "is told b_jobs", "ends b_jobs", "is told c_db", "ends c_db"];
+
+/// What they have noted since this was asked last.
+fn noted(home: &Home) -> Vec<String> {
+    let file = home.path().join("order");
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    let _ = std::fs::remove_file(file);
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn apps_stop_before_those_that_they_start_after_and_start_in_order_however_they_are_started() {
+    let home = chain();
+    home.fine(&["start"]);
+    assert_eq!(noted(&home), STARTS);
+    home.fine(&["save"]);
+    for stop in
+        [&["stop", "all"][..], &["stop", "troop.toml"], &["stop", "c_db", "a_web", "b_jobs"]]
+    {
+        home.fine(stop);
+        assert_eq!(noted(&home), ENDS, "{stop:?}");
+        home.fine(&["start", "all"]);
+        assert_eq!(noted(&home), STARTS, "after {stop:?}");
+    }
+    home.fine(&["stop", "all"]);
+    noted(&home);
+    home.fine(&["resurrect"]);
+    assert_eq!(noted(&home), STARTS);
+    home.fine(&["restart", "all"]);
+    let starts: Vec<_> =
+        noted(&home).into_iter().filter(|line| line.starts_with("starts")).collect();
+    assert_eq!(starts, STARTS);
+    home.fine(&["delete", "all"]);
+    assert_eq!(noted(&home), ENDS);
+}
+
+#[test]
+fn apps_of_one_run_stop_before_those_that_they_start_after() {
+    let home = chain();
+    let (mut child, _) = run(&home, &[]);
+    wait_until("all run", || states(&home) == ["a_web running", "b_jobs running", "c_db running"]);
+    noted(&home);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    // As `timeout` and terminals send it.
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(noted(&home), ENDS);
+}
+
+/// How long it runs says nothing of whether it has done what the others need.
+#[test]
+fn apps_wait_for_the_end_of_one_that_runs_once() {
+    let once = |code: u8| {
+        let script = format!("sleep 2.5; echo ends once >> order; exit {code}");
+        format!(
+            "[app.once]\nprogram = \"sh\"\nargs = [\"-c\", \"{script}\"]\nworkers = 1\nrestart = {{ when = \"never\" }}\n\
+             [app.web]\nprogram = \"slow.js\"\nworkers = 1\nafter = [\"once\"]\nenv = {{ NAME = \"web\" }}\n"
+        )
+    };
+    let home = Home::with(&[("slow.js", SLOW), ("troop.toml", &once(0))]);
+    home.fine(&["start"]);
+    assert_eq!(noted(&home), ["ends once", "starts web"]);
+    home.fine(&["delete", "all"]);
+    noted(&home);
+    let (mut child, _) = run(&home, &[]);
+    wait_until("it runs", || states(&home) == ["web running"]);
+    assert_eq!(noted(&home), ["ends once", "starts web"]);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    child.wait().unwrap();
+    // One that fails keeps them from starting.
+    std::fs::write(home.path().join("troop.toml"), once(3)).unwrap();
+    noted(&home);
+    let (code, _, err) = home.troop(&["start"]);
+    assert!(code == 1 && err.contains("web: not started, because once has failed"), "{err}");
+    assert_eq!(noted(&home), ["ends once"]);
+    home.troop(&["delete", "all"]);
+    let (mut child, _) = run(&home, &["--keep-going"]);
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    assert_eq!(noted(&home), ["ends once"]);
+}
+
 #[test]
 fn namespaces_select_their_apps() {
     let file = app("web", "namespace = \"shop\"\n")

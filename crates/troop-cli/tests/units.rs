@@ -75,6 +75,27 @@ fn a_hardened_unit_leaves_an_app_what_its_file_says_it_uses() {
 }
 
 #[test]
+fn units_are_ordered_as_apps_start_and_do_not_run_twice_what_runs_once() {
+    let text = "[app.web]\nprogram = \"server.js\"\nafter = [\"migrate\"]\n\n\
+        [app.migrate]\nprogram = \"server.js\"\nrestart = { when = \"never\" }\n\n\
+        [app.by-hand]\nprogram = \"server.js\"\nautostart = false\n";
+    let home = Home::with(&[("troop.toml", text), ("server.js", "")]);
+    let units = home.path().join("units");
+    let out = home.fine(&["startup", "--directory", units.to_str().unwrap()]);
+    let unit = |name: &str| std::fs::read_to_string(units.join(name)).unwrap();
+    let web = unit("troop-web.service");
+    for part in ["After=network-online.target troop-migrate.service\n", "Restart=on-failure\n"] {
+        assert!(web.contains(part), "{part}: {web}");
+    }
+    assert!(web.contains("Wants=network-online.target troop-migrate.service\n"), "{web}");
+    let once = unit("troop-migrate.service");
+    assert!(once.contains("Restart=no\n") && once.contains("TimeoutStartSec=1200\n"), "{once}");
+    let enabled = out.lines().find(|line| line.contains("enable --now")).unwrap();
+    assert!(enabled.ends_with("enable --now troop-migrate troop-web"), "{out}");
+    assert!(out.contains("autostart is false: systemctl") && out.contains("start troop-by-hand"));
+}
+
+#[test]
 fn units_have_only_directories_of_the_path_that_the_app_needs() {
     let home = Home::with(&[("server.js", "")]);
     for (directory, program) in [("a/bin", "tool"), ("b/bin", "other")] {

@@ -59,6 +59,9 @@ const USUAL_FILES: [&str; 9] = [
     "Procfile",
 ];
 
+/// Time that a program may take which runs once, and which others start after.
+const ONCE_TIMEOUT: Duration = Duration::from_secs(600);
+
 /// Returns the configuration file of this directory.
 pub(crate) fn usual_file() -> Option<PathBuf> {
     let names = std::iter::once(DEFAULT_FILE).chain(USUAL_FILES);
@@ -131,7 +134,7 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
             (source::parsed(file, text()?, move |text| procfile::parse(text, has_env))?, Vec::new())
         }
     };
-    let (apps, mut warnings) = (checked(apps, file)?, warnings);
+    let (mut apps, mut warnings) = (checked(apps, file)?, warnings);
     let mut errors = Vec::new();
     for (name, app) in &apps {
         let found = app.ineffective();
@@ -151,7 +154,22 @@ pub(crate) fn read_with_warnings(file: &Path) -> Result<(Apps, Vec<String>), Str
         };
         return Err(errors.into_iter().map(line).collect::<Vec<_>>().join("\n"));
     }
+    wait_for_the_end_of_what_runs_once(&mut apps);
     Ok((apps, warnings))
+}
+
+/// Has apps that run once, and that others start after, be ready at their end, unless they listen: how
+/// long they have run says nothing of what the others need of them.
+fn wait_for_the_end_of_what_runs_once(apps: &mut Apps) {
+    let needed: BTreeSet<String> = apps.values().flat_map(|app| app.after.clone()).collect();
+    for (name, app) in apps {
+        let runs_once = app.restart.when == Some(When::Never) && app.cron.is_none();
+        let can_be_seen = app.ready.is_none() && app.bind.is_empty() && app.alone.is_none();
+        if needed.contains(name) && runs_once && can_be_seen {
+            app.ready = Some(Ready::Listening);
+            app.ready_timeout.get_or_insert(Time(ONCE_TIMEOUT));
+        }
+    }
 }
 
 /// Whether a file has PM2's format.

@@ -1,5 +1,6 @@
 //! The apps that a command is for: those that run, and those whose record is kept.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::control::protocol::Failure;
 use crate::error::CliError;
 use crate::records::listed::{self, Listed};
 use crate::records::{End, Ending, Record};
-use crate::{log, suggest};
+use crate::{log, start, suggest};
 
 /// The number of attempts to connect to an app whose primary is about to start, restart or end.
 const MAX_TRIES: usize = 50;
@@ -155,8 +156,15 @@ pub(crate) fn selected(word: &str) -> Result<Vec<Target>, CliError> {
         .collect()
 }
 
+/// Returns the number of the group of apps in which each one starts: it is higher than those of the apps
+/// that it starts after.
+pub(crate) fn ranks() -> BTreeMap<String, usize> {
+    let apps = listed().into_iter().map(|app| (app.record.name, app.record.after));
+    start::ranks(&apps.collect::<Vec<_>>())
+}
+
 /// Returns the apps that words select, each one once, or the only one without a word; and the words
-/// that select none.
+/// that select none. Apps stand behind those that they start after.
 pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<String>), CliError> {
     if words.is_empty() {
         return Ok((vec![only(everything()?)?], Vec::new()));
@@ -172,6 +180,10 @@ pub(crate) fn targets(words: &[String]) -> Result<(Vec<Target>, Vec<String>), Cl
                 targets.push(target);
             }
         }
+    }
+    if targets.len() > 1 {
+        let ranks = ranks();
+        targets.sort_by_key(|target| ranks.get(target.name()).copied());
     }
     Ok((targets, unknown))
 }

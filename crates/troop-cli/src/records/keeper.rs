@@ -57,6 +57,7 @@ impl Keeper {
             program: std::path::Path::new(&app.program).display().to_string(),
             workers: app.workers(),
             file: source.file().map(absolute),
+            after: app.app.after.clone(),
             start: app.background.then(|| call(app)).transpose()?,
             primary: Identity::own(),
             runtime: absolute(sockets::path()),

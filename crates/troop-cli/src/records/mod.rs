@@ -48,6 +48,9 @@ pub(crate) struct Record {
     /// The configuration file, if the app comes from one.
     #[serde(default)]
     pub(crate) file: Option<PathBuf>,
+    /// Apps of this file that it starts after, and stops before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) after: Vec<String>,
     /// How `troop start` was called. `None` for an app that runs in the foreground, which only its
     /// terminal or service manager starts again.
     #[serde(default)]
@@ -225,6 +228,7 @@ mod tests {
             program: "server.js".into(),
             workers: 1,
             file: None,
+            after: Vec::new(),
             start: Some(start).filter(|_| is_background),
             primary: Identity::default(),
             runtime: "/run".into(),

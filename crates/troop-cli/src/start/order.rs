@@ -1,6 +1,7 @@
-//! The order in which several apps start: side by side, except after those that they name.
+//! The order in which several apps start: side by side, except after those that they name. They stop the
+//! other way round.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Planned;
 
@@ -34,6 +35,19 @@ pub(crate) fn groups(after: &[BTreeSet<usize>]) -> Vec<Vec<usize>> {
         left = later;
     }
     groups
+}
+
+/// Returns the number of the group that each app starts in, of apps with those that they start after.
+pub(crate) fn ranks(apps: &[(String, Vec<String>)]) -> BTreeMap<String, usize> {
+    let numbers = |after: &[String]| {
+        let is_before = |at: &usize| after.contains(&apps[*at].0);
+        (0..apps.len()).filter(is_before).collect()
+    };
+    let numbers: Vec<_> = apps.iter().map(|(_, after)| numbers(after)).collect();
+    let ranked = groups(&numbers).into_iter().enumerate();
+    ranked
+        .flat_map(|(rank, group)| group.into_iter().map(move |at| (apps[at].0.clone(), rank)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `reload`, `restart`, `stop` and `delete`, for one app or several, and the start of apps that are
 //! known.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -75,7 +76,11 @@ fn each_started(
     }
     for file in files {
         let apps = config::read(Path::new(file)).map_err(CliError::Usage)?;
-        let names: Vec<_> = apps.into_keys().collect();
+        let after: Vec<_> =
+            apps.iter().map(|(name, app)| (name.clone(), app.after.clone())).collect();
+        let ranks = start::ranks(&after);
+        let mut names: Vec<_> = apps.into_keys().collect();
+        names.sort_by_key(|name| ranks.get(name).copied());
         let names = start::only(names.clone(), &chosen.only)
             .map_err(|name| CliError::Usage(resolve::no_app(Path::new(file), &name, &names)))?;
         let mut missing = Vec::new();
@@ -459,7 +464,7 @@ pub(crate) fn kill() -> Result<(), CliError> {
 }
 
 fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
-    let mut stopping = Vec::new();
+    let mut running = Vec::new();
     let done = if forget { "deleted" } else { "stopped" };
     let say = |name: &str, state: &str, text: &str| {
         report(args.json, &json!({ "name": name, "state": state }), || format!("{name}: {text}"));
@@ -469,11 +474,7 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
             return Ok(());
         }
         match target {
-            Target::Running(mut client) => {
-                // None if the app ended before it could answer.
-                client.request_until_answered(&Request::Stop { quick: args.quick, forget })?;
-                stopping.push(client);
-            }
+            Target::Running(client) => running.push(client),
             Target::Ended(record, _) if forget => {
                 forget_record(&record.name)?;
                 say(&record.name, done, done);
@@ -484,21 +485,65 @@ fn end(args: &Stop, forget: bool) -> Result<(), CliError> {
         }
         Ok(())
     })?;
-    for mut client in stopping {
-        if args.no_wait {
-            say(client.name(), "stopping", "stopping");
-            continue;
+    let are_several = running.len() > 1;
+    for (at, group) in last_started_first(running).into_iter().enumerate() {
+        let mut stopping = Vec::new();
+        for client in group {
+            let name = client.name().to_owned();
+            match request_stop(client, args.quick, forget, at > 0) {
+                Ok(client) => stopping.push(client),
+                Err(e) => outcome.failed(if are_several { e.of_app(&name) } else { e }),
+            }
         }
-        client.wait_for_end();
-        // One that was killed at its end does not do that itself, nor one of an earlier version.
-        let finish = listed::finish(client.name(), forget, Instant::now() + KILLED_TIMEOUT);
-        if let (Err(e), true) = (finish, forget) {
-            outcome.failed(not_forgotten(client.name(), e).of_app(client.name()));
-            continue;
+        for mut client in stopping {
+            if args.no_wait {
+                say(client.name(), "stopping", "stopping");
+                continue;
+            }
+            client.wait_for_end();
+            // One that was killed at its end does not do that itself, nor one of an earlier version.
+            let finish = listed::finish(client.name(), forget, Instant::now() + KILLED_TIMEOUT);
+            if let (Err(e), true) = (finish, forget) {
+                outcome.failed(not_forgotten(client.name(), e).of_app(client.name()));
+                continue;
+            }
+            say(client.name(), done, done);
         }
-        say(client.name(), done, done);
     }
     outcome.end()
+}
+
+/// Returns apps in groups that stop one after another: none before those that start after it.
+fn last_started_first(mut clients: Vec<Client>) -> Vec<Vec<Client>> {
+    if clients.len() < 2 {
+        return vec![clients];
+    }
+    let ranks = targets::ranks();
+    let rank = |client: &Client| ranks.get(client.name()).copied();
+    clients.sort_by_key(|client| Reverse(rank(client)));
+    let mut groups: Vec<(Option<usize>, Vec<Client>)> = Vec::new();
+    for client in clients {
+        match groups.last_mut() {
+            Some((of, group)) if *of == rank(&client) => group.push(client),
+            _ => groups.push((rank(&client), vec![client])),
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Has an app stop. A connection that has been silent may have been closed.
+fn request_stop(
+    mut client: Client,
+    quick: bool,
+    forget: bool,
+    was_silent: bool,
+) -> Result<Client, CliError> {
+    if was_silent && let Some(fresh) = Client::connect(client.name())? {
+        client = fresh;
+    }
+    // None if the app ended before it could answer.
+    client.request_until_answered(&Request::Stop { quick, forget })?;
+    Ok(client)
 }
 
 fn forget_record(name: &str) -> Result<(), CliError> {

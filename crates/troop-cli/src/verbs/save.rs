@@ -1,5 +1,6 @@
 //! `save` and `resurrect`: keep the list of apps beyond the end of the system.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,8 +15,8 @@ use crate::control::client::Client;
 use crate::control::protocol::Failure;
 use crate::error::CliError;
 use crate::records::listed::{self, Listed};
-use crate::records::saved;
 use crate::records::store::Store;
+use crate::records::{Record, saved};
 use crate::{log, start};
 
 fn doing(e: std::io::Error) -> CliError {
@@ -68,30 +69,40 @@ pub(crate) fn resurrect(args: &Resurrect) -> Result<(), CliError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGINT, interrupted.clone())
         .map_err(|e| CliError::Io("catch signals".into(), e))?;
-    let (mut starting, mut last) = (Vec::new(), None);
+    let mut last = None;
     // The failure of one app does not keep the others from starting.
     let mut fail = |e: CliError| {
         if let Some(before) = last.replace(e) {
             log::line(&format!("troop: {before}"));
         }
     };
+    let after: Vec<_> =
+        saved.iter().map(|record| (record.name.clone(), record.after.clone())).collect();
+    let ranks = start::ranks(&after);
+    let mut groups: BTreeMap<Option<usize>, Vec<Record>> = BTreeMap::new();
     for record in saved {
-        if interrupted.load(Ordering::Acquire) {
-            break;
-        }
-        if Client::connect(&record.name)?.is_some() {
-            let state = json!({ "name": record.name, "state": "running" });
-            report(args.json, &state, || format!("{}: runs already", record.name));
-            continue;
-        }
-        match start::spawn_again(&record) {
-            Ok(primary) => starting.push(primary),
-            Err(e) => fail(e),
-        }
+        groups.entry(ranks.get(&record.name).copied()).or_default().push(record);
     }
-    for primary in starting {
-        if let Err(e) = primary.finish(args.no_wait, args.json, &interrupted) {
-            fail(e);
+    for group in groups.into_values() {
+        let mut starting = Vec::new();
+        for record in group {
+            if interrupted.load(Ordering::Acquire) {
+                break;
+            }
+            if Client::connect(&record.name)?.is_some() {
+                let state = json!({ "name": record.name, "state": "running" });
+                report(args.json, &state, || format!("{}: runs already", record.name));
+                continue;
+            }
+            match start::spawn_again(&record) {
+                Ok(primary) => starting.push(primary),
+                Err(e) => fail(e),
+            }
+        }
+        for primary in starting {
+            if let Err(e) = primary.finish(args.no_wait, args.json, &interrupted) {
+                fail(e);
+            }
         }
     }
     last.map_or(Ok(()), Err)

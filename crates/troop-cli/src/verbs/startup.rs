@@ -13,7 +13,7 @@ use serde_json::json;
 use self::unit::quoted;
 use super::write::replace;
 use crate::args::Startup;
-use crate::config;
+use crate::config::{self, App};
 use crate::{log, suggest};
 pub(crate) use undo::unstartup;
 
@@ -82,12 +82,23 @@ pub(crate) fn startup(args: &Startup) -> Result<(), String> {
     }
     if !written.is_empty() {
         let user = if is_root { "" } else { " --user" };
-        let names: Vec<_> = apps.keys().map(|name| quoted(&unit::name(name))).collect();
-        let _ = writeln!(
-            out,
-            "Now: systemctl{user} daemon-reload && systemctl{user} enable --now {}",
-            names.join(" ")
-        );
+        // One that was named is to be started.
+        let is_started = |app: &App| args.app.is_some() || app.autostart != Some(false);
+        let (started, others): (Vec<_>, Vec<_>) = apps.iter().partition(|(_, app)| is_started(app));
+        let names = |apps: Vec<(&String, &App)>| {
+            let names = apps.into_iter().map(|(name, _)| quoted(&unit::name(name)));
+            names.collect::<Vec<_>>().join(" ")
+        };
+        let enable = match started.is_empty() {
+            true => String::new(),
+            false => format!(" && systemctl{user} enable --now {}", names(started)),
+        };
+        let _ = writeln!(out, "Now: systemctl{user} daemon-reload{enable}");
+        if !others.is_empty() {
+            let names = names(others);
+            let _ =
+                writeln!(out, "Not enabled, as autostart is false: systemctl{user} start {names}");
+        }
     }
     Ok(())
 }

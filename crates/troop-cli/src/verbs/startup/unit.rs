@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::hardening;
 use super::needed::Needed;
-use crate::config::App;
+use crate::config::{App, When};
 
 /// Returns a path without `..`, which systemd rejects. Links stay: they may lead to another release
 /// later.
@@ -79,11 +79,16 @@ pub(super) fn text(
         "# Workers have control groups of their own.\nDelegate=yes\n"
     };
     let target = if is_root { "multi-user.target" } else { "default.target" };
+    let others: Vec<_> =
+        app.after.iter().map(|app| format!(" {}.service", quoted(&self::name(app)))).collect();
+    let others = others.concat();
+    // A program that runs once is not run again, whatever has come of it.
+    let restart = if app.restart.when == Some(When::Never) { "no" } else { "on-failure" };
     Ok(format!(
         "[Unit]
 Description=troop: {name}
-After=network-online.target
-Wants=network-online.target
+After=network-online.target{others}
+Wants=network-online.target{others}
 
 [Service]
 Type=notify
@@ -91,7 +96,7 @@ NotifyAccess=main
 ExecStart={program} run{chosen} --config {config} {name}
 ExecReload={program} reload {name}
 WorkingDirectory={directory}
-{path}Restart=on-failure
+{path}Restart={restart}
 RestartSec=2
 # troop tells its workers itself, and ends what they leave behind.
 KillMode=mixed
