@@ -31,6 +31,7 @@ pub mod safe_path;
 pub mod sandbox;
 pub mod serving;
 pub mod shared;
+mod shut_down;
 pub mod signals;
 pub mod socket;
 pub mod spawn;

@@ -346,23 +346,7 @@ pub fn replace(number: BorrowedFd<'_>, by: impl AsFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether a listening stream socket takes no connections, because a holder of a copy has shut it
-/// down (`shutdown(2)`). Also true of a TCP socket that does not listen yet.
-#[must_use]
-pub fn is_shut_down(fd: impl AsFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, poll};
-    let fd = fd.as_fd();
-    match sockopt::socket_domain(fd) {
-        Ok(AddressFamily::INET | AddressFamily::INET6) => !listens(fd),
-        Ok(AddressFamily::UNIX) => {
-            let mut fds = [PollFd::new(&fd, PollFlags::RDHUP)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0)
-                && fds[0].revents().contains(PollFlags::RDHUP)
-        }
-        _ => false,
-    }
-}
+pub use crate::shut_down::{is_ip, is_shut_down, listen_again};
 
 /// Whether a socket listens (`SO_ACCEPTCONN`); true if that is unknown.
 #[must_use]
@@ -377,22 +361,6 @@ pub fn listens(fd: impl AsFd) -> bool {
 /// `EADDRINUSE`, or `EINVAL` if the socket is connected.
 pub fn listen(fd: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, i32::try_from(backlog).unwrap_or(i32::MAX))?)
-}
-
-/// Makes a TCP socket that was [shut down](is_shut_down) listen again at its address. A port that
-/// the kernel had chosen was released by the shutdown, and is bound again.
-///
-/// # Errors
-/// `EADDRINUSE` if another socket has the address by now.
-pub fn listen_again(fd: impl AsFd, at: Option<SocketAddr>, backlog: u32) -> io::Result<()> {
-    let fd = fd.as_fd();
-    match at.map_or(Ok(()), |at| rustix::net::bind(fd, &at)) {
-        // Its port was asked for, so it has it still. (`getsockname` tells the old one in any
-        // case.)
-        Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-        Err(e) => return Err(e.into()),
-    }
-    listen(fd, backlog)
 }
 
 /// Accepts a connection, close-on-exec and non-blocking.
@@ -498,24 +466,6 @@ mod tests {
         }
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(!is_named(&tcp) && local_path(&tcp).is_none());
-    }
-
-    #[test]
-    fn a_listener_that_was_shut_down_is_known() {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        let unix = std::os::unix::net::UnixListener::bind(directory.path().join("s")).unwrap();
-        assert!(!is_shut_down(&tcp) && !is_shut_down(&unix));
-        let tcp_at = tcp.local_addr().unwrap();
-        let _waiting = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
-        assert!(!is_shut_down(&tcp));
-        shut_down(&tcp);
-        shut_down(&unix);
-        assert!(is_shut_down(&tcp) && is_shut_down(&unix));
-        assert_eq!(kind(&tcp).unwrap(), Kind::TcpListener, "it has never been a connection");
-        listen_again(&tcp, Some(tcp_at), 8).unwrap();
-        assert!(!is_shut_down(&tcp));
-        assert_eq!(tcp.local_addr().unwrap(), tcp_at);
     }
 
     #[test]

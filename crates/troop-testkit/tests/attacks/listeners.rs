@@ -9,6 +9,8 @@ use troop::supervise::Progress;
 use troop::{Cluster, Event, Scheduling, Setup};
 use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program};
 
+use super::support::Harm;
+
 fn node(text: &str) -> Setup {
     Setup::new().script(node_program("run.js")).args([text])
 }
@@ -179,11 +181,10 @@ async fn until_port_serves(port: u16, when: &str) {
     }
 }
 
-/// The listening sockets of a process are shut down, as the process itself could do.
-fn shut_down_listeners(pid: u32) -> usize {
+/// What is done to the listening sockets of a process, as the process itself could do it.
+fn harm_listeners(pid: u32, harm: Harm) -> usize {
     let all = super::support::listeners_of(pid);
-    all.iter()
-        .for_each(|socket| rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap());
+    all.iter().for_each(|socket| harm.be_done_to(socket));
     all.len()
 }
 
@@ -205,17 +206,22 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() 
     let port = troop.until("listening", listening).await;
     troop.until("listening", listening).await;
     until_port_serves(port, "at first").await;
-    let worker = troop.cluster.workers().remove(0);
-    assert_eq!(shut_down_listeners(worker.pid()), 1);
     let restored = |e: &Event| match e {
         Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
         _ => None,
     };
-    let why = troop.until("the report", restored).await;
-    assert!(why.contains("1") && why.contains("2"), "it could have been either: {why}");
-    until_port_serves(port, "afterwards").await;
+    // Each further report is for twice as many.
+    for (harm, is_reported) in Harm::ALL.into_iter().zip([true, true, false]) {
+        let worker = troop.cluster.workers().remove(0);
+        assert_eq!(harm_listeners(worker.pid(), harm), 1, "{harm:?}");
+        if is_reported {
+            let why = troop.until("the report", restored).await;
+            assert!(why.contains("1") && why.contains("2"), "it could have been either: {why}");
+        }
+        until_port_serves(port, &format!("afterwards: {harm:?}")).await;
+    }
     // A reload is no success while the port is dead.
-    assert_eq!(shut_down_listeners(troop.cluster.workers().remove(0).pid()), 1);
+    assert_eq!(harm_listeners(troop.cluster.workers().remove(0).pid(), Harm::Twice), 1);
     let reload = troop.cluster.reload();
     troop
         .until("the reload", |e| {
@@ -227,6 +233,43 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() 
         troop_testkit::ask(port, "").await.is_ok_and(|answer| !answer.is_empty()),
         "the new ones serve"
     );
+}
+
+/// Its successor has the same socket.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_worker_that_ends_its_own_socket_of_a_steered_port_are_served_by_its_successor()
+ {
+    if !super::support::is_root(
+        "clients_of_a_worker_that_ends_its_own_socket_of_a_steered_port_are_served_by_its_successor",
+    ) {
+        return;
+    }
+    let builder = Cluster::builder().scheduling(Scheduling::Steered).workers(2).replace(at_once());
+    let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
+    let mut troop = Troop::start(builder.setup(node(serves)));
+    let listening = |e: &Event| match e {
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        _ => None,
+    };
+    let port = troop.until("listening", listening).await;
+    troop.until("listening", listening).await;
+    for (harm, ends) in [(Harm::Twice, false), (Harm::Twice, true), (Harm::Elsewhere, true)] {
+        let worker = troop.cluster.workers().remove(0);
+        assert_eq!(harm_listeners(worker.pid(), harm), 1, "{harm:?}");
+        if ends {
+            let pid = rustix::process::Pid::from_raw(worker.pid().cast_signed()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            troop.until("its successor", listening).await;
+        }
+        let (deadline, mut served) = (Instant::now() + TEST_TIMEOUT, 0);
+        while served < 40 {
+            let is_served = troop_testkit::ask(port, "").await.is_ok_and(|a| !a.is_empty());
+            served = if is_served { served + 1 } else { 0 };
+            assert!(Instant::now() < deadline, "clients are turned away: {harm:?} {ends}");
+        }
+    }
+    let reload = troop.cluster.reload();
+    reload.await.unwrap();
 }
 
 /// What it says itself does not make others the only suspects.
@@ -255,7 +298,7 @@ async fn a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_sha
     let workers = troop.cluster.workers();
     let silent = workers.iter().find(|worker| worker.id().0 == 1).unwrap();
     troop.message(silent).await;
-    assert_eq!(shut_down_listeners(silent.pid()), 1);
+    assert_eq!(harm_listeners(silent.pid(), Harm::Once), 1);
     let restored = |e: &Event| match e {
         Event::ListenerRestored { reason: why, .. } => Some(why.clone()),
         _ => None,

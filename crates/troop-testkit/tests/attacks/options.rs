@@ -14,7 +14,7 @@ use troop::supervise::Progress;
 use troop::{Cluster, Event, Scheduling, Setup, WorkerHandle};
 use troop_testkit::{TEST_TIMEOUT, Troop, at_once, node_program, wait_until};
 
-use super::support::{STRANGER, is_root, listeners_of, set_option};
+use super::support::{Harm, STRANGER, is_root, listeners_of, set_option};
 
 /// Sends its name to every client, and continues whatever happens to its socket.
 const SERVES: &str = "require('net').createServer((s) => { s.on('error', () => {}); s.resume().end(`${process.pid}`); })
@@ -308,10 +308,14 @@ async fn a_port_that_workers_have_by_activation_is_as_it_was_within_a_while() {
         assert!(why.contains("IP_MINTTL"), "{why}");
         until_served(port, "afterwards").await;
         // The worker's own event loop may have given up the socket, so its successor shows it.
-        rustix::net::shutdown(&listeners_of(worker.pid())[0], rustix::net::Shutdown::Both).unwrap();
-        let why = restored(&mut troop).await;
-        assert!(why.contains("shut down") && why.contains("by worker 1"), "{why}");
-        assert_eq!(steered, !why.contains("1 or 2"), "a shard is one worker's: {why}");
+        for (harm, is_reported) in Harm::ALL.into_iter().zip([true, true, false]) {
+            harm.be_done_to(&listeners_of(worker.pid())[0]);
+            if is_reported {
+                let why = restored(&mut troop).await;
+                assert!(why.contains("shut down") && why.contains("by worker 1"), "{why}");
+                assert_eq!(steered, !why.contains("1 or 2"), "a shard is one worker's: {why}");
+            }
+        }
         let reload = troop.cluster.reload();
         reloaded(&mut troop).await;
         reload.await.unwrap();

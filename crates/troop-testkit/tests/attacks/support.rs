@@ -38,6 +38,34 @@ pub fn troop(home: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// How a worker ends a socket that others have, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// `shutdown(2)`.
+    Once,
+    /// The second time for all connections that are accepted from then on.
+    Twice,
+    /// It is a client of something else.
+    Elsewhere,
+}
+
+impl Harm {
+    pub const ALL: [Harm; 3] = [Harm::Once, Harm::Twice, Harm::Elsewhere];
+
+    pub fn be_done_to(self, socket: &OwnedFd) {
+        let shut_down = || rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        shut_down().unwrap();
+        match self {
+            Harm::Once => {}
+            Harm::Twice => drop(shut_down().unwrap_err()),
+            Harm::Elsewhere => {
+                let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                rustix::net::connect(socket, &other.local_addr().unwrap()).unwrap();
+            }
+        }
+    }
+}
+
 /// Copies of the listening sockets of a process, with which a test does what the process itself
 /// could do.
 pub fn listeners_of(pid: u32) -> Vec<OwnedFd> {

@@ -108,13 +108,12 @@ impl ActivationSocket {
             let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             file.as_ref().is_some_and(|file| !file.was_reached())
         };
-        let kind = socket::kind(&self.socket);
-        let is_shut =
-            !matches!(kind, Ok(socket::Kind::Udp { .. })) && socket::is_shut_down(&self.socket);
+        let is_shut = socket::is_shut_down(&self.socket);
         if !is_shut && !is_unreached {
             return None;
         }
-        if matches!(kind, Ok(socket::Kind::TcpListener)) {
+        // Also one that somebody has connected to another socket meanwhile.
+        if socket::is_ip(&self.socket) {
             return Some(
                 socket::listen_again(&self.socket, self.address.parse().ok(), BACKLOG)
                     .map(|()| Revival::Again(Vec::new())),

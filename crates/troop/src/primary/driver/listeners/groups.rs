@@ -179,7 +179,7 @@ impl Listeners {
     fn listen_again(&mut self, id: ListenerId, shard: usize) -> Option<usize> {
         let listener = self.open.get(&id)?;
         let (number, backlog) = (*listener.shards().get(shard)?, listener.backlog?);
-        socket::listen(&self.sockets.get(number)?.fd, backlog).ok()?;
+        socket::listen_again(&self.sockets.get(number)?.fd, listener.local, backlog).ok()?;
         Some(number)
     }
 
