@@ -213,7 +213,8 @@ pub(crate) fn spawn_again(record: &Record) -> Result<StartingPrimary, CliError> 
         )));
     }
     let timeout = Duration::from_millis(call.timeout_ms);
-    StartingPrimary::spawn(command, record.name.clone(), timeout, None)
+    let primary = StartingPrimary::spawn(command, record.name.clone(), timeout, None)?;
+    Ok(StartingPrimary { is_new: false, ..primary })
 }
 
 /// A primary in the background whose report is awaited.
@@ -223,9 +224,20 @@ pub(crate) struct StartingPrimary {
     name: String,
     timeout: Duration,
     hint: Option<&'static str>,
+    /// Whether the app has not been known before.
+    is_new: bool,
 }
 
 impl StartingPrimary {
+    /// Removes what a primary has left behind that was killed before it could say anything.
+    fn take_back(&mut self, name: &str) {
+        self.wait_for_end();
+        if self.is_new && matches!(self.child.try_wait(), Ok(Some(_))) {
+            // It is listed as crashed otherwise.
+            let _ = listed::take_back(name, self.child.id());
+        }
+    }
+
     /// Waits for the end of a primary that says it ends: `troop ls` must not show the app after this
     /// command.
     fn wait_for_end(&mut self) {
@@ -259,7 +271,7 @@ impl StartingPrimary {
             // Dropped at the end of the pipe, which is then seen by the receiver.
             BufReader::new(pipe).lines().try_for_each(|line| sender.send(line))
         });
-        Ok(StartingPrimary { child, report, name, timeout, hint })
+        Ok(StartingPrimary { child, report, name, timeout, hint, is_new: true })
     }
 
     /// Waits for the report and prints it. Returns the app's name.
@@ -269,13 +281,15 @@ impl StartingPrimary {
         json: bool,
         interrupted: &AtomicBool,
     ) -> Result<String, CliError> {
-        let shown = &self.name;
+        let shown = &self.name.clone();
         let fail = |text: String| Err(CliError::Failed(Failure::new("failed", text)));
+        let claimed = RefCell::new(shown.clone());
         // The name is known once the app is listed: another app may have the one that was meant.
         let progress = RefCell::new(None);
         let is_wanted = |line: &String| match serde_json::from_str(line) {
             Ok(StartupReport::Listed { name, .. }) if !no_wait => {
                 progress.replace(Some(Progress::begin(&name, json, false)));
+                claimed.replace(name);
                 false
             }
             _ => true,
@@ -299,12 +313,14 @@ impl StartingPrimary {
         match answer {
             Ok(Ok(line)) => match serde_json::from_str(&line) {
                 Ok(startup) => self.print(startup, json),
-                Err(_) => fail(format!(
-                    "{shown}: the primary ended without a word: {}",
-                    ended(&mut self.child)
-                )),
+                Err(_) => {
+                    self.take_back(&claimed.into_inner());
+                    let how = ended(&mut self.child);
+                    fail(format!("{shown}: the primary ended without a word: {how}"))
+                }
             },
             Ok(Err(_)) | Err(RecvTimeoutError::Disconnected) => {
+                self.take_back(&claimed.into_inner());
                 fail(format!("{shown}: the primary ended: {}", ended(&mut self.child)))
             }
             Err(RecvTimeoutError::Timeout) => fail(format!(

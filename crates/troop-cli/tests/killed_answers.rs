@@ -203,6 +203,71 @@ fn a_start_whose_engine_is_killed_is_reported_by_the_next_one() {
 }
 
 #[test]
+fn a_start_whose_engine_is_killed_before_it_has_a_state_leaves_nothing_behind() {
+    let home = Home::with(&[("server.js", "require('http').createServer(() => {}).listen(0);")]);
+    home.fine(&["start", "server.js", "-n", "other"]);
+    home.fine(&["delete", "other"]);
+    let files = || {
+        let mut names: Vec<String> = ["run/apps", "run"]
+            .iter()
+            .flat_map(|of| std::fs::read_dir(home.path().join(of)).into_iter().flatten().flatten())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = files();
+    // What others have left that were killed while they wrote.
+    std::fs::write(home.path().join("run/apps/.web.json.4000123"), "{").unwrap();
+    let once = home.path().join("once");
+    let fault = format!("holding:1:{}", once.display());
+    let mut start = home.command(&["start", "server.js", "-n", "web"]);
+    let start = start.env("TROOP_FAULT", fault).stderr(Stdio::piped()).spawn().unwrap();
+    let (code, said) = support::end_of(start, "start");
+    assert!(once.exists() && code == Some(1), "{code:?}: {said}");
+    assert!(said.contains("web: the primary ended"), "{said}");
+    assert_eq!(home.fine(&["ls", "--json"]).trim(), "[]");
+    assert_eq!(files(), before);
+    home.fine(&["start", "server.js", "-n", "web"]);
+    home.fine(&["delete", "web"]);
+    assert_eq!(files(), before);
+}
+
+/// Other programs do not ask again, as the tool does.
+#[test]
+fn an_answer_to_restart_and_to_delete_holds_for_the_next_engine_too() {
+    for round in 0..4 {
+        let mut troop = app();
+        let former = troop.workers()[0];
+        killed_at_the_answer(&troop, r#"{"troop": 1, "do": "restart"}"#);
+        wait_until("it is restarted, or has ended", || {
+            let (_, out, _) = troop.troop(["show", "--json"]);
+            let mut all: Vec<Value> = serde_json::from_str(&out).unwrap_or_default();
+            let Some(shown) = all.pop() else { return true };
+            let workers = shown["workers"].as_array().cloned().unwrap_or_default();
+            workers
+                .iter()
+                .any(|of| of["ready"] == true && of["pid"].as_u64() != Some(former.into()))
+        });
+        troop.troop(["stop"]);
+        troop.end();
+        let home =
+            Home::with(&[("server.js", "require('http').createServer(() => {}).listen(0);")]);
+        home.fine(&["start", "server.js", "-n", "web"]);
+        let engine = home.show("web")["engine"].as_u64().unwrap();
+        let mut client = UnixStream::connect(home.path().join("run/web.sock")).unwrap();
+        writeln!(client, r#"{{"troop": 1, "do": "stop", "forget": true}}"#).unwrap();
+        let mut answer = String::new();
+        BufReader::new(client).read_line(&mut answer).unwrap();
+        let engine = Pid::from_raw(i32::try_from(engine).unwrap()).unwrap();
+        let _ = kill_process(engine, Signal::KILL);
+        assert!(answer.contains("stopping"), "{answer}");
+        wait_until("it is forgotten", || home.fine(&["ls", "--json"]).trim() == "[]");
+        assert!(!home.path().join("run/apps/web.json").exists(), "in round {round}");
+    }
+}
+
+#[test]
 fn an_upgrade_while_the_keeper_is_stopped_starts_no_other_app() {
     let mut troop = app();
     let worker = troop.workers().to_vec();

@@ -176,6 +176,7 @@ impl Server {
                 };
                 let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
                 let answer = json!({ "restarting": true, "start_timeout_ms": timeout });
+                let _ = self.app.cluster().keep_now().await;
                 client.send(&Answer::Done(answer)).await?;
                 std::future::pending().await
             }
@@ -185,6 +186,7 @@ impl Server {
                 // Who waits for the end of this process waits for that of the app's.
                 client.hold_until_end();
                 self.app.stop(quick, forget);
+                let _ = self.app.cluster().keep_now().await;
                 client.send(&Answer::Done(json!({ "stopping": true }))).await?;
                 // The client waits for the end of the process, which comes before this completes.
                 std::future::pending().await

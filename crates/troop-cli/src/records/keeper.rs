@@ -44,6 +44,7 @@ impl Keeper {
         let store = Store::create()?;
         let _lock = store.lock()?;
         let before = store.read(name);
+        store.remove_unfinished(name);
         let ids = || {
             let taken: Vec<_> = store.all()?.iter().map(|record| record.id).collect();
             let wished = std::env::var(ID_VARIABLE).ok().and_then(|id| id.parse().ok());

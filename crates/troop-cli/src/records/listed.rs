@@ -106,8 +106,8 @@ pub(crate) fn finish(name: &str, forget: bool, until: Instant) -> io::Result<()>
         }
         let _lock = store.lock()?;
         let record = store.read(&name);
-        if let Some(gone) = record.as_ref().filter(|of| of.primary.fate() != Fate::Running) {
-            store.remove_unfinished(&name, gone.primary.pid);
+        if record.as_ref().is_some_and(|of| of.primary.fate() != Fate::Running) {
+            store.remove_unfinished(&name);
         }
         match record {
             // It was started again.
@@ -121,6 +121,31 @@ pub(crate) fn finish(name: &str, forget: bool, until: Instant) -> io::Result<()>
             _ => {}
         }
         // Only where there is something: another process may be about to take the name.
+        if sockets::has_left(&name)? {
+            sockets::clear(&name)?;
+        }
+        Ok(())
+    })
+}
+
+/// Removes what a process has left behind that was to start an app and was killed before it could say
+/// anything.
+///
+/// # Errors
+/// Those of `unlink(2)`.
+pub(crate) fn take_back(name: &str, pid: u32) -> io::Result<()> {
+    let name = name.to_owned();
+    bounded(move || {
+        let Some(store) = Store::find()? else { return Ok(()) };
+        let _lock = store.lock()?;
+        match store.read(&name) {
+            Some(record) if record.primary.pid != pid || record.primary.fate() == Fate::Running => {
+                return Ok(());
+            }
+            Some(_) => store.remove(&name)?,
+            None => {}
+        }
+        store.remove_unfinished(&name);
         if sockets::has_left(&name)? {
             sockets::clear(&name)?;
         }
@@ -146,7 +171,7 @@ fn settle(store: &Store, record: Record) -> Option<Listed> {
         // Another primary has written it meanwhile.
         return Some(Listed { end: current.end.clone(), record: current });
     }
-    store.remove_unfinished(&record.name, record.primary.pid);
+    store.remove_unfinished(&record.name);
     let Life::Ended(end) = life else {
         let _ = store.remove(&record.name);
         return None;

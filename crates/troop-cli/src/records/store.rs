@@ -186,11 +186,17 @@ impl Store {
         }
     }
 
-    /// Removes what a process that was killed has begun to write about an app.
-    pub(super) fn remove_unfinished(&self, app: &str, pid: u32) {
-        if let Some(name) = file_name(app) {
-            // Mostly there is nothing.
-            let _ = self.directory.remove(&unfinished(&name, pid));
+    /// Removes what processes that were killed have begun to write about an app. To be called with the
+    /// lock held, without which nothing is written.
+    pub(super) fn remove_unfinished(&self, app: &str) {
+        let Some(begin) = file_name(app).map(|name| unfinished(&name, "")) else { return };
+        let Ok(entries) = std::fs::read_dir(self.directory.reach(OsStr::new("."))) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let pid = name.as_encoded_bytes().strip_prefix(begin.as_encoded_bytes());
+            if pid.is_some_and(|pid| !pid.is_empty() && pid.iter().all(u8::is_ascii_digit)) {
+                let _ = self.directory.remove(&name);
+            }
         }
     }
 
@@ -230,7 +236,7 @@ impl Store {
     pub(super) fn save(&self, name: &OsStr, value: &impl Serialize) -> io::Result<()> {
         let text = serde_json::to_string(value)?;
         // The next engine finds what one has left that was killed meanwhile.
-        let new = unfinished(name, troop::keeper::app_pid());
+        let new = unfinished(name, &troop::keeper::app_pid().to_string());
         let _ = self.directory.remove(&new);
         let mut file = self.directory.create_new(&new, 0o600)?;
         let written =
@@ -243,10 +249,11 @@ impl Store {
 }
 
 /// The name of a file that a process has not written to its end.
-fn unfinished(name: &OsStr, pid: u32) -> OsString {
+fn unfinished(name: &OsStr, pid: &str) -> OsString {
     let mut new = OsString::from(".");
     new.push(name);
-    new.push(format!(".{pid}"));
+    new.push(".");
+    new.push(pid);
     new
 }
 
