@@ -73,7 +73,7 @@ pub(super) async fn of_this_host(
     next: Next,
 ) -> Response {
     let headers = request.headers();
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let text = |name: HeaderName| text(headers, &name);
     let host = text(HOST).or_else(|| request.uri().authority().map(|at| at.as_str()));
     // HTTP/1.0 has none, and no browser speaks that.
     // Elsewhere everybody can read what needs no token, under any name (a probe's, Prometheus's).
@@ -107,6 +107,13 @@ pub(super) async fn of_this_host(
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     answer
+}
+
+/// Returns a header's text, which is empty if there are several of them, or if it is no text.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    let mut all = headers.get_all(name).iter();
+    let first = all.next()?;
+    Some(first.to_str().ok().filter(|_| all.next().is_none()).unwrap_or_default())
 }
 
 /// Whether a browser opens the page in a window of its own.

@@ -175,11 +175,12 @@ fn routes(admin: Arc<Admin>) -> Router {
         .route("/metrics", get(metrics::metrics))
         .route("/", get(page::index))
         .route("/page/{file}", get(page::file))
-        .route("/login", post(sessions::login))
         .route("/logout", post(sessions::logout))
         .merge(guarded)
         .layer(middleware::from_fn_with_state(admin.clone(), bounded))
         .merge(probes)
+        // Outside of the places: a login that does not arrive would keep one.
+        .route("/login", post(sessions::login))
         .layer(middleware::from_fn_with_state(admin.clone(), access::of_this_host))
         .with_state(admin)
 }

@@ -54,8 +54,14 @@ fn checked(file: File) -> io::Result<String> {
         return Err(wrong("other users can read it: chmod 600".into()));
     }
     let mut text = String::new();
-    file.take(MAX_LENGTH).read_to_string(&mut text)?;
+    file.take(MAX_LENGTH + 1).read_to_string(&mut text)?;
     let token = text.trim();
+    if text.len() as u64 > MAX_LENGTH {
+        return Err(wrong(format!("it has more than {MAX_LENGTH} bytes")));
+    }
+    if token.is_empty() {
+        return Err(wrong("it is empty: remove the file, and another one is made".into()));
+    }
     let is_plain = token.bytes().all(|byte| byte.is_ascii_graphic());
     if token.len() < MIN_LENGTH || !is_plain {
         return Err(wrong(format!(
@@ -72,7 +78,9 @@ fn make(directory: &Directory, name: &OsStr) -> io::Result<String> {
     let token = BASE64_URL_SAFE_NO_PAD.encode(bytes);
     match directory.create_new(name, 0o600) {
         Ok(mut file) => {
-            file.write_all(format!("{token}\n").as_bytes())?;
+            let written = file.write_all(format!("{token}\n").as_bytes());
+            // A part of one is none.
+            written.inspect_err(|_| drop(directory.remove(name)))?;
             Ok(token)
         }
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => checked(directory.read(name)?),

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Admin;
-use super::apps::json_answer;
+use super::apps::{json_answer, unavailable};
 use crate::args::AdminVerb;
 use crate::control::client::BEHALF_VARIABLE;
 use crate::{log, names, restart};
@@ -77,8 +77,11 @@ pub(super) async fn post(
         let why = format!("{verb} is not allowed here: troop admin --verbs {verb} allows it");
         return failed(StatusCode::FORBIDDEN, why);
     }
-    if !names::is_app(&app) || !admin.apps.includes(&app) {
-        return failed(StatusCode::NOT_FOUND, format!("there is no app {app:?}"));
+    // The verb would take a number or a namespace, too.
+    match admin.apps.all().await {
+        Ok(apps) if names::is_app(&app) && apps.iter().any(|one| one.name() == app) => {}
+        Ok(_) => return failed(StatusCode::NOT_FOUND, format!("there is no app {app:?}")),
+        Err(e) => return unavailable(&e),
     }
     let client = client(request.extensions());
     let arriving = axum::body::to_bytes(request.into_body(), MAX_BODY);

@@ -151,8 +151,8 @@ fn raw(address: &str, head: &str) -> (u16, String) {
 fn a_cookie_alone_ends_no_session_and_slow_clients_keep_nobody_from_logging_in() {
     let server = Server::start(&["--verbs", "reload"]);
     let own = &server.address;
-    // More than log in at a time, whose body does not arrive.
-    let slow: Vec<_> = (0..8)
+    // More than are answered at a time, whose body does not arrive.
+    let slow: Vec<_> = (0..90)
         .map(|_| {
             let mut stream = std::net::TcpStream::connect(own).unwrap();
             write!(stream, "POST /login HTTP/1.1\r\nHost: {own}\r\nContent-Length: 100\r\n\r\n{{")

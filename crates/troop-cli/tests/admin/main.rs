@@ -174,7 +174,7 @@ fn idle_clients_keep_no_probe_from_its_answer() {
 }
 
 #[test]
-fn clients_that_do_not_send_what_they_have_announced_keep_no_probe_from_its_answer() {
+fn logins_that_do_not_arrive_keep_nobody_from_an_answer() {
     let server = Server::start(&[]);
     let head =
         format!("POST /login HTTP/1.1\r\nHost: {}\r\nContent-Length: 9\r\n\r\n", server.address);
@@ -183,13 +183,25 @@ fn clients_that_do_not_send_what_they_have_announced_keep_no_probe_from_its_answ
         client.write_all(head.as_bytes()).unwrap();
         client
     };
-    let mut clients = Vec::new();
-    // Until all places for requests are taken.
-    wait_until("a request that is refused", || {
-        clients.extend((0..10).map(|_| slow()));
-        server.get("/metrics").0 == 503
-    });
-    assert_eq!(["/ready", "/live"].map(|path| server.get(path).0), [200, 200]);
+    // More than requests are answered at a time.
+    let clients: Vec<_> = (0..90).map(|_| slow()).collect();
+    for _ in 0..10 {
+        for path in ["/ready", "/live", "/metrics", "/"] {
+            assert_eq!(server.get(path).0, 200, "{path}");
+        }
+    }
+    drop(clients);
+}
+
+#[test]
+fn verbs_are_for_apps_by_their_names_alone() {
+    let server = Server::start(&["--verbs", "reload"]);
+    let number = server.home.show("web")["id"].to_string();
+    for other in [&number[..], "all", "default", "nobody"] {
+        let (status, body) = server.with_token("POST", &format!("/apps/{other}/reload"), "");
+        assert_eq!(status, 404, "{other}: {body}");
+    }
+    assert_eq!(server.with_token("POST", "/apps/web/reload", "").0, 200);
 }
 
 #[test]
@@ -211,6 +223,11 @@ fn pages_of_other_sites_get_no_answer() {
         (format!("Host: {own}\r\nOrigin: null"), 403),
         (format!("Host: {own}\r\nOrigin: http://{own}"), 200),
         (format!("Host: {own}\r\nSec-Fetch-Site: cross-site"), 403),
+        // What is no text, or there twice, is nobody's own.
+        ("Host: evil\u{e9}.example.com".into(), 421),
+        (format!("Host: {own}\r\nOrigin: http://evil\u{e9}.example.com"), 403),
+        (format!("Host: {own}\r\nHost: evil.example.com"), 421),
+        (format!("Host: {own}\r\nOrigin: http://{own}\r\nOrigin: http://evil.example.com"), 403),
     ] {
         let answer = server.ask(&format!("GET /metrics HTTP/1.1\r\n{headers}"));
         assert_eq!(answer.0, status, "{headers}: {answer:?}");

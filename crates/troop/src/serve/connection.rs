@@ -72,11 +72,14 @@ pub(super) async fn serve<I, S, B>(
             Ok::<_, S::Error>(response.map(|body| Answer::new(body, busy)))
         }
     }));
+    // There are no limits for HTTP/2, so where there are some it is not spoken.
     #[cfg(feature = "http2")]
-    match within(limit, http2::is_spoken(&mut stream, worker, turn)).await.flatten() {
-        Some(true) => return http2::serve(stream, service, worker, turn).await,
-        Some(false) => {}
-        None => return,
+    if limit.is_none() {
+        match http2::is_spoken(&mut stream, worker, turn).await {
+            Some(true) => return http2::serve(stream, service, worker, turn).await,
+            Some(false) => {}
+            None => return,
+        }
     }
     let _registered = Registered::new(&stream, &activity, worker);
     loop {
@@ -102,15 +105,6 @@ pub(super) async fn serve<I, S, B>(
         if worker.is_draining() {
             activity.refuse();
         }
-    }
-}
-
-/// Waits for at most a limit, if there is one. `None` if it took longer.
-#[cfg(feature = "http2")]
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
-    match limit {
-        Some(limit) => tokio::time::timeout(limit, work).await.ok(),
-        None => Some(work.await),
     }
 }
 

@@ -81,8 +81,8 @@ impl From<Duration> for Limits {
 }
 
 /// Serves a hyper service as [`hyper()`](hyper()) does, within limits. Without any, which is for servers
-/// behind a proxy that has some, a few silent clients can use up the worker's descriptors. HTTP/2
-/// connections have the timeout until their first bytes, and while they take nothing.
+/// behind a proxy that has some, a few silent clients can use up the worker's descriptors. They are limits
+/// of HTTP/1: HTTP/2 is not spoken here.
 pub async fn hyper_within<L, S, B>(listener: L, service: S, limits: impl Into<Limits>) -> Served
 where
     L: WorkerListener,
