@@ -249,7 +249,7 @@ fn is_gone(e: &io::Error) -> bool {
 fn over(name: &str) -> CliError {
     let text = match Client::connect(name) {
         Ok(Some(_)) => format!(
-            "{name}: the process that was asked has ended before it could answer, and another one goes on with the app; whether it has done it is not known: see `troop show {name}`"
+            "{name}: the process that was asked has ended before it could answer; whether it has done it, and whether another one goes on with the app, is not known: see `troop show {name}`"
         ),
         _ => format!("{name} has ended"),
     };
