@@ -166,6 +166,25 @@ pub fn md5_keys(socket: impl AsFd, port: u16) -> io::Result<Vec<Md5Key>> {
     Ok(keys)
 }
 
+/// Returns the inodes of TCP sockets that listen, and of which all connections have ended when they are
+/// accepted: they were shut down (`shutdown(2)`) while they did not listen, which connections inherit.
+/// Walks all listening sockets of the network namespace.
+///
+/// # Errors
+/// As [`bound`].
+pub fn listeners_of_ended_connections() -> io::Result<Vec<u64>> {
+    /// `INET_DIAG_SHUTDOWN`: a byte, the directions.
+    const KIND: u16 = 8;
+    let mut found = Vec::new();
+    ask(None, false, LISTEN, 0, |message| {
+        let mut all = attributes(message);
+        if all.any(|(kind, content)| kind == KIND && content.first().is_some_and(|how| *how != 0)) {
+            found.extend(socket_of(message).map(|bound| bound.inode));
+        }
+    })?;
+    Ok(found)
+}
+
 fn ask(
     port: Option<u16>,
     udp: bool,
@@ -250,26 +269,30 @@ fn socket_of(message: &[u8]) -> Option<Bound> {
 fn keys_of(message: &[u8]) -> Vec<Md5Key> {
     const KIND: u16 = 18;
     const SIZE: usize = 100;
+    let key = |key: &[u8]| {
+        let address = *key.get(4..)?.first_chunk()?;
+        Some(Md5Key {
+            is_ipv6: i32::from(key[0]) == libc::AF_INET6,
+            is_mapped: false,
+            address,
+            prefix: key[1],
+        })
+    };
+    let found = attributes(message).find(|(kind, _)| *kind == KIND);
+    let content = found.map(|(_, content)| content).unwrap_or_default();
+    content.chunks_exact(SIZE).filter_map(key).collect()
+}
+
+/// The attributes after `struct inet_diag_msg`: kind and content of each.
+fn attributes(message: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = message.get(72..).unwrap_or_default();
-    while rest.len() >= 4 {
-        let (len, kind) =
-            (u16::from_ne_bytes([rest[0], rest[1]]), u16::from_ne_bytes([rest[2], rest[3]]));
-        let Some(content) = rest.get(4..len.into()) else { break };
-        if kind == KIND {
-            let key = |key: &[u8]| {
-                let address = *key.get(4..)?.first_chunk()?;
-                Some(Md5Key {
-                    is_ipv6: i32::from(key[0]) == libc::AF_INET6,
-                    is_mapped: false,
-                    address,
-                    prefix: key[1],
-                })
-            };
-            return content.chunks_exact(SIZE).filter_map(key).collect();
-        }
+    std::iter::from_fn(move || {
+        let (len, kind) = (rest.get(..2)?.try_into().ok()?, rest.get(2..4)?.try_into().ok()?);
+        let (len, kind) = (u16::from_ne_bytes(len), u16::from_ne_bytes(kind));
+        let content = rest.get(4..len.into())?;
         rest = rest.get(usize::from(len).next_multiple_of(4)..).unwrap_or_default();
-    }
-    Vec::new()
+        Some((kind, content))
+    })
 }
 
 /// Returns a process that has this socket open, if this one may see that and finds it until a time:

@@ -211,7 +211,7 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() 
         _ => None,
     };
     // Each further report is for twice as many.
-    for (harm, is_reported) in Harm::ALL.into_iter().zip([true, true, false]) {
+    for (harm, is_reported) in Harm::ALL.into_iter().zip([true, true, false, true]) {
         let worker = troop.cluster.workers().remove(0);
         assert_eq!(harm_listeners(worker.pid(), harm), 1, "{harm:?}");
         if is_reported {
@@ -244,7 +244,8 @@ async fn clients_of_a_worker_that_ends_its_own_socket_of_a_steered_port_are_serv
     ) {
         return;
     }
-    let builder = Cluster::builder().scheduling(Scheduling::Steered).workers(2).replace(at_once());
+    let builder =
+        Cluster::builder().scheduling(Scheduling::Steered(None)).workers(2).replace(at_once());
     let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
     let mut troop = Troop::start(builder.setup(node(serves)));
     let listening = |e: &Event| match e {
@@ -253,7 +254,9 @@ async fn clients_of_a_worker_that_ends_its_own_socket_of_a_steered_port_are_serv
     };
     let port = troop.until("listening", listening).await;
     troop.until("listening", listening).await;
-    for (harm, ends) in [(Harm::Twice, false), (Harm::Twice, true), (Harm::Elsewhere, true)] {
+    for (harm, ends) in
+        [(Harm::Twice, false), (Harm::Twice, true), (Harm::Elsewhere, true), (Harm::Unseen, true)]
+    {
         let worker = troop.cluster.workers().remove(0);
         assert_eq!(harm_listeners(worker.pid(), harm), 1, "{harm:?}");
         if ends {

@@ -47,17 +47,25 @@ pub enum Harm {
     Twice,
     /// It is a client of something else.
     Elsewhere,
+    /// Twice, and it listens again, which looks as before.
+    Unseen,
 }
 
 impl Harm {
-    pub const ALL: [Harm; 3] = [Harm::Once, Harm::Twice, Harm::Elsewhere];
+    pub const ALL: [Harm; 4] = [Harm::Once, Harm::Twice, Harm::Elsewhere, Harm::Unseen];
 
     pub fn be_done_to(self, socket: &OwnedFd) {
         let shut_down = || rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        // It says that it does not listen, and has its effect all the same.
+        let shut_again = || assert_eq!(shut_down(), Err(rustix::io::Errno::NOTCONN));
         shut_down().unwrap();
         match self {
             Harm::Once => {}
-            Harm::Twice => drop(shut_down().unwrap_err()),
+            Harm::Twice => shut_again(),
+            Harm::Unseen => {
+                shut_again();
+                rustix::net::listen(socket, 511).unwrap();
+            }
             Harm::Elsewhere => {
                 let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
                 rustix::net::connect(socket, &other.local_addr().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +93,12 @@ impl Slots {
         let mut members = Members { slots: sockets, spare: Vec::new(), order, is_mixed: false };
         members.fill_up(founder)?;
         Ok(Slots(Mutex::new(members)))
+    }
+
+    pub(super) fn each(&self, act: impl Fn(BorrowedFd<'_>)) {
+        let members = self.lock();
+        members.iter().for_each(|own| act(own.fd.as_fd()));
+        members.spare.iter().for_each(|spare| act(spare.as_fd()));
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Members> {

@@ -1,7 +1,7 @@
 //! Repairs sockets by activation that workers have changed.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +89,14 @@ impl ActivationSocket {
                 Some(Ok(Revived { what, report: upkeep.shut_downs.note(now), old }))
             }
             Some(Err(e)) => (!std::mem::replace(&mut upkeep.is_lost, true)).then_some(Err(e)),
+        }
+    }
+
+    /// Does something with each of its sockets.
+    pub(crate) fn each(&self, act: impl Fn(BorrowedFd<'_>)) {
+        act(self.socket.as_fd());
+        if let Some(slots) = &self.slots {
+            slots.each(act);
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Listeners {
     count_at: Time,
     /// When listeners are looked after next, where that is needed.
     upkeep_at: Option<Time>,
+    /// When it is found out next which listeners have connections that have ended already.
+    ended_check_at: Time,
     /// Next check for waiting clients while no worker is ready.
     demand_at: Option<Time>,
     /// Sockets of listeners that were closed for good.

@@ -2,7 +2,7 @@
 //! elsewhere by now.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use troop_core::event::Address;
@@ -10,8 +10,8 @@ use troop_core::primary::RepairReport;
 use troop_core::supervise::SupervisorState;
 use troop_core::{ListenerId, Time, WorkerId};
 use troop_sys::options::{Restored, Use};
-use troop_sys::socket;
 use troop_sys::unix::Rights;
+use troop_sys::{diag, socket};
 
 use super::Listeners;
 use crate::activation::{ActivationSocket, Revival, Revived};
@@ -27,6 +27,10 @@ const REPAIR_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// The most old sockets of a listener that are kept for the connections in their queues; further
 /// ones are closed, the oldest first.
 const MAX_RETIRED: usize = 8;
+/// How often it is found out whether connections of listeners have ended when they are accepted.
+const ENDED_CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// The pause after that, in times that it took: every user can make very many sockets.
+const ENDED_CHECK_PAUSE: u32 = 200;
 
 impl Listeners {
     /// Looks after the listeners at the next opportunity.
@@ -56,6 +60,9 @@ impl Driver {
     }
 
     fn maintain_listeners(&mut self) -> Vec<String> {
+        if self.listeners.ended_check_at <= self.now {
+            self.end_useless_listeners();
+        }
         for id in self.listeners.open.keys().copied().collect::<Vec<_>>() {
             self.revive_shut(id);
             self.restore_options(id);
@@ -71,6 +78,31 @@ impl Driver {
             }
         }
         lost
+    }
+
+    /// Shuts listeners down all of whose connections have ended when they are accepted, because somebody
+    /// has shut them down twice and made them listen again: they are put right as such that do not
+    /// listen.
+    fn end_useless_listeners(&mut self) {
+        let begun = std::time::Instant::now();
+        let found = diag::listeners_of_ended_connections().unwrap_or_default();
+        let pause = ENDED_CHECK_INTERVAL.max(begun.elapsed() * ENDED_CHECK_PAUSE);
+        self.listeners.ended_check_at = self.now + pause;
+        if found.is_empty() {
+            return;
+        }
+        let end = |socket: BorrowedFd<'_>| {
+            if diag::inode(socket).is_ok_and(|inode| found.contains(&inode)) {
+                socket::shut_down(socket);
+            }
+        };
+        let numbers = self.listeners.open.values().flat_map(|listener| &listener.sockets);
+        for socket in numbers.filter_map(|number| self.listeners.sockets.get(*number)) {
+            end(socket.fd.as_fd());
+        }
+        for socket in self.workers.setup().activation() {
+            socket.each(end);
+        }
     }
 
     /// Listeners are looked after from now on, if there are such as need it: those whose workers
