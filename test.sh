@@ -8,6 +8,8 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
 command -v node npm >/dev/null || { echo "test.sh needs node and npm on the PATH" >&2; exit 1; }
 cargo nextest --version >/dev/null 2>&1 || cargo install cargo-nextest --locked --version 0.9.143
 [ -d examples/node/node_modules/prom-client ] || (cd examples/node && npm ci --no-audit --no-fund)
+# Libraries that have a part in the primary, and what the npm package is tried with.
+[ -d npm/test/packages/node_modules/rate-limiter-flexible ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
 web=crates/troop-testkit/node/web
 [ -d $web/.next ] || (cd $web && npm ci --no-audit --no-fund && npm run build)
 # Debian's nginx, unpacked only: installed, it would listen on port 80. The tests that need it are skipped without it.
@@ -57,7 +59,6 @@ fi
 cargo nextest run --workspace --all-features "$@"
 # What concerns Node, on every version that is maintained; the npm package inside real Node processes.
 if [ $# -eq 0 ]; then
-  [ -d npm/test/packages/node_modules/ws ] || (cd npm/test/packages && npm ci --no-audit --no-fund)
   node npm/build.js --debug
   nodes=$PWD/npm/test/nodes/node_modules
   if [ ! -d "$nodes/node26" ]; then
