@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,6 +21,11 @@ use crate::records::{Text, own_env, pairs};
 use crate::resolve::ResolvedApp;
 use crate::restart::{LeftRestart, RestartRequest};
 use crate::{log, restart};
+
+/// Time for which an upgrade is tried again while the keeper is being told the state anew.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time between these attempts.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// What an engine leaves to the next one beside its cluster.
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,18 +125,26 @@ impl RunningApp {
             Ok(program) => program,
             Err(refused) => return refused,
         };
-        let (leaving, ending) = (self.clone(), self.clone());
-        let upgrade = Upgrade::to(&program)
-            .note(move |to| leaving.leave(client.as_ref(), to))
-            .before_end(move || {
-                ending.queue.iter().for_each(|queue| queue.finish());
-                log::finish();
-            });
-        let error = match self.cluster.upgrade(upgrade).await {
-            Error::NotReplaced(why) => why,
-            other => other.chain(),
-        };
-        refused(&program, &error)
+        let (client, until) = (Arc::new(client), Instant::now() + RETRY_TIMEOUT);
+        loop {
+            let (leaving, ending, client) = (self.clone(), self.clone(), client.clone());
+            let upgrade = Upgrade::to(&program)
+                .note(move |to| leaving.leave(client.as_ref().as_ref(), to))
+                .before_end(move || {
+                    ending.queue.iter().for_each(|queue| queue.finish());
+                    log::finish();
+                });
+            let error = self.cluster.upgrade(upgrade).await;
+            if keeper::is_passing(&error) && Instant::now() < until {
+                tokio::time::sleep(RETRY_DELAY).await;
+                continue;
+            }
+            let why = match error {
+                Error::NotReplaced(why) => why,
+                other => other.chain(),
+            };
+            return refused(&program, &why);
+        }
     }
 
     /// Has the keeper execute this program as it is installed now, or another one, in its own place.

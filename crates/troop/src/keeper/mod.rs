@@ -175,6 +175,14 @@ pub fn is_silent() -> bool {
     LINK.get().is_some_and(|link| link.is_silent() && !link.is_broken())
 }
 
+/// Whether a replacement failed ([`Error::NotReplaced`](crate::Error::NotReplaced)) for a reason that is over
+/// within moments, so that it is worth another try: the keeper did not answer for a while, and is told the
+/// state anew.
+#[must_use]
+pub fn is_passing(error: &crate::Error) -> bool {
+    matches!(error, crate::Error::NotReplaced(why) if why.as_str() == watch::NO_STATE)
+}
+
 /// Returns the process that everybody knows as the app's: the keeper's, or this one.
 #[must_use]
 pub fn app_pid() -> u32 {

@@ -57,7 +57,7 @@ const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
 const FOR_THIS_PROCESS: [&str; 2] = ["LISTEN_PID", "WATCHDOG_PID"];
 
 /// Why there is no upgrade when the engine's state has been dropped.
-const NO_STATE: &str =
+pub(super) const NO_STATE: &str =
     "the keeper did not answer for a while, so it holds no state of the engine yet: try again";
 
 /// An engine's process.
