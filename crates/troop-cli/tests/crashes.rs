@@ -504,7 +504,11 @@ fn an_app_whose_engine_dies_when_it_is_told_to_stop_is_stopped_by_the_next_one()
 #[test]
 fn a_port_that_was_closed_when_the_engine_died_is_closed_by_the_next_one() {
     let mut deaths = 0;
-    for nth in 1..=4 {
+    for nth in 1..=9 {
+        // How often something was closed before is a matter of chance.
+        if deaths > 0 {
+            break;
+        }
         let directory = tempfile::tempdir().unwrap();
         let once = directory.path().join(nth.to_string());
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_troop"));

@@ -98,8 +98,7 @@ pub(crate) fn finish(name: &str, forget: bool, until: Instant) -> io::Result<()>
     let name = name.to_owned();
     bounded(move || {
         let Some(store) = Store::find()? else { return Ok(()) };
-        let unfinished = || store.read(&name).filter(|record| record.end.is_none());
-        while unfinished().is_some_and(|record| record.primary.fate() == Fate::Running)
+        while store.read(&name).is_some_and(|record| record.primary.fate() == Fate::Running)
             && Instant::now() < until
         {
             std::thread::sleep(Duration::from_millis(5));

@@ -51,7 +51,7 @@ const COMMANDS: [Command; 9] = [
     command("TTIN: one worker more", &["scale web +1"], "the signal works, too", Done),
     command("TTOU: one worker less", &["scale web -1"], "the signal works, too", Done),
     command("USR1: reopen logs", &["flush web"], "logs are rotated by troop; the signal works, too", Done),
-    command("USR2, WINCH, QUIT: replace gunicorn itself", &["restart web"], "after an upgrade of troop; for one of gunicorn a `troop reload` is enough. `USR2` is `troop upgrade`, which needs no restart, but refuses apps with `-b`, and says so; `WINCH` ends the workers, `QUIT` everything", Done),
+    command("USR2, WINCH, QUIT: replace gunicorn itself", &["restart web"], "after an upgrade of troop; for one of gunicorn a `troop reload` is enough. `USR2` is `troop upgrade`, which needs no restart; `WINCH` ends the workers, `QUIT` everything", Done),
     command("TERM: stop gracefully", &["stop web"], "the signal works, too", Done),
     command("INT, QUIT: stop at once", &["start web", "stop web --quick"], "`INT` is graceful here; a second one, or `QUIT`, stops at once", Done),
     command("KILL of a worker", &["start web", "signal web KILL", "wait web --timeout 30s"], "it is replaced at once", Done),

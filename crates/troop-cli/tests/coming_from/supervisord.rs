@@ -53,7 +53,7 @@ const SETTINGS: [Setting; 37] = [
     setting("[fcgi-program:x] socket=tcp://127.0.0.1:9000", "bind = [\"127.0.0.1:9000\"]", "passed as descriptor 3, as systemd does, or where `{fd}` stands among the arguments; a program that expects it as 0: `sh -c \"exec ./server <&3\"`"),
     setting("[eventlistener:x]", "", "`troop events --json web` tells all; `troop admin --alert` runs a command when something is wrong"),
     setting("[supervisord] nodaemon=true", "", "`troop run`"),
-    setting("[supervisord] minfds=1024", "limits = { nofile = 1024 }", "of each app"),
+    setting("[supervisord] minfds=1024", "limits = { files = 1024 }", "of each app"),
     setting("[unix_http_server] · [inet_http_server] · [rpcinterface:x]", "", "each app has a control socket that only its user may open"),
     setting("[include] files=conf.d/*.ini", "", "one `troop.toml` for apps that belong together, `-c FILE` for others"),
 ];
