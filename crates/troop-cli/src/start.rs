@@ -30,7 +30,7 @@ use crate::records::keeper::ID_VARIABLE;
 use crate::records::{Record, Text, listed, scaled};
 use crate::resolve::{self, ResolvedApp};
 use crate::verbs::progress::Progress;
-use crate::{launcher, log, print};
+use crate::{default_file, launcher, log, print};
 pub(crate) use choice::{Choice, only};
 pub(crate) use order::{groups, numbers, ranks};
 pub(crate) use plan::{Planned, Verb, choose, is_command, plan, words_of_run, words_of_start};
@@ -131,6 +131,9 @@ pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
         return Ok(None);
     }
     for word in &words {
+        if is_known_namespace(word)? {
+            continue;
+        }
         let one = Run { program: Some(word.into()), ..run.clone() };
         if Path::new(word).exists() || resolve::file_of(&one).map_err(CliError::Usage)?.is_some() {
             return Ok(None);
@@ -157,6 +160,17 @@ pub(crate) fn known(args: &Start) -> Result<Option<Vec<String>>, CliError> {
         }
         None => Ok(Some(words)),
     }
+}
+
+/// Whether all apps that `troop.toml` has in this namespace are known: with them are those that were
+/// started otherwise.
+fn is_known_namespace(word: &str) -> Result<bool, CliError> {
+    let of_file = default_file::namespace(word.as_ref()).map_err(CliError::Usage)?;
+    if of_file.is_empty() || default_file::is_app(word.as_ref()).map_err(CliError::Usage)? {
+        return Ok(false);
+    }
+    let known = targets::selected(word)?;
+    Ok(of_file.iter().all(|name| known.iter().any(|target| target.name() == name)))
 }
 
 /// Starts the primary of an app.
