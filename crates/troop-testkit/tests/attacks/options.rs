@@ -308,14 +308,17 @@ async fn a_port_that_workers_have_by_activation_is_as_it_was_within_a_while() {
         assert!(why.contains("IP_MINTTL"), "{why}");
         until_served(port, "afterwards").await;
         // The worker's own event loop may have given up the socket, so its successor shows it.
+        let socket = listeners_of(worker.pid()).remove(0);
         for (harm, is_reported) in Harm::ALL.into_iter().zip([true, true, false, true]) {
-            harm.be_done_to(&listeners_of(worker.pid())[0]);
+            harm.be_done_to(&socket);
             if is_reported {
                 let why = restored(&mut troop).await;
-                assert!(why.contains("shut down") && why.contains("by worker 1"), "{why}");
-                assert_eq!(steered, !why.contains("1 or 2"), "a shard is one worker's: {why}");
+                // Or by a successor: it ends when its event loop has given the socket up.
+                assert!(why.contains("shut down") && why.contains("by worker"), "{why}");
+                assert_eq!(steered, !why.contains(" or "), "a shard is one worker's: {why}");
             }
         }
+        drop(socket);
         let reload = troop.cluster.reload();
         reloaded(&mut troop).await;
         reload.await.unwrap();
