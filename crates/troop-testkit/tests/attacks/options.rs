@@ -317,6 +317,9 @@ async fn a_port_that_workers_have_by_activation_is_as_it_was_within_a_while() {
                 assert!(why.contains("shut down") && why.contains("by worker"), "{why}");
                 assert_eq!(steered, !why.contains(" or "), "a shard is one worker's: {why}");
             }
+            wait_until("it listens", || {
+                rustix::net::sockopt::socket_acceptconn(&socket).unwrap_or(false)
+            });
         }
         drop(socket);
         let reload = troop.cluster.reload();

@@ -51,6 +51,8 @@ impl Driver {
     /// Puts right what has happened to listeners from outside. Returns those that clients do not
     /// reach all the same.
     pub(in crate::primary::driver) fn check_listeners(&mut self) -> Vec<String> {
+        // Also those that new workers have made listen that were shut down twice before.
+        self.listeners.ended_check_at = self.now;
         // Where they lead now, not a second ago.
         let files = self.listeners.open.values().filter_map(|listener| listener.file.as_ref());
         files.for_each(|file| {
