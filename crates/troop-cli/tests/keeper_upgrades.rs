@@ -14,8 +14,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::kept_client::while_clients_ask;
-use support::{Running, end_of, node, run, start};
-use troop_testkit::{engine, is_running, talk, wait_until};
+use support::{Running, end_of, get, node, run, start};
+use troop_testkit::{engine, is_running, wait_until};
 
 /// How often it is upgraded under load.
 const UPGRADES: usize = 5;
@@ -32,14 +32,6 @@ fn faulty(point: &str, directory: &Path, signal: Signal, workers: &str) -> Runni
     command.env("TROOP_FAULT", format!("{point}:1:{}", directory.join("once").display()));
     command.env("TROOP_FAULT_SIGNAL", signal.as_raw().to_string());
     start(command)
-}
-
-fn get(port: u16) -> std::io::Result<String> {
-    let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")?;
-    match answer.split_once("\r\n\r\n") {
-        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
-        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
-    }
 }
 
 fn send(pid: u32, signal: Signal) {

@@ -15,8 +15,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::kept_client::{KeptClient, while_clients_ask};
-use support::{Running, node, run};
-use troop_testkit::{children, engine, free_port, is_running, talk, wait_until};
+use support::{Running, get, node, run};
+use troop_testkit::{children, engine, free_port, is_running, wait_until};
 
 /// How often an engine is replaced under load.
 const ROUNDS: usize = 6;
@@ -65,14 +65,6 @@ fn counted(troop: &Running) -> (u64, u64) {
     let workers = shown["workers"].as_array().cloned().unwrap_or_default();
     let sum = |name: &str| workers.iter().map(|one| one["stats"][name].as_u64().unwrap_or(0)).sum();
     (sum("taken"), sum("open"))
-}
-
-fn get(port: u16) -> std::io::Result<String> {
-    let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")?;
-    match answer.split_once("\r\n\r\n") {
-        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
-        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
-    }
 }
 
 fn kill(pid: u32) {

@@ -13,8 +13,8 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::kept_client::KeptClient;
-use support::{Running, node, start};
-use troop_testkit::{engine, is_running, talk, wait_until};
+use support::{Running, get, node, start};
+use troop_testkit::{engine, is_running, wait_until};
 
 /// An app each of whose engines dies that reads the state as it is.
 fn app(options: &[&str]) -> Running {
@@ -22,14 +22,6 @@ fn app(options: &[&str]) -> Running {
     command.args(["run", "--log", "json", "-w", "2"]).args(options).arg(node("hello.js"));
     command.env("TROOP_FAULT", "recovering:1:").env("TROOP_FAULT_SIGNAL", "6");
     start(command)
-}
-
-fn get(port: u16) -> std::io::Result<String> {
-    let answer = talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")?;
-    match answer.split_once("\r\n\r\n") {
-        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
-        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
-    }
 }
 
 fn kill(pid: u32) {

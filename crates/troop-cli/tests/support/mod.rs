@@ -198,6 +198,15 @@ pub fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/node").join(name)
 }
 
+/// What a server at this port answers; an error if that is nothing.
+pub fn get(port: u16) -> std::io::Result<String> {
+    let answer = troop_testkit::talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) if !body.is_empty() => Ok(body.to_owned()),
+        _ => Err(std::io::Error::other(format!("no answer, but {answer:?}"))),
+    }
+}
+
 /// A place for apps, which all end with it.
 pub struct Home {
     directory: TempDir,

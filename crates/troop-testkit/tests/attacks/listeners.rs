@@ -172,6 +172,14 @@ async fn the_worker_that_asked_last_is_reached_on_a_shared_path() {
     }
 }
 
+/// The port on which a worker listens.
+fn listening(event: &Event) -> Option<u16> {
+    match event {
+        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
+        _ => None,
+    }
+}
+
 /// A client of a TCP port is served, within a while.
 async fn until_port_serves(port: u16, when: &str) {
     let deadline = Instant::now() + TEST_TIMEOUT;
@@ -199,10 +207,6 @@ async fn a_shared_port_that_a_worker_shuts_down_listens_again_and_is_reported() 
     // Workers that do not end for an accept that fails.
     let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
     let mut troop = Troop::start(builder.setup(node(serves)));
-    let listening = |e: &Event| match e {
-        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
-        _ => None,
-    };
     let port = troop.until("listening", listening).await;
     troop.until("listening", listening).await;
     until_port_serves(port, "at first").await;
@@ -250,10 +254,6 @@ async fn clients_of_a_worker_that_ends_its_own_socket_of_a_steered_port_are_serv
         Cluster::builder().scheduling(Scheduling::Steered(None)).workers(2).replace(at_once());
     let serves = "require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1')";
     let mut troop = Troop::start(builder.setup(node(serves)));
-    let listening = |e: &Event| match e {
-        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
-        _ => None,
-    };
     let port = troop.until("listening", listening).await;
     troop.until("listening", listening).await;
     for (harm, ends) in
@@ -300,10 +300,6 @@ async fn a_worker_that_does_not_say_that_it_listens_is_named_when_it_shuts_a_sha
         require('net').createServer((s) => s.resume().end('served')).on('error', () => {}).listen(0, '127.0.0.1', () => process.send('listens'))";
     let builder = Cluster::builder().scheduling(Scheduling::Shared).workers(2);
     let mut troop = Troop::start(builder.setup(node(serves)));
-    let listening = |e: &Event| match e {
-        Event::Listening { address: at, .. } => Some(u16::try_from(at.port.unwrap()).unwrap()),
-        _ => None,
-    };
     let port = troop.until("listening", listening).await;
     until_port_serves(port, "at first").await;
     let workers = troop.cluster.workers();
