@@ -74,7 +74,7 @@ impl Harm {
                     "{result:?}"
                 );
                 // The connection lasts as long as this process.
-                std::mem::forget(other);
+                Box::leak(Box::new(other));
             }
         }
     }
