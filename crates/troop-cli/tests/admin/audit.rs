@@ -60,9 +60,9 @@ fn a_verb_over_http_is_an_event_of_its_app_with_the_address_of_the_client() {
         text.contains(", for the HTTP client 127.0.0.1:") && text.contains("scale to"),
         "{text}"
     );
-    let log = server.home.log("admin.log");
-    assert!(
-        log.contains("the HTTP client 127.0.0.1:") && log.contains("asked for `troop scale web"),
-        "{log}"
-    );
+    // Which another process writes.
+    wait_until("the line in the log", || {
+        let log = server.home.log("admin.log");
+        log.contains("the HTTP client 127.0.0.1:") && log.contains("asked for `troop scale web")
+    });
 }
