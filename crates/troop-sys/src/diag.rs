@@ -357,10 +357,17 @@ mod tests {
         let program = directory.path().join(name);
         std::fs::copy("/bin/sleep", &program).unwrap();
         let mut child = std::process::Command::new(program).arg("1000").spawn().unwrap();
-        let found = usage(child.id());
+        // A process that has just executed its program has no pages yet.
+        let until = Instant::now() + Duration::from_secs(20);
+        let is_running = |found: &Option<Usage>| found.is_some_and(|usage| usage.rss > 0);
+        let mut found = usage(child.id());
+        while !is_running(&found) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+            found = usage(child.id());
+        }
         let _ = child.kill();
         let _ = child.wait();
-        assert!(found.is_some_and(|usage| usage.rss > 0), "{found:?}");
+        assert!(is_running(&found), "{found:?}");
         assert_eq!(usage(child.id()), None, "it has ended");
     }
 
