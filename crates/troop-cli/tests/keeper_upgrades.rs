@@ -6,7 +6,6 @@
 mod support;
 
 use std::fs::Permissions;
-use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +13,7 @@ use std::process::Command;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::kept_client::while_clients_ask;
-use support::{Running, end_of, get, node, run, start};
+use support::{Running, end_of, get, node, run, start, works_and_ends};
 use troop_testkit::{engine, is_running, wait_until};
 
 /// How often it is upgraded under load.
@@ -116,15 +115,7 @@ fn keeper_upgrades_under_load_lose_nothing() {
     let status = std::fs::read_to_string(format!("/proc/{keeper}/comm")).unwrap();
     assert_eq!(status.trim(), "troop-keeper");
     // It is their parent still.
-    send(workers[0], Signal::KILL);
-    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
-    troop.event("listening");
-    assert_eq!(troop_testkit::children(keeper).len(), 3);
-    let (_, out, _) = troop.troop(["reload"]);
-    assert!(out.contains("2 workers replaced"), "{out}");
-    assert_eq!(troop.troop(["stop"]).0, 0);
-    assert_eq!(troop.end().0, Some(0));
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the port is free");
+    works_and_ends(troop, workers[0], port);
 }
 
 /// The keeper is stopped just before it executes the other program, or just after that.

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::kept_client::while_clients_ask;
-use support::{Home, Running, node, run};
+use support::{Home, Running, node, run, works_and_ends};
 use troop_testkit::{engine, is_running, talk, wait_until};
 
 /// How often it is upgraded under load.
@@ -60,15 +60,7 @@ fn upgrades_under_load_fail_no_request(options: &[&str]) {
         },
     );
     assert!(workers.iter().all(|pid| is_running(*pid)), "workers are as they were");
-    // They are still looked after.
-    kill_process(Pid::from_raw(workers[0].cast_signed()).unwrap(), Signal::KILL).unwrap();
-    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
-    troop.event("listening");
-    let (_, out, _) = troop.troop(["reload"]);
-    assert!(out.contains("2 workers replaced"), "{out}");
-    assert_eq!(troop.troop(["stop"]).0, 0);
-    assert_eq!(troop.end().0, Some(0));
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "the port is free");
+    works_and_ends(troop, workers[0], port);
 }
 
 #[test]

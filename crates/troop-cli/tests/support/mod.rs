@@ -198,6 +198,21 @@ pub fn example(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../examples/node").join(name)
 }
 
+/// Shows that the two workers of an app that another process goes on with are still looked after, and
+/// that it ends as it would have before.
+pub fn works_and_ends(mut troop: Running, worker: u32, port: u16) {
+    kill_process(Pid::from_raw(worker.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    assert_eq!(troop.event("exit")["signal"], "SIGKILL");
+    troop.event("listening");
+    assert_eq!(troop_testkit::children(troop.child.id()).len(), 3, "the engine and two workers");
+    let (_, out, _) = troop.troop(["reload"]);
+    assert!(out.contains("2 workers replaced"), "{out}");
+    assert_eq!(troop.troop(["stop"]).0, 0);
+    assert_eq!(troop.end().0, Some(0));
+    let refused = std::net::TcpStream::connect(("127.0.0.1", port));
+    assert!(refused.is_err(), "the port is free");
+}
+
 /// What a server at this port answers; an error if that is nothing.
 pub fn get(port: u16) -> std::io::Result<String> {
     let answer = troop_testkit::talk(([127, 0, 0, 1], port), "GET / HTTP/1.0\r\n\r\n")?;
